@@ -1,0 +1,100 @@
+"""Checks of the trainer's arguments against each other, made before a model is loaded where that is possible."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, is_peft_model
+from torch import nn
+
+from srpo_trl.config import SRPOConfig
+from srpo_trl.trl_seams import get_callable_name, get_config_model_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def default_config(model: "str | PreTrainedModel") -> SRPOConfig:
+    """Return the configuration of a trainer that is given none, named after the model as TRL does."""
+    model_id = model if isinstance(model, str) else get_config_model_id(model.config)
+    return SRPOConfig(f"{model_id.split('/')[-1]}-SRPO")
+
+
+def check_arguments(args: Any, reward_funcs: Any, train_dataset: Any, environment_factory: Any) -> None:
+    """Refuse arguments that do not fit together.
+
+    Raises:
+        TypeError: `args` is not an `SRPOConfig`.
+        ValueError: every problem found, in one message.
+    """
+    if not isinstance(args, SRPOConfig):
+        raise TypeError(
+            f"args is a {type(args).__name__}; SRPOTrainer needs an srpo_trl.SRPOConfig, which takes every option "
+            "of trl.GRPOConfig."
+        )
+    problems = []
+    if environment_factory is None:  # an environment can bring reward functions of its own
+        try:
+            check_correctness_reward(args, reward_names(reward_funcs))
+        except ValueError as error:
+            problems.append(str(error))
+    columns = getattr(train_dataset, "column_names", None)
+    if args.reference_column is not None and columns and args.reference_column not in columns:
+        problems.append(
+            f"reference_column={args.reference_column!r} is not a column of the training dataset, which has "
+            f"{', '.join(map(repr, columns))}."
+        )
+    if args.reference_column is not None and args.remove_unused_columns:
+        problems.append(
+            f"remove_unused_columns=True would drop reference_column={args.reference_column!r}; set it to False."
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def reward_names(reward_funcs: Any) -> list[str]:
+    """Return the names that TRL gives to reward functions."""
+    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    return [_reward_name(function) for function in functions if function is not None]
+
+
+def _reward_name(function: Any) -> str:
+    if isinstance(function, str):
+        return function.split("/")[-1]
+    if isinstance(function, nn.Module):
+        return get_config_model_id(function.config).split("/")[-1]  # type: ignore[arg-type]
+    return get_callable_name(function)
+
+
+def check_correctness_reward(args: SRPOConfig, names: Sequence[str]) -> None:
+    """Raise ValueError unless `correctness_reward` names exactly one of the reward functions, or none is asked for."""
+    name = args.correctness_reward
+    if name is not None and list(names).count(name) != 1:
+        raise ValueError(
+            f"correctness_reward={name!r} must name exactly one reward function; the trainer has "
+            f"{', '.join(map(repr, names)) or 'none'}."
+        )
+
+
+def refuse_unsupported(model: nn.Module, accelerator: Accelerator, is_vision_language_model: bool) -> None:
+    """Raise ValueError where the teacher cannot be built, rather than train with another one."""
+    remedy = "Use routing='grpo' there, or"
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP or (
+        accelerator.state.deepspeed_plugin is not None and accelerator.state.deepspeed_plugin.zero_stage == 3
+    )
+    if is_sharded:
+        raise ValueError(
+            f"Self-distillation does not run on sharded parameters (FSDP, ZeRO-3) yet. {remedy} train with DDP or "
+            "ZeRO-1/2."
+        )
+    if is_vision_language_model:
+        raise ValueError(f"Self-distillation does not show images to the teacher yet. {remedy} a text-only model.")
+    if is_peft_model(model):
+        saved = set(model.peft_config[model.active_adapter].modules_to_save or ())  # type: ignore[operator,index,union-attr]
+        if saved & {"lm_head", "embed_tokens"}:
+            raise ValueError(
+                f"The adapter's modules_to_save={sorted(saved)} would train a copy of the LM head or the "
+                f"embeddings that TRL's fused LM head does not read. {remedy} leave them out of modules_to_save."
+            )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("The model has no trainable parameter.")

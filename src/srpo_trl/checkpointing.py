@@ -1,0 +1,106 @@
+"""What SRPO adds to a checkpoint, and how a checkpoint becomes visible: whole, or not at all.
+
+`Trainer` writes a checkpoint file by file into its final folder, so a run killed in the middle of a save leaves a
+folder that looks like the last checkpoint and is not one. Here every process writes into a staging folder, which
+takes its final name in one rename after the last file.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATE_FILE = "srpo_state.json"
+STAGING_FOLDER = ".saving"
+_ROLLOUTS_FILE = "srpo_rollouts_rank{rank}.pt"
+_REPLACED = ".replaced"
+
+
+@dataclass
+class RunState:
+    """Counters of a run that TRL does not save.
+
+    Attributes:
+        micro_step: training micro-batches so far; decides when the next rollouts are generated.
+        num_processes: that wrote the checkpoint.
+        has_rollouts: the checkpoint lies inside a rollout batch, whose rest is saved beside it.
+    """
+
+    micro_step: int
+    num_processes: int
+    has_rollouts: bool
+
+
+def save_state(folder: Path, state: RunState) -> None:
+    """Write the counters to `STATE_FILE`."""
+    (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+
+
+def load_state(folder: Path) -> RunState:
+    """Read the counters.
+
+    Raises:
+        FileNotFoundError: the checkpoint was not written by SRPOTrainer.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the checkpoint was not written by SRPOTrainer with routing other than 'grpo'. "
+            "Resume from one that was, or start a new run from this one by passing it as `model`."
+        )
+    return RunState(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def save_rollouts(folder: Path, rank: int, batches: Sequence[dict[str, Any]]) -> None:
+    """Write this process's rollouts that are still to be trained on."""
+    torch.save(list(batches), folder / _ROLLOUTS_FILE.format(rank=rank))
+
+
+def load_rollouts(folder: Path, rank: int, device: torch.device) -> list[dict[str, Any]]:
+    """Read this process's rollouts; plain tensors and lists only, never pickled code."""
+    return torch.load(folder / _ROLLOUTS_FILE.format(rank=rank), map_location=device, weights_only=True)
+
+
+def staging_folder(run_dir: str) -> str:
+    """Return the folder inside which checkpoints are written before they take their final name."""
+    return os.path.join(run_dir, STAGING_FOLDER)
+
+
+def clear_staging(run_dir: str) -> None:
+    """Remove what a killed save left behind; a checkpoint it had set aside gets its name back."""
+    for replaced in Path(staging_folder(run_dir)).glob(f"*{_REPLACED}"):
+        final = Path(run_dir) / replaced.name.removesuffix(_REPLACED)
+        if not final.exists():
+            replaced.rename(final)
+    shutil.rmtree(staging_folder(run_dir), ignore_errors=True)
+
+
+def publish(run_dir: str, name: str) -> str:
+    """Give a staged checkpoint its final name, in one step, and return its path.
+
+    An older checkpoint of the same name is set aside first and removed last.
+    """
+    staged, final = os.path.join(staging_folder(run_dir), name), os.path.join(run_dir, name)
+    replaced = os.path.join(staging_folder(run_dir), name + _REPLACED)
+    _sync_to_disk(staged)
+    if os.path.exists(final):
+        os.rename(final, replaced)
+    os.rename(staged, final)
+    clear_staging(run_dir)
+    return final
+
+
+def _sync_to_disk(folder: str) -> None:
+    """Flush every file of the folder, so that the rename never outlives the contents in a power cut."""
+    for root, _folders, files in os.walk(folder):
+        for file in files:
+            descriptor = os.open(os.path.join(root, file), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,167 @@
+"""From graded rollouts to routes: correctness, demonstrations, teacher prompts and each rollout's branch.
+
+Everything that needs the whole group happens here, at rollout time, before TRL shuffles the rows; a group may lie
+on several processes.
+
+Legend: B rollouts of all processes, in order; F reward functions; n rollouts of this process.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srpo_trl.config import SRPOConfig
+from srpo_trl.routing import (
+    NOT_A_DEMONSTRATION,
+    Correctness,
+    Route,
+    choose_demonstrations,
+    demonstration_key,
+    judge_correctness,
+    route_samples,
+    wants_teacher,
+)
+from srpo_trl.teacher_context import (
+    Completion,
+    Messages,
+    TeacherPrompt,
+    TeacherPromptEncoder,
+    demonstration_text,
+    select_information,
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What this process knows of its rollouts, and where they lie among those of all processes.
+
+    Attributes:
+        prompts, completions, completion_ids: of this process's n rollouts.
+        feedback: text per rollout, empty where there is none.
+        references: reference answer per rollout, empty where there is none.
+        tools: tool schemas per rollout.
+        rewards_BF: every process's rewards, NaN where a function gave none.
+        first_row: of this process among all.
+    """
+
+    prompts: Sequence[str | Messages]
+    completions: Sequence[Completion]
+    completion_ids: Sequence[Sequence[int]]
+    feedback: Sequence[str]
+    references: Sequence[str]
+    tools: Sequence[Sequence[Callable | dict] | None]
+    rewards_BF: Tensor
+    first_row: int
+
+
+@dataclass(frozen=True)
+class RoutedRollouts:
+    """The routes of this process's n rollouts.
+
+    Attributes:
+        route_B: int64 of `Route` (here B = n).
+        teacher_prompts: of the distilled rollouts, None elsewhere.
+        is_correct_B, wants_teacher_B: bool.
+        num_too_long: rollouts whose teacher prompt could not hold any information.
+    """
+
+    route_B: Tensor
+    teacher_prompts: Sequence[TeacherPrompt | None]
+    is_correct_B: Tensor
+    wants_teacher_B: Tensor
+    num_too_long: int
+
+
+def deciding_score(
+    rewards_BF: Tensor, reward_weights_F: Tensor, names: Sequence[str], correctness_reward: str | None
+) -> Tensor:
+    """Return the score that is compared with the threshold, (B,), NaN where nothing could score the rollout.
+
+    It is one named function's score, or the weighted sum over the functions that gave one.
+    """
+    if correctness_reward is not None:
+        return rewards_BF[:, list(names).index(correctness_reward)]
+    score_B = (rewards_BF * reward_weights_F.to(rewards_BF)).nansum(dim=1)
+    return torch.where(rewards_BF.isnan().all(dim=1), torch.nan, score_B)
+
+
+def route_rollouts(
+    group: Group,
+    score_B: Tensor,
+    config: SRPOConfig,
+    encoder: TeacherPromptEncoder,
+    *,
+    num_generations: int,
+    step: int,
+    gather: Callable[[Tensor], Tensor],
+    gather_object: Callable[[list[Any]], list[Any]],
+) -> RoutedRollouts:
+    """Return the route and, where it is distilled, the teacher prompt of each of this process's rollouts.
+
+    Args:
+        group: this process's rollouts.
+        score_B: of all processes, from `deciding_score`.
+        config: routing, threshold, sources, seed.
+        encoder: of teacher prompts.
+        num_generations: G.
+        step: optimizer steps so far; with the seed it decides which demonstration is chosen.
+        gather, gather_object: over all processes, in their order; every process calls both alike.
+    """
+    num_rows = len(group.completions)
+    local = slice(group.first_row, group.first_row + num_rows)
+    correctness = judge_correctness(score_B, config.success_reward_threshold)
+    wanted_B = wants_teacher(config.routing, correctness)
+    siblings = _sibling_texts(
+        group, correctness, wanted_B, local, config, num_generations, step, gather, gather_object
+    )
+
+    prompts: list[TeacherPrompt | None] = [None] * num_rows
+    num_too_long = 0
+    for i, wanted in enumerate(wanted_B[local].tolist()):
+        information = select_information(
+            config.teacher_context, siblings[i], group.feedback[i], group.references[i]
+        )
+        if wanted and information:
+            prompts[i] = encoder.encode(group.prompts[i], information, group.tools[i])
+            num_too_long += prompts[i] is None
+
+    local_correctness = Correctness(*(verdict[local] for verdict in correctness))
+    has_teacher_B = torch.tensor([prompt is not None for prompt in prompts], device=score_B.device)
+    route_B = route_samples(config.routing, local_correctness, has_teacher_B)
+    kept = [p if route >= Route.DISTILL else None for p, route in zip(prompts, route_B.tolist(), strict=True)]
+    return RoutedRollouts(route_B, kept, local_correctness.is_correct_B, wanted_B[local], num_too_long)
+
+
+def _sibling_texts(
+    group: Group,
+    correctness: Correctness,
+    wanted_B: Tensor,
+    local: slice,
+    config: SRPOConfig,
+    num_generations: int,
+    step: int,
+    gather: Callable[[Tensor], Tensor],
+    gather_object: Callable[[list[Any]], list[Any]],
+) -> list[str]:
+    """Return the demonstration that each local rollout is shown, empty where it has no correct sibling."""
+    if not any("sibling" in source for source in config.teacher_context):
+        return [""] * len(group.completions)
+    keep_thinking = not config.remove_thinking_from_demonstration
+    texts = {
+        group.first_row + i: demonstration_text(completion, keep_thinking=keep_thinking)
+        for i, completion in enumerate(group.completions)
+        if correctness.is_correct_B[local][i]
+    }
+    keys = [
+        demonstration_key(ids, config.seed, step) if texts.get(group.first_row + i) else NOT_A_DEMONSTRATION
+        for i, ids in enumerate(group.completion_ids)
+    ]
+    key_B = gather(torch.tensor(keys, dtype=torch.int64, device=correctness.is_correct_B.device))
+    chosen_B = choose_demonstrations(key_B, num_generations)
+    needed = set(chosen_B[wanted_B].tolist())
+    offered = gather_object([(row, text) for row, text in texts.items() if row in needed])
+    text_of_row = dict(offered)
+    return [text_of_row.get(row, "") for row in chosen_B[local].tolist()]

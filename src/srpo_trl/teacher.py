@@ -1,0 +1,149 @@
+"""Whose weights the teacher has: an exponential moving average of the student, its initial weights, or itself.
+
+The teacher is no second module. It is one tensor per trainable parameter, exchanged with the student's values
+for the length of a teacher pass. Frozen parameters (the base model under LoRA, say) are shared by construction,
+so the same few lines serve full fine-tuning, LoRA and QLoRA, a copied module can never keep running the
+student's weights, and each process ticks just the parameters it holds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+TEACHER_FILE = "srpo_teacher.safetensors"
+
+
+class TeacherDistance(NamedTuple):
+    """Squared L2 norms over all trainable parameters, in float64."""
+
+    squared_distance: Tensor
+    squared_student_norm: Tensor
+
+
+class TeacherWeights:
+    """The teacher's values of the student's trainable parameters.
+
+    Args:
+        model: the student, unwrapped, with its initial weights.
+        kind: "ema", "base" (frozen initial weights) or "live" (the student itself; nothing is stored).
+        update_rate: EMA rate in (0, 1]; SDPO and SRPO use 0.05.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, update_rate: float) -> None:
+        self.kind = kind
+        self.update_rate = update_rate
+        self.num_ticks = 0
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # A bfloat16 average at rate 0.05 does not move for updates of RL's size: average in float32.
+        self._values: dict[str, Tensor] = {}
+        if kind != "live":
+            self._values = {n: p.detach().to(self._store_dtype(p), copy=True) for n, p in self._parameters.items()}
+
+    def _store_dtype(self, parameter: Tensor) -> torch.dtype:
+        return torch.promote_types(parameter.dtype, torch.float32) if self.kind == "ema" else parameter.dtype
+
+    @torch.no_grad()
+    def tick(self) -> TeacherDistance | None:
+        """Move the average: `teacher <- (1 - rate) * teacher + rate * student`, in float32 (SDPO, section 3).
+
+        Returns:
+            The distance to the student afterwards; None for the live teacher, which has none.
+        """
+        self.num_ticks += 1
+        if self.kind == "live":
+            return None
+        device = next(iter(self._values.values())).device
+        distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
+        for name, value in self._values.items():
+            student = self._parameters[name].detach().to(value.dtype)
+            if self.kind == "ema":
+                value.lerp_(student, self.update_rate)
+            distance += (value - student).square().sum(dtype=torch.float64)
+            norm += student.square().sum(dtype=torch.float64)
+        return TeacherDistance(distance, norm)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Run the block with the teacher's values in the student's parameters; restore them exactly afterwards.
+
+        Values of the parameter's own dtype are exchanged in place, which needs memory for one parameter; a
+        float32 average of a bfloat16 parameter stays, and the student's value is set aside.
+        """
+        set_aside = {n: self._parameters[n].detach().clone() for n in self._values if not self._same_dtype(n)}
+        self._exchange(set_aside)
+        try:
+            yield
+        finally:
+            self._exchange(set_aside, back=True)
+
+    def _same_dtype(self, name: str) -> bool:
+        return self._values[name].dtype == self._parameters[name].dtype
+
+    @torch.no_grad()
+    def _exchange(self, set_aside: dict[str, Tensor], *, back: bool = False) -> None:
+        for name, value in self._values.items():
+            parameter = self._parameters[name]
+            if name in set_aside:
+                parameter.copy_(set_aside[name] if back else value)
+            else:
+                held = parameter.detach().clone()
+                parameter.copy_(value)
+                value.copy_(held)
+
+    def value_of(self, parameter: Tensor) -> Tensor:
+        """Return the teacher's value of one of the student's parameters, in the parameter's dtype, detached.
+
+        Frozen parameters, and all of the live teacher's, are the student's own.
+        """
+        for name, own in self._parameters.items():
+            if own is parameter and name in self._values:
+                return self._values[name].to(parameter.dtype)
+        return parameter.detach()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the stored values by parameter name; empty for the live teacher."""
+        return dict(self._values)
+
+    def save(self, folder: Path) -> None:
+        """Write the values and the number of ticks to `TEACHER_FILE` in an existing folder."""
+        values = {name: value.contiguous().cpu() for name, value in self._values.items()}
+        metadata = {"kind": self.kind, "num_ticks": str(self.num_ticks), "update_rate": str(self.update_rate)}
+        save_file(values, folder / TEACHER_FILE, metadata=metadata)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no teacher.
+            ValueError: the file is of another kind of teacher or of other parameters.
+        """
+        path = folder / TEACHER_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: the checkpoint holds no teacher, so it was not written by SRPOTrainer with "
+                f"routing other than 'grpo'. Resume from a checkpoint that holds one, or start a new run from "
+                "this one by passing it as `model`."
+            )
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != self.kind:
+                raise ValueError(
+                    f"{path} holds a teacher of kind {metadata.get('kind')!r}, but teacher_model_kind="
+                    f"{self.kind!r}. Resume with the kind that the run was started with."
+                )
+            if set(file.keys()) != set(self._values):
+                differing = sorted(set(file.keys()) ^ set(self._values))
+                raise ValueError(
+                    f"{path} and the model differ in {len(differing)} trainable parameters, {differing[:3]} first. "
+                    "Resume with the same model, adapter and frozen parameters."
+                )
+            for name, value in self._values.items():
+                value.copy_(file.get_tensor(name))
+        self.num_ticks = int(metadata["num_ticks"])

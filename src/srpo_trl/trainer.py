@@ -1,0 +1,561 @@
+"""`SRPOTrainer`: the steps of SRPO in order, around the steps of `trl.GRPOTrainer`.
+
+    rollouts -> rewards -> routing -> teacher context -> teacher pass -> token weights -> loss -> metrics
+
+TRL generates, calls the reward functions, computes advantages and the policy loss. This class routes the graded
+rollouts, scores the routed ones with the teacher, and adds the distillation loss. The mathematics is in
+`routing`, `normalizers`, `losses` and `ops`.
+"""
+
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather, gather_object, is_peft_model
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from torch import Tensor, nn
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from srpo_trl import batch as trl_batch
+from srpo_trl import checkpointing
+from srpo_trl.arguments import check_arguments, check_correctness_reward, default_config, refuse_unsupported
+from srpo_trl.batch import RoutedBatch
+from srpo_trl.gradient_share import BranchGradients
+from srpo_trl.losses import raw_entropy_weights
+from srpo_trl.metrics import MetricSums
+from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
+from srpo_trl.ops import DistillationSpec, Head, teacher_entropy
+from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, route_rollouts
+from srpo_trl.routing import ROUTE_NAMES, Route
+from srpo_trl.scoring import (
+    DistillationRequest,
+    DistillingModel,
+    TeacherRow,
+    add_distillation_head,
+    can_share_prompts,
+    lm_head_of,
+    score_completions,
+)
+from srpo_trl.teacher import TeacherWeights
+from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder
+from srpo_trl.trl_seams import EnvironmentFactory, RewardFunc, RolloutFunc, rotate_checkpoints
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+    from srpo_trl.config import SRPOConfig
+
+
+class SRPOTrainer(GRPOTrainer):
+    """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288).
+
+    The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. With
+    `routing="grpo"` it is `GRPOTrainer`.
+
+    Example:
+
+    ```python
+    from srpo_trl import SRPOConfig, SRPOTrainer
+    from srpo_trl.data import load_benchmark
+    from srpo_trl.rewards import multiple_choice_reward
+
+    trainer = SRPOTrainer(
+        model="Qwen/Qwen3-0.6B",
+        reward_funcs=multiple_choice_reward,
+        args=SRPOConfig(output_dir="chemistry", chat_template_kwargs={"enable_thinking": False}),
+        train_dataset=load_benchmark("chemistry", data_dir="data"),
+    )
+    trainer.train()
+    ```
+
+    Raises:
+        TypeError: `args` is not an `SRPOConfig`.
+        ValueError: arguments that do not fit together, all in one message, before a model is loaded.
+    """
+
+    _tag_names = ["trl", "srpo"]  # noqa: RUF012
+    _name = "SRPO"
+    _paper = {  # noqa: RUF012
+        "title": "Unifying Group-Relative and Self-Distillation Policy Optimization via Sample Routing",
+        "id": "2604.02288",
+        "citation": textwrap.dedent("""\
+            @article{li2026unifying,
+                title  = {{Unifying Group-Relative and Self-Distillation Policy Optimization via Sample Routing}},
+                author = {Gengsheng Li and Tianyu Yang and Junfeng Fang and Mingyang Song and Mao Zheng and Haiyun Guo and Dan Zhang and Jinqiao Wang and Tat-Seng Chua},
+                year   = 2026,
+                eprint = {arXiv:2604.02288},
+            }"""),
+    }
+
+    args: "SRPOConfig"
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
+        args: "SRPOConfig | None" = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+        tools: list[Callable] | None = None,
+        rollout_func: RolloutFunc | None = None,
+        environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
+    ) -> None:
+        args = default_config(model) if args is None else args
+        check_arguments(args, reward_funcs, train_dataset, environment_factory)
+        self._is_routed = args.routing != "grpo"
+        self._is_saving = False
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )
+        if not self._is_routed:
+            return
+        check_correctness_reward(args, self.reward_func_names)
+        refuse_unsupported(self.model, self.accelerator, self._is_vlm)
+        self._spec = DistillationSpec(
+            alpha=args.distillation_alpha,
+            topk=args.distillation_topk,
+            add_tail=args.distillation_add_tail,
+            mode=args.distillation_mode,
+            temperature=args.temperature,
+            importance_clip=args.distillation_is_clip,
+        )
+        # Weights of the two branches where both train a rollout; everywhere else a branch has weight 1.
+        self._mix_weight = args.advantage_mix_lambda if args.routing == "advantage_mix" else 1.0
+        self._distillation_weight = 1.0 - self._mix_weight if args.routing == "advantage_mix" else 1.0
+        add_distillation_head(self._student)
+        self._teacher = TeacherWeights(self.model, args.teacher_model_kind, args.teacher_update_rate)
+        self._teacher_head: Head | None = None
+        self._encoder = self._teacher_prompt_encoder()
+        self._rollouts: RoutedRollouts | None = None  # of the rollout batch being generated
+        self._coming_batches: list[Any] = []  # the dataloader's batches of the coming optimizer step
+        self._window: list[trl_batch.TrlBatch] = []  # micro-batches of the optimizer step, in order
+        self._totals: WindowTotals | None = None
+        self._sums = MetricSums()
+        self._branch_gradients = (
+            BranchGradients([p for p in self.model.parameters() if p.requires_grad])
+            if args.gradient_share_steps
+            else None
+        )
+        self.add_callback(_TeacherTick(self))
+
+    # ---------------------------------------------------------------- the pieces
+
+    @property
+    def _student(self) -> PreTrainedModel:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    def _teacher_prompt_encoder(self) -> TeacherPromptEncoder:
+        args = self.args
+        longest = getattr(self._student.config.get_text_config(), "max_position_embeddings", None)
+        room = longest - self.max_completion_length if longest else args.max_reprompt_length
+        return TeacherPromptEncoder(
+            tokenizer=self._tokenizer,
+            templates=ContextTemplates(args.reprompt_template, args.solution_template, args.feedback_template),
+            max_length=min(args.max_reprompt_length, room),
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+
+    @property
+    def _rollout_batch_ends(self) -> bool:
+        """Whether every rollout generated so far has been trained on as often as it is to be."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    # ---------------------------------------------------------------- rollouts and rewards
+
+    def _generate(self, prompts: list) -> Any:
+        if not (self._is_routed and self.model.training):
+            return super()._generate(prompts)
+        with self._sums.timed("seconds_generation"):
+            return super()._generate(prompts)
+
+    def _log_completion_extra(self, column: str, values: list) -> None:
+        """Take a column from a reward function; feedback of several functions is joined rollout by rollout."""
+        earlier = self._pending_extra_logs.get(column)
+        if self._is_routed and column == "feedback" and earlier:
+            values = ["\n".join(filter(None, texts)) for texts in zip(earlier, values, strict=True)]
+            self._pending_extra_logs[column] = []
+        super()._log_completion_extra(column, values)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """Return TRL's rewards, and route the rollouts that they grade."""
+        if not self._is_routed:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self._sums.timed("seconds_rewards") if self.model.training else nullcontext():
+            rewards_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards_BF = torch.where(rewards_BF.isfinite(), rewards_BF, torch.nan)
+        if not self.model.training:
+            self._pending_extra_logs["route"] = [None] * len(prompts)
+            return rewards_BF
+        with self._sums.timed("seconds_teacher"):
+            self._rollouts = self._route(inputs, prompts, completions, completion_ids_list, rewards_BF)
+        self._pending_extra_logs["route"] = [ROUTE_NAMES[Route(r)] for r in self._rollouts.route_B.tolist()]
+        return rewards_BF
+
+    # ---------------------------------------------------------------- routing and teacher context
+
+    def _route(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any, rewards_BF: Tensor
+    ) -> RoutedRollouts:
+        num_rows = len(prompts)
+        args = self.args
+        feedback = self._pending_extra_logs.get("feedback") or [None] * num_rows
+        if len(feedback) != num_rows:
+            raise ValueError(
+                f"log_extra('feedback', texts) got {len(feedback)} texts for {num_rows} rollouts; give one text, "
+                "or None, per completion."
+            )
+        if self.environment_factories is not None:
+            tools = [self._env_tools[name] for name in self._batch_environments]
+        else:
+            tools = [self.tools] * num_rows
+        column = args.reference_column
+        rollouts = route_rollouts(
+            Group(
+                prompts=prompts,
+                completions=completions,
+                completion_ids=completion_ids_list,
+                feedback=[text or "" for text in feedback],
+                references=[str(row[column] or "") if column else "" for row in inputs],
+                tools=tools,
+                rewards_BF=rewards_BF,
+                first_row=self.accelerator.process_index * num_rows,
+            ),
+            deciding_score(rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward),
+            args,
+            self._encoder,
+            num_generations=self.num_generations,
+            step=self.state.global_step,
+            gather=gather,
+            gather_object=gather_object,
+        )
+        self._count_rollouts(rollouts)
+        return rollouts
+
+    def _count_rollouts(self, rollouts: RoutedRollouts) -> None:
+        route_B = rollouts.route_B
+        prompts = [prompt for prompt in rollouts.teacher_prompts if prompt is not None]
+        self._sums.add(
+            rollout_batches=1,
+            rollouts=len(route_B),
+            rollouts_grpo=route_B == Route.POLICY,
+            rollouts_sdpo=route_B == Route.DISTILL,
+            rollouts_mix=route_B == Route.MIX,
+            rollouts_skip=route_B == Route.SKIP,
+            rollouts_correct=rollouts.is_correct_B,
+            rollouts_wanting_teacher=rollouts.wants_teacher_B,
+            teacher_prompts=len(prompts),
+            teacher_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+            teacher_prompts_cut=sum(prompt.num_cut > 0 for prompt in prompts),
+            teacher_cut_tokens=sum(prompt.num_cut for prompt in prompts),
+            teacher_prompts_too_long=rollouts.num_too_long,
+        )
+
+    # ---------------------------------------------------------------- teacher pass
+
+    def _generate_and_score_completions(self, inputs: Any) -> trl_batch.TrlBatch:
+        """Return TRL's rollout batch with routes, teacher entropies and teacher hidden states added."""
+        output = super()._generate_and_score_completions(inputs)
+        if not self._is_routed or not self.model.training:
+            return output
+        assert self._rollouts is not None
+        rollouts, self._rollouts = self._rollouts, None
+        with self._sums.timed("seconds_teacher"):
+            self._score_with_teacher(output, rollouts)
+        return output
+
+    @torch.no_grad()
+    def _score_with_teacher(self, output: trl_batch.TrlBatch, rollouts: RoutedRollouts) -> None:
+        scored_BT = trl_batch.scored_tokens(output)
+        distilled_BT = scored_BT & (rollouts.route_B >= Route.DISTILL).unsqueeze(1)
+        completions = trl_batch.completion_rows(output)
+        rows = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
+        to_score = [TeacherRow(rollouts.teacher_prompts[i].ids, completions[i]) for i in rows]  # type: ignore[union-attr]
+        longest = max((len(p) + len(c) for p, c in to_score), default=0)
+        with self._teacher_installed() as student:
+            states = score_completions(
+                student.base_model,
+                to_score,
+                max_tokens=self.args.per_device_train_batch_size * longest,
+                share_prompts=can_share_prompts(student),
+            )
+        self._teacher_head = self._current_teacher_head()
+        hidden_size = self._teacher_head.weight_VD.shape[1]
+        nothing = self._teacher_head.weight_VD.new_empty(0, hidden_size)
+        hidden = [nothing] * len(completions)
+        for i, state in zip(rows, states, strict=True):
+            hidden[i] = state[distilled_BT[i, : len(state)]]
+        entropy_N = teacher_entropy(torch.cat(hidden), self._teacher_head, self.args.temperature)
+        entropy_BT = torch.zeros(distilled_BT.shape, dtype=entropy_N.dtype, device=entropy_N.device)
+        entropy_BT[distilled_BT] = entropy_N
+        raw_weight_N = raw_entropy_weights(entropy_N, self.args.entropy_weight_beta)
+        self._sums.add(
+            teacher_tokens=len(entropy_N),
+            teacher_entropy=entropy_N,
+            raw_weight=raw_weight_N,
+            raw_weight_squared=raw_weight_N**2,
+        )
+        trl_batch.add_routing(output, rollouts.route_B, entropy_BT, hidden)
+
+    @contextmanager
+    def _teacher_installed(self) -> Iterator[PreTrainedModel]:
+        """Run the block with the teacher's weights, in evaluation mode and under the student's autocast."""
+        student = self._student
+        was_training = student.training
+        student.eval()
+        try:
+            with self._teacher.installed(), self.accelerator.autocast():
+                yield student
+        finally:
+            student.train(was_training)
+
+    def _current_teacher_head(self) -> Head:
+        """Return the LM head that belongs to the hidden states just scored, valid until the teacher's next tick."""
+        head = lm_head_of(self._student)
+        weight_VD = self._teacher.value_of(head.weight_VD)
+        bias_V = None if head.bias_V is None else self._teacher.value_of(head.bias_V)
+        if self.args.teacher_model_kind == "live" and head.weight_VD.requires_grad:
+            # The optimizer may change the student's head before these rollouts are used up.
+            weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
+        return head._replace(weight_VD=weight_VD, bias_V=bias_V)
+
+    # ---------------------------------------------------------------- the optimizer step's window
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        """Remember the batches of the coming optimizer step: its totals are needed before its first loss."""
+        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._coming_batches, self._window = list(batch_samples), []
+        return batch_samples, num_items_in_batch
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """Return the next micro-batch; at the start of an optimizer step, prepare all of the step's."""
+        if not (self._is_routed and self.model.training):
+            return super()._prepare_inputs(generation_batch)
+        if not self._window:
+            self._open_window()
+        return self._window.pop(0)
+
+    def _open_window(self) -> None:
+        start = time.perf_counter()
+        first_step = self._step
+        for position, generation_batch in enumerate(self._coming_batches):
+            self._step = first_step + position  # TRL generates by it
+            self._window.append(super()._prepare_inputs(generation_batch))
+        self._step = first_step
+        self._totals = window_totals(
+            [trl_batch.routed_batch(micro_batch) for micro_batch in self._window],
+            self.args.entropy_weight_beta,
+            self._sum_over_processes,
+        )
+        self._sums.add(optimizer_steps=1, seconds_loss=start - time.perf_counter())  # see training_step
+
+    # ---------------------------------------------------------------- loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Train on one micro-batch; what is not spent on rollouts is counted as the loss's time."""
+        if not self._is_routed:
+            return super().training_step(model, inputs, num_items_in_batch)
+        with self._sums.timed("seconds_loss"):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _compute_loss(self, model: nn.Module, inputs: trl_batch.TrlBatch) -> Tensor:
+        """Return `sum(z_grpo * l_grpo) + sum(z_sdpo * w * l_sdpo)` over one joint denominator (SRPO, section 3.3)."""
+        if not trl_batch.is_routed(inputs):
+            return super()._compute_loss(model, inputs)
+        assert self._totals is not None
+        routed = trl_batch.routed_batch(inputs)
+        distilling = DistillingModel(model, self._distillation_request(routed), routed.is_policy_B)
+        # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
+        rescaling = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        scale_B = torch.where(routed.route_B == Route.MIX, self._mix_weight, 1.0)
+        policy_inputs = trl_batch.policy_inputs(
+            inputs, routed, self._totals.num_routed_tokens * rescaling, scale_B
+        )
+        policy_loss = super()._compute_loss(distilling, policy_inputs)
+        result = distilling.result
+        assert result is not None
+        distillation_loss = result.loss.to(policy_loss.dtype)
+        self._sums.add(
+            loss_grpo=policy_loss,
+            loss_sdpo=distillation_loss,
+            distilled_tokens=len(result.divergence_N),
+            divergence=result.divergence_N,
+            student_entropy=result.student_entropy_N,
+            topk_mass=result.topk_mass_N,
+            importance_ratio=result.importance_ratio_N,
+        )
+        if self._branch_gradients is not None and self.state.global_step % self.args.gradient_share_steps == 0:
+            self._measure_gradients(self._branch_gradients, policy_loss, distillation_loss)
+        return policy_loss + distillation_loss
+
+    def _measure_gradients(self, gradients: BranchGradients, policy_loss: Tensor, distillation_loss: Tensor) -> None:
+        gradients.add(grpo=policy_loss, sdpo=distillation_loss)
+        if not self._window:  # the optimizer step's last micro-batch
+            norms = gradients.norms(lambda g: self.accelerator.reduce(g, reduction="mean"))
+            self._sums.add(
+                gradient_norm_grpo=norms["grpo"], gradient_norm_sdpo=norms["sdpo"], gradient_measurements=1
+            )
+
+    def _distillation_request(self, routed: RoutedBatch) -> DistillationRequest:
+        assert self._totals is not None
+        assert self._teacher_head is not None
+        distilled_BT = routed.distilled_BT
+        return DistillationRequest(
+            scored_BT=distilled_BT,
+            teacher_hidden_ND=torch.cat(list(routed.teacher_hidden)),
+            teacher_head=self._teacher_head,
+            coefficient_N=distillation_coefficients(
+                routed,
+                self._totals,
+                self.args.entropy_weight_beta,
+                self._distillation_weight,
+                self.accelerator.num_processes,
+            ),
+            old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],
+            spec=self._spec,
+        )
+
+    # ---------------------------------------------------------------- metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log TRL's metrics with those of `srpo_trl.metrics` beside them."""
+        if self._is_routed and self.model.training:
+            logs.update(self._sums.drain(self._sum_over_processes, self.accelerator.device))
+        super().log(logs, start_time)
+
+    # ---------------------------------------------------------------- teacher ticks and checkpoints
+
+    def _tick_teacher(self) -> None:
+        """Move the teacher once per rollout batch, after its last optimizer step (SDPO)."""
+        if not self._rollout_batch_ends:
+            return
+        distance = self._teacher.tick()
+        if distance is not None:
+            self._sums.add(
+                ticks=1, teacher_distance=(distance.squared_distance / distance.squared_student_norm).sqrt()
+            )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run_dir = super()._get_output_dir(trial)
+        return checkpointing.staging_folder(run_dir) if self._is_saving else run_dir
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._is_saving:  # a staged checkpoint is pushed once it has its final name
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint that holds the teacher and every counter, and that appears whole or not at all."""
+        run_dir = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            checkpointing.clear_staging(run_dir)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            staged = Path(self._get_output_dir(trial)) / name
+        finally:
+            self._is_saving = False
+        if self._is_routed:
+            self._save_routing_state(staged)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._publish(run_dir, staged, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(Path(run_dir) / name))
+
+    def _save_routing_state(self, folder: Path) -> None:
+        has_rollouts = not self._rollout_batch_ends and not self.args.save_only_model
+        if has_rollouts:
+            checkpointing.save_rollouts(folder, self.accelerator.process_index, self._buffered_inputs)
+        if self.args.should_save:
+            self._teacher.save(folder)
+            state = checkpointing.RunState(self._step, self.accelerator.num_processes, has_rollouts)
+            checkpointing.save_state(folder, state)
+
+    def _publish(self, run_dir: str, staged: Path, trial: Any) -> None:
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(Path(run_dir) / staged.name)
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        checkpointing.publish(run_dir, staged.name)
+        rotate_checkpoints(
+            output_dir=run_dir,
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore what `Trainer` restores, then the teacher, the counters and the rollouts in use."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if not self._is_routed or checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        state = checkpointing.load_state(folder)
+        self._teacher.load(folder)
+        self._step = state.micro_step
+        self._buffered_inputs = None
+        if state.has_rollouts:
+            if state.num_processes != self.accelerator.num_processes:
+                raise ValueError(
+                    f"{folder} lies inside a rollout batch of {state.num_processes} processes and cannot be resumed on "
+                    f"{self.accelerator.num_processes}. Resume on as many processes, or from a checkpoint at the end "
+                    "of a rollout batch."
+                )
+            self._buffered_inputs = checkpointing.load_rollouts(
+                folder, self.accelerator.process_index, self.accelerator.device
+            )
+            self._teacher_head = self._current_teacher_head()
+
+
+class _TeacherTick(TrainerCallback):
+    """Tells the trainer that an optimizer step is done."""
+
+    def __init__(self, trainer: SRPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the teacher move, before the step is logged or saved."""
+        self._trainer._tick_teacher()
