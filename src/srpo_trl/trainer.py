@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import gather, gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -40,6 +41,7 @@ from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window
 from srpo_trl.ops import DistillationSpec, Head, teacher_entropy
 from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, route_rollouts
 from srpo_trl.routing import ROUTE_NAMES, Route
+from srpo_trl.sampler import ResumableRepeatSampler
 from srpo_trl.scoring import (
     DistillationRequest,
     DistillingModel,
@@ -128,6 +130,7 @@ class SRPOTrainer(GRPOTrainer):
         check_arguments(args, reward_funcs, train_dataset, environment_factory)
         self._is_routed = args.routing != "grpo"
         self._is_saving = False
+        self._train_sampler: ResumableRepeatSampler | None = None  # iterable datasets have none
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -144,6 +147,7 @@ class SRPOTrainer(GRPOTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
+        self.add_callback(_TrainerSteps(self))
         if not self._is_routed:
             return
         check_correctness_reward(args, self.reward_func_names)
@@ -173,7 +177,6 @@ class SRPOTrainer(GRPOTrainer):
             if args.gradient_share_steps
             else None
         )
-        self.add_callback(_TeacherTick(self))
 
     # ---------------------------------------------------------------- the pieces
 
@@ -359,6 +362,20 @@ class SRPOTrainer(GRPOTrainer):
             # The optimizer may change the student's head before these rollouts are used up.
             weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
         return head._replace(weight_VD=weight_VD, bias_V=bias_V)
+
+    # ---------------------------------------------------------------- the order of prompts
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        sampler = super()._get_train_sampler(dataset)
+        self._train_sampler = ResumableRepeatSampler(
+            sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
+        return self._train_sampler
 
     # ---------------------------------------------------------------- the optimizer step's window
 
@@ -550,12 +567,18 @@ class SRPOTrainer(GRPOTrainer):
             self._teacher_head = self._current_teacher_head()
 
 
-class _TeacherTick(TrainerCallback):
-    """Tells the trainer that an optimizer step is done."""
+class _TrainerSteps(TrainerCallback):
+    """Tells the trainer where its training loop is."""
 
     def __init__(self, trainer: SRPOTrainer) -> None:
         self._trainer = trainer
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the order of prompts of the epoch that begins, or that a resumed run goes on with."""
+        if self._trainer._train_sampler is not None:
+            self._trainer._train_sampler.set_epoch(int(state.epoch or 0))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the teacher move, before the step is logged or saved."""
-        self._trainer._tick_teacher()
+        if self._trainer._is_routed:
+            self._trainer._tick_teacher()

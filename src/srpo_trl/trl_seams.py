@@ -12,11 +12,12 @@ from packaging.version import Version
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
-from trl.trainer.utils import FusedCausalLMOutput, get_callable_name, get_config_model_id
+from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler, get_callable_name, get_config_model_id
 
 __all__ = [
     "EnvironmentFactory",
     "FusedCausalLMOutput",
+    "RepeatSampler",
     "RewardFunc",
     "RolloutFunc",
     "check",
@@ -35,6 +36,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_log_completion_extra": ("self", "column", "values"),
     "_compute_loss": ("self", "model", "inputs"),
+    "_get_train_sampler": ("self", "dataset"),
     "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
