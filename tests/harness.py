@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
@@ -13,6 +14,7 @@ from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.quickstart.tiny_model import build_model, build_tokenizer
 
 NUM_GENERATIONS = 4
+LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
 
 # (prompt, its completions): right ones hold a "#", unscorable ones a "=". Lengths differ a lot on purpose.
 ROLLOUTS = (

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
-from peft import LoraConfig
+from harness import LORA, flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
+
 from transformers.trainer_utils import get_last_checkpoint
 
 from srpo_trl.teacher import TEACHER_FILE
@@ -39,7 +39,7 @@ SPLITS = {
     },
     "iterations": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_iterations": 3},
 }
-LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+
 
 
 def half(completions, **kwargs):

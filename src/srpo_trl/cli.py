@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: `sys.argv[1:]`) and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="srpo-trl",
-        description="Sample-Routed Policy Optimization (SRPO): GRPO for correct rollouts, self-distillation for "
+        description="Sample-Routed Policy Optimization: GRPO for correct rollouts, self-distillation for the "
         "failed ones.",
         epilog="srpo-trl COMMAND --help lists the options of a command.",
     )

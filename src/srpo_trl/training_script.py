@@ -47,8 +47,9 @@ class TrainArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of a benchmark, any prompt-only data set: a .jsonl, .json or .parquet file, a "
-            "folder, or a hub id. It needs a `prompt` column; its other columns reach the reward functions."
+            "help": "A .jsonl, .json or .parquet file, a folder, or a hub id. Without benchmark: prompt-only "
+            "rows with a `prompt` column, whose other columns reach the reward functions. With benchmark: "
+            "where that benchmark's rows are, in the published format."
         },
     )
     dataset_config: str | None = field(
@@ -92,8 +93,10 @@ def train(argv: Sequence[str]) -> int:
         rewards += _attempt(problems, import_reward, path)
     if script.reward_funcs is None and script.benchmark in BENCHMARK_REWARDS:
         rewards.append(BENCHMARK_REWARDS[script.benchmark])
-    if config is not None and model_config is not None:
-        problems += _config_problems(config, model_config, [_name(reward) for reward in rewards])
+    if model_config is not None:
+        problems += _model_problems(model_config)
+    if config is not None:
+        problems += _config_problems(config, [_name(reward) for reward in rewards])
     evaluates = config is not None and config.eval_strategy != "no"
     train_rows = eval_rows = None
     if not data_problems:
@@ -101,8 +104,8 @@ def train(argv: Sequence[str]) -> int:
     if not data_problems and evaluates:
         eval_rows = _attempt(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
     if problems or not train_rows or config is None or model_config is None:
-        lines = [f"- {line.removeprefix('- ')}" for problem in problems for line in problem.splitlines()]
-        print("\n".join(["srpo-trl train: nothing was started, because", *lines]), file=sys.stderr)
+        items = ["- " + problem.replace("\n", "\n  ") for problem in problems]
+        print("\n".join(["srpo-trl train: nothing was started, because", *items]), file=sys.stderr)
         return EXIT_WRONG_ARGUMENTS
     _run(config, model_config, rewards, train_rows[0], eval_rows[0] if eval_rows else None)
     return 0
@@ -182,7 +185,13 @@ def load_rows(script: TrainArguments, split: str, max_rows: int | None) -> Datas
         OSError: a file, folder or hub repository cannot be read.
     """
     if script.benchmark is not None:
-        return load_benchmark(script.benchmark, split, data_dir=script.data_dir, max_rows=max_rows)
+        source = script.dataset_name or script.benchmark
+        try:
+            return load_benchmark(
+                source, split, data_dir=script.data_dir, benchmark=script.benchmark, max_rows=max_rows
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error} (data_dir={script.data_dir!r})") from error
     name = str(script.dataset_name)
     file_format = DATA_FORMATS.get(Path(name).suffix)
     if file_format is not None:
@@ -248,14 +257,13 @@ def _unknown_options(values: dict[str, Any], unread: list[str], known: set[str])
 
 def _data_problems(script: TrainArguments) -> Iterator[str]:
     names = ", ".join(BENCHMARK_REWARDS)
-    if (script.benchmark is None) == (script.dataset_name is None):
-        given = "neither is given" if script.benchmark is None else "both are given"
-        yield f"Give either benchmark (one of {names}) or dataset_name: {given}."
+    if script.benchmark is None and script.dataset_name is None:
+        yield f"Nothing to train on: give benchmark (one of {names}) or dataset_name."
     if script.benchmark is not None and script.benchmark not in BENCHMARK_REWARDS:
         yield f"benchmark={script.benchmark!r} is not one of {names}. For other data use dataset_name."
     if script.data_dir is not None and script.benchmark is None:
         yield f"data_dir={script.data_dir!r} belongs to benchmark. Give other data's path as dataset_name."
-    if script.dataset_name is not None and not script.reward_funcs:
+    if script.dataset_name is not None and script.benchmark is None and not script.reward_funcs:
         yield f"dataset_name={script.dataset_name!r} has no rewards of its own: give reward_funcs."
     for name in ("max_train_rows", "max_eval_rows"):
         value = getattr(script, name)
@@ -263,13 +271,16 @@ def _data_problems(script: TrainArguments) -> Iterator[str]:
             yield f"{name}={value!r} must be a whole number of at least 1, or left out."
 
 
-def _config_problems(config: SRPOConfig, model_config: ModelConfig, rewards: list[str]) -> Iterator[str]:
-    """Yield what is wrong between the trainer's options, the model's and the reward functions."""
+def _model_problems(model_config: ModelConfig) -> Iterator[str]:
     model = model_config.model_name_or_path
     if not model:
         yield "model_name_or_path is missing: give a hub id or a local folder."
     elif model.startswith((".", "/", "~")) and not Path(model).is_dir():
         yield f"model_name_or_path={model!r} is not a folder."
+
+
+def _config_problems(config: SRPOConfig, rewards: list[str]) -> Iterator[str]:
+    """Yield what is wrong with options that depend on the reward functions, on files or on other packages."""
     if rewards and config.reward_weights is not None and len(config.reward_weights) != len(rewards):
         yield f"reward_weights={config.reward_weights} must hold one weight for each of {', '.join(rewards)}."
     if rewards and config.correctness_reward not in (None, *rewards):
@@ -297,12 +308,13 @@ def _run(
     if model == TINY_RANDOM_QWEN3:
         with config.main_process_first(desc="tiny random model"):
             model = str(save_tiny_random_qwen3(Path(output_dir) / TINY_RANDOM_QWEN3))
+    given: Any = config.model_init_kwargs or {}  # a dict by now: TRL has parsed the command line's string
     config.model_init_kwargs = {
         "revision": model_config.model_revision,
         "trust_remote_code": config.trust_remote_code,
         "attn_implementation": model_config.attn_implementation,
         "dtype": model_config.dtype,
-        **dict(config.model_init_kwargs or {}),
+        **given,
     }
     resume = config.resume_from_checkpoint
     if resume == "auto":

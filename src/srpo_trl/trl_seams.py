@@ -12,7 +12,13 @@ from packaging.version import Version
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
-from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler, get_callable_name, get_config_model_id
+from trl.trainer.utils import (
+    FusedCausalLMOutput,
+    RepeatSampler,
+    add_fused_lm_head,
+    get_callable_name,
+    get_config_model_id,
+)
 
 __all__ = [
     "EnvironmentFactory",
@@ -20,6 +26,7 @@ __all__ = [
     "RepeatSampler",
     "RewardFunc",
     "RolloutFunc",
+    "add_fused_lm_head",
     "check",
     "get_callable_name",
     "get_config_model_id",
