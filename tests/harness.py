@@ -47,7 +47,9 @@ def contains_answer(completions: Sequence[Any], **kwargs: Any) -> list[float | N
 
 
 def replay(
-    tokenizer: PreTrainedTokenizerFast, rollouts: Sequence[tuple[str, Sequence[str]]] = ROLLOUTS, turn: int = 0
+    tokenizer: PreTrainedTokenizerFast,
+    rollouts: Sequence[tuple[str, Sequence[str]]] = ROLLOUTS,
+    turn: int = 0,
 ) -> Callable[[list, SRPOTrainer], dict[str, Any]]:
     """A `rollout_func` that gives each prompt its completions; `turn` rotates them within their group."""
     completions = {prompt: list(answers[turn:]) + list(answers[:turn]) for prompt, answers in rollouts}
@@ -111,7 +113,9 @@ def make_trainer(output_dir: Any, *, model: Any = None, **options: Any) -> SRPOT
     for name in ("peft_config", "callbacks", "tools", "eval_dataset", "environment_factory", *parameters):
         if name in options:
             parameters[name] = options.pop(name)
-    return SRPOTrainer(model=tiny_model() if model is None else model, args=config(output_dir, **options), **parameters)
+    return SRPOTrainer(
+        model=tiny_model() if model is None else model, args=config(output_dir, **options), **parameters
+    )
 
 
 def flat_parameters(model: torch.nn.Module) -> Tensor:

@@ -4,6 +4,9 @@ import inspect
 
 import pytest
 import torch
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer
+
 from harness import (
     chat_dataset,
     config,
@@ -17,9 +20,6 @@ from harness import (
     tiny_tokenizer,
     update,
 )
-from peft import LoraConfig
-from trl import GRPOConfig, GRPOTrainer
-
 from srpo_trl import SRPOConfig, SRPOTrainer
 
 
@@ -56,7 +56,13 @@ def train_both(tmp_path, options, **parameters):
     return trainers
 
 
-SAMPLED = {"max_steps": 2, "max_completion_length": 8, "learning_rate": 1e-2, "optim": "adamw_torch", "temperature": 2.0}
+SAMPLED = {
+    "max_steps": 2,
+    "max_completion_length": 8,
+    "learning_rate": 1e-2,
+    "optim": "adamw_torch",
+    "temperature": 2.0,
+}
 
 
 @pytest.mark.parametrize(

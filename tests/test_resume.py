@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import LORA, flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
-
 from transformers.trainer_utils import get_last_checkpoint
 
+from harness import LORA, flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
 from srpo_trl.teacher import TEACHER_FILE
 
 # Sampled rollouts, several epochs of four prompts, AdamW: everything that a resumed run must find again.
@@ -39,7 +38,6 @@ SPLITS = {
     },
     "iterations": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_iterations": 3},
 }
-
 
 
 def half(completions, **kwargs):
@@ -99,7 +97,9 @@ class PowerCut(BaseException):
 
 @pytest.mark.parametrize("moment", ["save_state", "publish"])
 def test_interrupted_save_is_never_chosen_and_costs_nothing(tmp_path, monkeypatch, moment):
-    options = RUN | SPLITS["one step a batch"] | {"reward_funcs": half, "save_total_limit": 1, "save_steps": 1}
+    options = (
+        RUN | SPLITS["one step a batch"] | {"reward_funcs": half, "save_total_limit": 1, "save_steps": 1}
+    )
     whole = make_trainer(tmp_path / "whole", **options)
     whole.train()
 
@@ -122,7 +122,9 @@ def test_interrupted_save_is_never_chosen_and_costs_nothing(tmp_path, monkeypatc
     resumed = make_trainer(run, **options)
     resumed.train(resume_from_checkpoint=True)
     assert torch.equal(states(resumed)[0], states(whole)[0])
-    assert sorted(p.name for p in run.glob("*") if "checkpoint" in p.name or "saving" in p.name) == ["checkpoint-4"]
+    assert sorted(p.name for p in run.glob("*") if "checkpoint" in p.name or "saving" in p.name) == [
+        "checkpoint-4"
+    ]
 
 
 KILLED_RUN = """
@@ -155,7 +157,9 @@ def test_kill_9_in_the_middle_of_a_save(tmp_path):
     whole.train()
     run = tmp_path / "killed"
     script = textwrap.dedent(KILLED_RUN).format(tests=str(Path(__file__).parent), folder=str(run))
-    killed = subprocess.run([sys.executable, "-c", script], env=dict(os.environ), check=False, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", script], env=dict(os.environ), check=False, capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert (run / ".saving" / "checkpoint-4" / TEACHER_FILE).read_bytes() == b"half a teacher"
 
@@ -196,7 +200,12 @@ def tiny_eval():
 
 def test_teacher_saved_is_the_teacher_used(tmp_path):
     trainer = make_trainer(
-        tmp_path, model=tiny_model(), rollout_func=replay(tiny_tokenizer()), save_strategy="steps", save_steps=1, max_steps=2
+        tmp_path,
+        model=tiny_model(),
+        rollout_func=replay(tiny_tokenizer()),
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=2,
     )
     trainer.train()
     from safetensors.torch import load_file

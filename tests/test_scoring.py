@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from harness import tiny_model
 
+from harness import tiny_model
 from srpo_trl.ops import DistillationSpec, distillation_loss
 from srpo_trl.scoring import (
     DistillationRequest,
@@ -73,7 +73,9 @@ def test_passes_keep_to_the_budget_and_cover_every_row(share_prompts):
 
 def test_models_without_a_plain_cache_do_not_share():
     assert can_share_prompts(tiny_model())
-    windowed = tiny_model(layer_types=["full_attention", "sliding_attention"], sliding_window=4, use_sliding_window=True)
+    windowed = tiny_model(
+        layer_types=["full_attention", "sliding_attention"], sliding_window=4, use_sliding_window=True
+    )
     assert not can_share_prompts(windowed)
 
 

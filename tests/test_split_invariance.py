@@ -2,10 +2,21 @@
 
 import pytest
 import torch
+
 from harness import make_trainer, relative_error, replay, tiny_model, tiny_tokenizer, update
 
 # per-device batch, accumulation steps, generation steps: 16 rollouts of one optimizer step each
-SPLITS = [(16, 1, 1), (8, 2, 2), (4, 4, 4), (2, 8, 8), (1, 16, 16), (4, 4, 1), (4, 4, 2), (8, 2, 1), (2, 8, 2)]
+SPLITS = [
+    (16, 1, 1),
+    (8, 2, 2),
+    (4, 4, 4),
+    (2, 8, 8),
+    (1, 16, 16),
+    (4, 4, 1),
+    (4, 4, 2),
+    (8, 2, 1),
+    (2, 8, 2),
+]
 
 
 def update_of(tmp_path, split=(16, 1, 1), dtype=torch.float32, turn=0, **options):

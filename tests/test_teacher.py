@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from harness import LORA, flat_parameters, logged, make_trainer, tiny_model
 from peft import get_peft_model
 
+from harness import LORA, flat_parameters, logged, make_trainer, tiny_model
 from srpo_trl.teacher import TeacherWeights
 
 
@@ -121,7 +121,15 @@ def test_value_of_a_parameter_is_the_teachers_and_of_a_frozen_one_the_students()
         ({"max_steps": 3}, 3),
         ({"max_steps": 4, "num_iterations": 2}, 2),
         ({"max_steps": 4, "per_device_train_batch_size": 8, "steps_per_generation": 2}, 2),
-        ({"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "steps_per_generation": 1}, 2),
+        (
+            {
+                "max_steps": 2,
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 4,
+                "steps_per_generation": 1,
+            },
+            2,
+        ),
     ],
     ids=["every step", "iterations", "steps of a batch", "batches of a step"],
 )
@@ -152,7 +160,12 @@ def test_trainer_teacher_moves_by_the_ema_law_of_its_students(tmp_path):
 @pytest.mark.parametrize("kind", ["ema", "base", "live"])
 def test_every_kind_trains(tmp_path, kind):
     trainer = make_trainer(
-        tmp_path, teacher_model_kind=kind, max_steps=4, learning_rate=0.1, per_device_train_batch_size=8, steps_per_generation=2
+        tmp_path,
+        teacher_model_kind=kind,
+        max_steps=4,
+        learning_rate=0.1,
+        per_device_train_batch_size=8,
+        steps_per_generation=2,
     )
     trainer.train()
     assert logged(trainer, "srpo/distillation/divergence")[-1] > 0
@@ -161,7 +174,12 @@ def test_every_kind_trains(tmp_path, kind):
 def test_live_teacher_keeps_the_head_of_its_rollouts(tmp_path):
     """Two optimizer steps per rollout batch: the second must not project old hidden states with a new head."""
     trainer = make_trainer(
-        tmp_path, teacher_model_kind="live", max_steps=2, learning_rate=1.0, per_device_train_batch_size=8, steps_per_generation=2
+        tmp_path,
+        teacher_model_kind="live",
+        max_steps=2,
+        learning_rate=1.0,
+        per_device_train_batch_size=8,
+        steps_per_generation=2,
     )
     heads = []
     original = trainer._distillation_request

@@ -88,7 +88,9 @@ def refuse_unsupported(model: nn.Module, accelerator: Accelerator, is_vision_lan
             "ZeRO-1/2."
         )
     if is_vision_language_model:
-        raise ValueError(f"Self-distillation does not show images to the teacher yet. {remedy} a text-only model.")
+        raise ValueError(
+            f"Self-distillation does not show images to the teacher yet. {remedy} a text-only model."
+        )
     if is_peft_model(model):
         saved = set(model.peft_config[model.active_adapter].modules_to_save or ())  # type: ignore[operator,index,union-attr]
         if saved & {"lm_head", "embed_tokens"}:

@@ -72,7 +72,9 @@ def scored_tokens(batch: TrlBatch) -> Tensor:
 def completion_rows(batch: TrlBatch) -> list[tuple[int, ...]]:
     """Return each row's completion token ids without padding; tool tokens stay."""
     lengths = batch["completion_mask"].sum(1).tolist()
-    return [tuple(ids[:length]) for ids, length in zip(batch["completion_ids"].tolist(), lengths, strict=True)]
+    return [
+        tuple(ids[:length]) for ids, length in zip(batch["completion_ids"].tolist(), lengths, strict=True)
+    ]
 
 
 def add_routing(
@@ -102,7 +104,7 @@ def routed_batch(batch: TrlBatch) -> RoutedBatch:
 
 
 def policy_inputs(
-    batch: TrlBatch, routed: RoutedBatch, num_items_in_batch: Tensor, advantage_scale_B: Tensor
+    batch: TrlBatch, routed: RoutedBatch, num_items_in_batch: Tensor, policy_weight: float
 ) -> TrlBatch:
     """Return the TRL micro-batch of the policy branch: TRL's whole loss then acts on policy rows alone.
 
@@ -112,16 +114,14 @@ def policy_inputs(
         batch: TRL's micro-batch; not changed.
         routed: the same micro-batch, translated.
         num_items_in_batch: () what TRL is to divide by, before its own rescaling.
-        advantage_scale_B: multiplies each row's advantages.
+        policy_weight: of the branch; multiplies the advantages, in which TRL's loss is linear.
     """
     policy_B1 = routed.is_policy_B.unsqueeze(1)
     tool_mask = batch.get("tool_mask", torch.ones_like(batch["completion_mask"]))
-    advantages = batch["advantages"]
-    scale = advantage_scale_B.to(advantages.dtype)
     inputs = {
         **batch,
         "tool_mask": tool_mask * policy_B1.to(tool_mask.dtype),
-        "advantages": advantages * (scale if advantages.dim() == 1 else scale.unsqueeze(1)),
+        "advantages": batch["advantages"] * policy_weight,
         "num_items_in_batch": num_items_in_batch,
     }
     for key in _LOGPS_OF_POLICY_ROWS:

@@ -15,13 +15,13 @@ from trl import GRPOConfig
 ROUTINGS = ("srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix")
 TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference")
 JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
-MAX_ENTROPY_WEIGHT_BETA = 50.0  # exp(-beta * H) stays a normal float64 for every vocabulary up to a million tokens
+MAX_ENTROPY_WEIGHT_BETA = (
+    50.0  # exp(-beta * H) stays a normal float64 for every vocabulary up to a million tokens
+)
 
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
-FEEDBACK_TEMPLATE = (
-    "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
-)
+FEEDBACK_TEMPLATE = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
 
 
 @dataclass

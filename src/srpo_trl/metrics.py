@@ -72,7 +72,9 @@ class MetricSums:
             sum_over_processes: adds a tensor over all processes; called exactly once.
             device: that the reduction runs on.
         """
-        stacked = torch.stack([torch.as_tensor(self._sums[n], dtype=torch.float64, device=device) for n in SUMS])
+        stacked = torch.stack(
+            [torch.as_tensor(self._sums[n], dtype=torch.float64, device=device) for n in SUMS]
+        )
         sums = dict(zip(SUMS, sum_over_processes(stacked).tolist(), strict=True))
         self._sums = dict.fromkeys(SUMS, 0.0)
         return metrics_from_sums(sums)

@@ -51,7 +51,11 @@ def score_completions(
     states: list[Tensor | None] = [None] * len(rows)
     for batch in plan_passes(rows, max_tokens=max_tokens, share_prompts=share_prompts):
         chosen = [rows[i] for i in batch]
-        score = _score_shared if share_prompts and len({row.prompt_ids for row in chosen}) < len(chosen) else _score
+        score = (
+            _score_shared
+            if share_prompts and len({row.prompt_ids for row in chosen}) < len(chosen)
+            else _score
+        )
         for i, state in zip(batch, score(backbone, chosen), strict=True):
             states[i] = state
     return [state for state in states if state is not None]
@@ -98,7 +102,11 @@ def _score_shared(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tenso
     cache = DynamicCache(config=backbone.config)  # type: ignore[arg-type]
     position_ids_UL = (mask_UL.cumsum(1) - 1).clamp(min=0)
     prompt_hidden_ULD = backbone(
-        input_ids=ids_UL, attention_mask=mask_UL, position_ids=position_ids_UL, past_key_values=cache, use_cache=True
+        input_ids=ids_UL,
+        attention_mask=mask_UL,
+        position_ids=position_ids_UL,
+        past_key_values=cache,
+        use_cache=True,
     ).last_hidden_state
     prompt_of_row_R = torch.tensor([prompts.index(row.prompt_ids) for row in rows], device=device)
     first_hidden_R1D = prompt_hidden_ULD[prompt_of_row_R, -1:]
@@ -269,7 +277,9 @@ class DistillingModel:
         is_policy_B: rows that the policy branch trains; TRL's head need not score the others.
     """
 
-    def __init__(self, model: Callable[..., RoutedOutput], request: DistillationRequest, is_policy_B: Tensor) -> None:
+    def __init__(
+        self, model: Callable[..., RoutedOutput], request: DistillationRequest, is_policy_B: Tensor
+    ) -> None:
         self._model = model
         self._request = request
         self._is_policy_B = is_policy_B

@@ -43,7 +43,9 @@ class TeacherWeights:
         # A bfloat16 average at rate 0.05 does not move for updates of RL's size: average in float32.
         self._values: dict[str, Tensor] = {}
         if kind != "live":
-            self._values = {n: p.detach().to(self._store_dtype(p), copy=True) for n, p in self._parameters.items()}
+            self._values = {
+                n: p.detach().to(self._store_dtype(p), copy=True) for n, p in self._parameters.items()
+            }
 
     def _store_dtype(self, parameter: Tensor) -> torch.dtype:
         return torch.promote_types(parameter.dtype, torch.float32) if self.kind == "ema" else parameter.dtype

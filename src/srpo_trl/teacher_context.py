@@ -91,7 +91,8 @@ def _turn(message: dict[str, Any]) -> str:
         return f"Tool result: {content}"
     calls = [call.get("function", call) for call in message.get("tool_calls") or []]
     lines = [
-        f"Tool call: {call['name']} {json.dumps(call.get('arguments', {}), ensure_ascii=False)}" for call in calls
+        f"Tool call: {call['name']} {json.dumps(call.get('arguments', {}), ensure_ascii=False)}"
+        for call in calls
     ]
     return "\n".join(filter(None, [content, *lines]))
 
@@ -116,7 +117,9 @@ def select_information(
     candidates = {
         "sibling": TeacherInformation(solution=sibling),
         "feedback": TeacherInformation(feedback=feedback),
-        "sibling+feedback": TeacherInformation(sibling, feedback) if sibling and feedback else TeacherInformation(),
+        "sibling+feedback": TeacherInformation(sibling, feedback)
+        if sibling and feedback
+        else TeacherInformation(),
         "reference": TeacherInformation(solution=reference),
     }
     return next((candidates[source] for source in sources if candidates[source]), TeacherInformation())
@@ -185,7 +188,9 @@ class TeacherPromptEncoder:
         position = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
         if position is None:
             roles = [message["role"] for message in messages]
-            raise ValueError(f"A prompt needs a user turn for the teacher's re-prompt; its roles are {roles}.")
+            raise ValueError(
+                f"A prompt needs a user turn for the teacher's re-prompt; its roles are {roles}."
+            )
         prompt = message_text(messages[position])
         rendered = self.tokenizer.apply_chat_template(
             [*messages[:position], _with_text(messages[position], _USER_TURN), *messages[position + 1 :]],

@@ -119,7 +119,10 @@ class SRPOTrainer(GRPOTrainer):
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (
+            None,
+            None,
+        ),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
         tools: list[Callable] | None = None,
@@ -160,9 +163,10 @@ class SRPOTrainer(GRPOTrainer):
             temperature=args.temperature,
             importance_clip=args.distillation_is_clip,
         )
-        # Weights of the two branches where both train a rollout; everywhere else a branch has weight 1.
-        self._mix_weight = args.advantage_mix_lambda if args.routing == "advantage_mix" else 1.0
-        self._distillation_weight = 1.0 - self._mix_weight if args.routing == "advantage_mix" else 1.0
+        # Without routing both branches train a rollout, weighted per token; with routing each has weight 1.
+        is_mix = args.routing == "advantage_mix"
+        self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0
+        self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0
         add_distillation_head(self._student)
         self._teacher = TeacherWeights(self.model, args.teacher_model_kind, args.teacher_update_rate)
         self._teacher_head: Head | None = None
@@ -191,7 +195,9 @@ class SRPOTrainer(GRPOTrainer):
         room = longest - self.max_completion_length if longest else args.max_reprompt_length
         return TeacherPromptEncoder(
             tokenizer=self._tokenizer,
-            templates=ContextTemplates(args.reprompt_template, args.solution_template, args.feedback_template),
+            templates=ContextTemplates(
+                args.reprompt_template, args.solution_template, args.feedback_template
+            ),
             max_length=min(args.max_reprompt_length, room),
             chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,
@@ -221,7 +227,9 @@ class SRPOTrainer(GRPOTrainer):
             self._pending_extra_logs[column] = []
         super()._log_completion_extra(column, values)
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
         """Return TRL's rewards, and route the rollouts that they grade."""
         if not self._is_routed:
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -425,9 +433,8 @@ class SRPOTrainer(GRPOTrainer):
         distilling = DistillingModel(model, self._distillation_request(routed), routed.is_policy_B)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
         rescaling = self.args.steps_per_generation / self.current_gradient_accumulation_steps
-        scale_B = torch.where(routed.route_B == Route.MIX, self._mix_weight, 1.0)
         policy_inputs = trl_batch.policy_inputs(
-            inputs, routed, self._totals.num_routed_tokens * rescaling, scale_B
+            inputs, routed, self._totals.num_routed_tokens * rescaling, self._policy_weight
         )
         policy_loss = super()._compute_loss(distilling, policy_inputs)
         result = distilling.result
@@ -442,11 +449,16 @@ class SRPOTrainer(GRPOTrainer):
             topk_mass=result.topk_mass_N,
             importance_ratio=result.importance_ratio_N,
         )
-        if self._branch_gradients is not None and self.state.global_step % self.args.gradient_share_steps == 0:
+        if (
+            self._branch_gradients is not None
+            and self.state.global_step % self.args.gradient_share_steps == 0
+        ):
             self._measure_gradients(self._branch_gradients, policy_loss, distillation_loss)
         return policy_loss + distillation_loss
 
-    def _measure_gradients(self, gradients: BranchGradients, policy_loss: Tensor, distillation_loss: Tensor) -> None:
+    def _measure_gradients(
+        self, gradients: BranchGradients, policy_loss: Tensor, distillation_loss: Tensor
+    ) -> None:
         gradients.add(grpo=policy_loss, sdpo=distillation_loss)
         if not self._window:  # the optimizer step's last micro-batch
             norms = gradients.norms(lambda g: self.accelerator.reduce(g, reduction="mean"))

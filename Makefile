@@ -1,0 +1,59 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Each makes .venv first where it is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= dev
+WORKERS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input $(if $(CI),--quiet)
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+# Tests read no model or data set from a hub and report nowhere; tests/conftest.py sets the same for plain pytest.
+TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WANDB_MODE=disabled
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# One stamp for each set of extras; a newer pyproject.toml or constraints.txt makes the set-up run again.
+comma := ,
+STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-all lint format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with the tested stack (EXTRAS=dev,deepspeed for more)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("srpo-trl needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + ". Give another one: make setup PYTHON=/path/to/python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "[setup 1/3] virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[setup 2/3] $(TORCH) (the longest download)"
+	@$(PIP) $(TORCH)
+	@echo "[setup 3/3] srpo-trl[$(EXTRAS)] and what it needs, versions from constraints.txt (one to three minutes)"
+	@$(PIP) --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+	@echo "[setup] done: $(BIN)/srpo-trl --help"
+
+quickstart: setup ## Train a tiny model with GRPO, SDPO and SRPO in minutes on a CPU
+	$(BIN)/srpo-trl quickstart
+
+test: lint ## Lint, type-check and run the fast tests
+	$(PYTEST) -m "not slow"
+
+test-all: lint ## Everything: slow tests, then the mutants
+	$(PYTEST)
+	@if [ -f scripts/mutants.py ]; then $(TEST_ENV) $(BIN)/python scripts/mutants.py; fi
+
+lint: setup ## ruff check, ruff format --check, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Let ruff fix and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the virtual environment, caches and outputs
+	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+"""A strict reader of JSON lines: every line is an object, and every error names the file and the line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SHOWN_BYTES = 60
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    r"""Line number (from 1) and object of each line.
+
+    Lines end at `\n` only: other line separators of Unicode may stand inside a JSON string.
+
+    Args:
+        path: a file in UTF-8.
+    Raises:
+        ValueError: a line is empty, not UTF-8, not JSON, or not an object.
+        OSError: the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            place = f"{path}, line {number}"
+            if not line.strip():
+                raise ValueError(f"{place}: the line is empty; expected one JSON object per line.")
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{place}: not UTF-8 ({error}); the file is damaged or compressed."
+                ) from error
+            except (ValueError, RecursionError) as error:
+                start = line[:SHOWN_BYTES].decode("utf-8", errors="replace").strip()
+                raise ValueError(
+                    f"{place}: not JSON ({error}); the line starts with {start!r}. Expected one JSON object "
+                    "per line: the file was cut off here, or it is one JSON document over several lines."
+                ) from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{place}: {type(row).__name__} found; expected one JSON object per line.")
+            yield number, row

@@ -1,0 +1,262 @@
+"""Divergences between student and teacher, and the support they are taken on, from log-probabilities.
+
+Shapes: N packed scored tokens, V vocabulary, K size of a support: the whole vocabulary, a top K, or a top K
+and its tail bucket. Formulas: p student, q teacher.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# The largest log-mass a top K may have, so that its tail keeps a finite logarithm: about the spacing of
+# floats below 1. TRL's SDPO has the same bound in float32.
+_MAX_LOG_MASS = {torch.float32: -1e-7, torch.float64: -1e-15}
+
+
+def forward_kl(student_logps_NK: Tensor, teacher_logps_NK: Tensor) -> Tensor:
+    """KL(teacher || student) of each token on the given support, in nats.
+
+        D_n = sum_k q_k (log q_k - log p_k)                        (SDPO, arXiv:2601.20802, sec. 3; alpha = 0)
+
+    Args:
+        student_logps_NK: finite log-probabilities, float32 or float64. Receives the gradient.
+        teacher_logps_NK: same shape and dtype; detached here, never receives one.
+
+    Returns:
+        (N,) in the inputs' dtype, >= 0 up to rounding where both sides sum to one.
+
+    Raises:
+        ValueError: the shapes differ, or a dtype is narrower than float32.
+    """
+    _check_pair(student_logps_NK, teacher_logps_NK)
+    return _relative_entropy(teacher_logps_NK.detach(), student_logps_NK)
+
+
+def reverse_kl(student_logps_NK: Tensor, teacher_logps_NK: Tensor) -> Tensor:
+    """KL(student || teacher) of each token on the given support, in nats.
+
+        D_n = sum_k p_k (log p_k - log q_k)                        (SDPO, arXiv:2601.20802, sec. 3; alpha = 1)
+
+    Args:
+        student_logps_NK: finite log-probabilities, float32 or float64. Receives the gradient.
+        teacher_logps_NK: same shape and dtype; detached here, never receives one.
+
+    Returns:
+        (N,) in the inputs' dtype, >= 0 up to rounding where both sides sum to one.
+
+    Raises:
+        ValueError: the shapes differ, or a dtype is narrower than float32.
+    """
+    _check_pair(student_logps_NK, teacher_logps_NK)
+    return _relative_entropy(student_logps_NK, teacher_logps_NK.detach())
+
+
+def generalized_jensen_shannon(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: float) -> Tensor:
+    """Generalised Jensen-Shannon divergence of each token on the given support, in nats.
+
+        m = (1 - alpha) p + alpha q,   D_n = alpha KL(q || m) + (1 - alpha) KL(p || m)
+                                                                      (SDPO, arXiv:2601.20802; SRPO, table 3)
+
+    Args:
+        student_logps_NK: finite log-probabilities, float32 or float64. Receives the gradient.
+        teacher_logps_NK: same shape and dtype; detached here, never receives one.
+        alpha: the teacher's share of the mixture, strictly between 0 and 1. D tends to 0 at both ends.
+
+    Returns:
+        (N,) in the inputs' dtype, from 0 to log 2 up to rounding where both sides sum to one.
+
+    Raises:
+        ValueError: alpha is not strictly between 0 and 1, the shapes differ, or a dtype is narrower than
+            float32.
+    """
+    _check_pair(student_logps_NK, teacher_logps_NK)
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(
+            f"alpha is {alpha}, but the Jensen-Shannon form needs 0 < alpha < 1: it is 0 at both ends. "
+            "Use forward_kl for 0 and reverse_kl for 1, or divergence, which chooses."
+        )
+    mixture_logps_NK = mixture_logps(student_logps_NK, teacher_logps_NK, alpha)
+    teacher_term_N = _relative_entropy(teacher_logps_NK.detach(), mixture_logps_NK)
+    return alpha * teacher_term_N + (1.0 - alpha) * _relative_entropy(student_logps_NK, mixture_logps_NK)
+
+
+def mixture_logps(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: float) -> Tensor:
+    """Log-probabilities of the mixture m = (1 - alpha) p + alpha q.
+
+    Args:
+        student_logps_NK: finite log-probabilities. Receives the gradient.
+        teacher_logps_NK: same shape and dtype; detached here, never receives one.
+        alpha: the teacher's share, strictly between 0 and 1.
+
+    Returns:
+        (N, K) in the inputs' dtype.
+    """
+    student_part_NK = student_logps_NK + math.log1p(-alpha)
+    return torch.logaddexp(student_part_NK, teacher_logps_NK.detach() + math.log(alpha))
+
+
+def divergence(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: float) -> Tensor:
+    """The divergence that `alpha` names, of each token on the given support, in nats.
+
+        alpha = 0: KL(q || p);   alpha = 1: KL(p || q);   between: generalised Jensen-Shannon
+                                                                      (SDPO, arXiv:2601.20802; SRPO, table 3)
+
+    Args:
+        student_logps_NK: finite log-probabilities, float32 or float64. Receives the gradient.
+        teacher_logps_NK: same shape and dtype; detached here, never receives one.
+        alpha: from 0 to 1. The two ends are the KLs by convention, not the limits of the form between them.
+
+    Returns:
+        (N,) in the inputs' dtype, >= 0 up to rounding where both sides sum to one.
+
+    Raises:
+        ValueError: alpha is outside [0, 1], the shapes differ, or a dtype is narrower than float32.
+    """
+    ends: dict[float, Callable[[Tensor, Tensor], Tensor]] = {0.0: forward_kl, 1.0: reverse_kl}
+    if alpha in ends:
+        return ends[alpha](student_logps_NK, teacher_logps_NK)
+    return generalized_jensen_shannon(student_logps_NK, teacher_logps_NK, alpha)
+
+
+def student_topk_support(
+    student_logps_NV: Tensor, teacher_logps_NV: Tensor, topk: int
+) -> tuple[Tensor, Tensor]:
+    """Both sides' log-probabilities on the student's `topk` most probable tokens.
+
+    Args:
+        student_logps_NV: normalised over the full vocabulary. Receives the gradient, but not through the
+            choice of the tokens.
+        teacher_logps_NV: same shape, normalised over the full vocabulary; detached here.
+        topk: at least 1. From V on, the full vocabulary, in vocabulary order.
+
+    Returns:
+        Student's and teacher's (N, min(topk, V)), in the same order; neither is renormalised.
+
+    Raises:
+        ValueError: topk is below 1, or the shapes differ.
+    """
+    if topk < 1:
+        raise ValueError(
+            f"topk is {topk}, but a support has at least 1 token. Use None for the full vocabulary."
+        )
+    _check_pair(student_logps_NV, teacher_logps_NV)
+    if topk >= student_logps_NV.shape[-1]:
+        return student_logps_NV, teacher_logps_NV.detach()
+    indices_NK = student_logps_NV.detach().topk(topk, dim=-1).indices
+    return student_logps_NV.gather(-1, indices_NK), teacher_logps_NV.detach().gather(-1, indices_NK)
+
+
+def max_log_mass(dtype: torch.dtype) -> float:
+    """The largest log-mass of a top K from which `append_tail_bucket` still makes a finite tail; below 0."""
+    return _MAX_LOG_MASS[dtype]
+
+
+def append_tail_bucket(top_logps_NK: Tensor) -> Tensor:
+    """The given log-probabilities and, last, that of all tokens not among them.
+
+        log_tail = log(-expm1(logsumexp(top)))               (SDPO, arXiv:2601.20802; TRL's `add_tail_bucket`)
+
+    The log-sum-exp is bounded just below 0, so that a top K which holds all the mass has a finite tail;
+    beyond the bound no gradient flows through the tail.
+
+    Args:
+        top_logps_NK: log-probabilities of some tokens, normalised over the full vocabulary. Receives the
+            gradient.
+
+    Returns:
+        (N, K + 1) in the input's dtype; each row sums to one in probability.
+
+    Raises:
+        ValueError: the dtype is narrower than float32.
+    """
+    _check_dtype(top_logps_NK)
+    log_mass_N1 = torch.logsumexp(top_logps_NK, dim=-1, keepdim=True)
+    log_mass_N1 = log_mass_N1.clamp(max=max_log_mass(top_logps_NK.dtype))
+    return torch.cat([top_logps_NK, torch.log(-torch.expm1(log_mass_N1))], dim=-1)
+
+
+def renormalize(top_logps_NK: Tensor) -> Tensor:
+    """The log-probabilities of the given tokens, conditional on being one of them.
+
+    Args:
+        top_logps_NK: log-probabilities of some tokens. Receives the gradient.
+
+    Returns:
+        (N, K) in the input's dtype; each row sums to one in probability.
+    """
+    return top_logps_NK - torch.logsumexp(top_logps_NK, dim=-1, keepdim=True)
+
+
+def divergence_on_topk(
+    student_logps_NV: Tensor, teacher_logps_NV: Tensor, alpha: float, topk: int | None, add_tail: bool
+) -> Tensor:
+    """The divergence that `alpha` names, of each token on the student's top K, in nats.
+
+    Args:
+        student_logps_NV: normalised over the full vocabulary, float32 or float64. Receives the gradient, but
+            not through the choice of the top K.
+        teacher_logps_NV: same shape and dtype; detached here, never receives one.
+        alpha: as in `divergence`.
+        topk: size of the support. None, or V and more: the full vocabulary, whatever `add_tail`.
+        add_tail: True: one more bucket with the mass of all other tokens; False: both sides renormalised.
+
+    Returns:
+        (N,) in the inputs' dtype, >= 0 up to rounding.
+
+    Raises:
+        ValueError: alpha is outside [0, 1], topk is below 1, the shapes differ, or a dtype is narrower than
+            float32.
+    """
+    if topk is None or topk >= student_logps_NV.shape[-1]:
+        return divergence(student_logps_NV, teacher_logps_NV, alpha)
+    student_top_NK, teacher_top_NK = student_topk_support(student_logps_NV, teacher_logps_NV, topk)
+    close = append_tail_bucket if add_tail else renormalize
+    return divergence(close(student_top_NK), close(teacher_top_NK), alpha)
+
+
+def sampled_token_reverse_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
+    """A surrogate whose gradient estimates that of KL(student || teacher) from the one sampled token.
+
+        l_n = stop_gradient(log p(y_n) - log q(y_n)) * log p(y_n)          (SDPO, arXiv:2601.20802, sec. 3)
+
+    Its value is no divergence: for y ~ p, only its gradient has the expectation grad KL(p || q).
+
+    Args:
+        student_logp_N: log-probability of the sampled token. Receives the gradient, through the second
+            factor.
+        teacher_logp_N: same shape and dtype; detached here, never receives one.
+
+    Returns:
+        (N,) in the inputs' dtype, of either sign.
+
+    Raises:
+        ValueError: the shapes differ, or a dtype is narrower than float32.
+    """
+    _check_pair(student_logp_N, teacher_logp_N)
+    return (student_logp_N - teacher_logp_N).detach() * student_logp_N
+
+
+def _relative_entropy(logps_NK: Tensor, reference_logps_NK: Tensor) -> Tensor:
+    """KL(first || second) of each token, differentiable in both."""
+    return (logps_NK.exp() * (logps_NK - reference_logps_NK)).sum(-1)
+
+
+def _check_pair(student_logps: Tensor, teacher_logps: Tensor) -> None:
+    if student_logps.shape != teacher_logps.shape:
+        raise ValueError(
+            f"student log-probabilities have the shape {tuple(student_logps.shape)} and the teacher's "
+            f"{tuple(teacher_logps.shape)}; both must be the same. "
+            "Score the same tokens over the same vocabulary."
+        )
+    _check_dtype(student_logps)
+    _check_dtype(teacher_logps)
+
+
+def _check_dtype(logps: Tensor) -> None:
+    if logps.dtype not in _MAX_LOG_MASS:
+        raise ValueError(
+            f"log-probabilities are {logps.dtype}; float32 or float64 is required. Convert the logits with "
+            ".float() before the log-softmax: rounded log-probabilities cannot be repaired."
+        )

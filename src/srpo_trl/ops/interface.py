@@ -1,0 +1,171 @@
+"""What goes into the distillation operators and what comes out of them, the same for every backend.
+
+Shapes: N packed scored tokens, D hidden (the teacher's may differ), V vocabulary.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+Mode = Literal["logits", "sampled_token"]
+
+
+class Head(NamedTuple):
+    """An LM head as data: logits = softcap(logit_scale * (hidden W^T + bias)).
+
+    Attributes:
+        weight_VD: W; any float dtype.
+        bias_V: or None.
+        logit_scale: multiplies the logits before the softcap.
+        softcap: c of c * tanh(x / c), as in Gemma; None: no softcap.
+    """
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationSpec:
+    """What is computed per token.
+
+    Attributes:
+        alpha: 0 forward KL(teacher || student), 1 reverse KL(student || teacher), between: generalised
+            Jensen-Shannon. Not used with "sampled_token", which is reverse KL.
+        topk: size of the support, the student's most probable tokens; None, or V and more: the full
+            vocabulary.
+        add_tail: one more bucket for the mass outside the top K; False: both sides are renormalised.
+        mode: "logits": a divergence over the support; "sampled_token": the surrogate of the sampled token
+            alone.
+        temperature: both sides' logits are divided by it, after scale and softcap.
+        importance_clip: cap of the importance ratio; None: the ratio is exactly 1.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    alpha: float = 0.5
+    topk: int | None = 100
+    add_tail: bool = True
+    mode: Mode = "logits"
+    temperature: float = 1.0
+    importance_clip: float | None = 2.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0.0 <= self.alpha <= 1.0:
+            problems.append(f"alpha is {self.alpha}; it must be from 0 (forward KL) to 1 (reverse KL)")
+        if self.topk is not None and self.topk < 1:
+            problems.append(f"topk is {self.topk}; it must be at least 1, or None for the full vocabulary")
+        if self.mode not in get_args(Mode):
+            problems.append(f"mode is {self.mode!r}; it must be one of {get_args(Mode)}")
+        if not self.temperature > 0.0:
+            problems.append(f"temperature is {self.temperature}; it must be above 0")
+        if self.importance_clip is not None and not self.importance_clip > 0.0:
+            problems.append(
+                f"importance_clip is {self.importance_clip}; it must be above 0, or None to switch it off"
+            )
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    def support_size(self, vocab_size: int) -> int | None:
+        """The number of tokens in the top K, or None where no top K is taken."""
+        if self.mode == "sampled_token" or self.topk is None or self.topk >= vocab_size:
+            return None
+        return self.topk
+
+
+class DistillationResult(NamedTuple):
+    """The distillation loss of the given tokens and what to report about each of them.
+
+    Everything but `loss` is detached, float32 or wider, with shape (N,).
+
+    Attributes:
+        loss: (), sum over n of coefficient_n * ratio_n * l_n; the only differentiable field.
+        divergence_N: D in nats without coefficient or ratio; for "sampled_token" log pi_theta(y) - log
+            teacher(y).
+        student_logps_N: log pi_theta(y_n).
+        student_entropy_N: over the full vocabulary, nats.
+        topk_mass_N: the student's probability of its own top K; 1 where no top K is taken.
+        importance_ratio_N: the factor applied; 1 where there are no old log-probabilities.
+    """
+
+    loss: Tensor
+    divergence_N: Tensor
+    student_logps_N: Tensor
+    student_entropy_N: Tensor
+    topk_mass_N: Tensor
+    importance_ratio_N: Tensor
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where any of the given tensors is float64, else float32."""
+    return (
+        torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    )
+
+
+def check_distillation_inputs(
+    student_hidden_ND: Tensor,
+    student_head: Head,
+    teacher_hidden_ND: Tensor,
+    teacher_head: Head,
+    token_ids_N: Tensor,
+    coefficient_N: Tensor,
+    old_logps_N: Tensor | None,
+) -> None:
+    """Refuse what does not fit together, before anything is computed.
+
+    Raises:
+        ValueError: the two sides' numbers of tokens or vocabularies differ, a head does not fit its hidden
+            states, a per-token argument does not have the shape (N,), or the token ids are not integers.
+    """
+    check_head("student", student_hidden_ND, student_head)
+    check_head("teacher", teacher_hidden_ND, teacher_head)
+    num_tokens = student_hidden_ND.shape[0]
+    if teacher_hidden_ND.shape[0] != num_tokens:
+        raise ValueError(
+            f"the teacher's hidden states hold {teacher_hidden_ND.shape[0]} tokens and the student's "
+            f"{num_tokens}; both must hold the same tokens. Pack both with the same mask."
+        )
+    student_vocab, teacher_vocab = student_head.weight_VD.shape[0], teacher_head.weight_VD.shape[0]
+    if student_vocab != teacher_vocab:
+        raise ValueError(
+            f"the student's vocabulary has {student_vocab} tokens and the teacher's {teacher_vocab}; both "
+            "must be the same. Use a teacher with the student's tokenizer, and resize or pad both heads alike."
+        )
+    per_token = {"token_ids_N": token_ids_N, "coefficient_N": coefficient_N, "old_logps_N": old_logps_N}
+    for name, value in per_token.items():
+        if value is not None and value.shape != (num_tokens,):
+            raise ValueError(
+                f"{name} has the shape {tuple(value.shape)}; ({num_tokens},) is required, one value for each "
+                "token of student_hidden_ND. Pack it with the same mask."
+            )
+    if token_ids_N.is_floating_point() or token_ids_N.dtype == torch.bool:
+        raise ValueError(
+            f"token_ids_N is {token_ids_N.dtype}; int64 token ids are required. Pass the sampled ids."
+        )
+
+
+def check_head(side: str, hidden_ND: Tensor, head: Head) -> None:
+    """Refuse a head that does not fit the hidden states.
+
+    Raises:
+        ValueError: the hidden states or the weight are no matrices, their widths differ, or the bias is not
+            (V,).
+    """
+    weight_VD, bias_V = head.weight_VD, head.bias_V
+    if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
+        raise ValueError(
+            f"the {side}'s hidden states have the shape {tuple(hidden_ND.shape)} and its head's weight "
+            f"{tuple(weight_VD.shape)}; (N, D) and (V, D) are required. Pack the scored tokens into one "
+            "dimension, and pass the hidden states that this head projects."
+        )
+    if bias_V is not None and bias_V.shape != (weight_VD.shape[0],):
+        raise ValueError(
+            f"the {side} head's bias has the shape {tuple(bias_V.shape)}; ({weight_VD.shape[0]},) is "
+            "required, one value for each row of its weight."
+        )

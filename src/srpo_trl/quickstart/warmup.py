@@ -1,0 +1,180 @@
+"""The supervised start: a model that adds rightly now and then alone, and mostly with a solution in view.
+
+Both forms are trained, the question alone and the question in the trainer's teacher re-prompt. It stops at a
+measured accuracy, long before the model has learned to add: that is left to reinforcement learning.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from srpo_trl.quickstart.evaluate import sampled_accuracy
+from srpo_trl.quickstart.prompts import TEMPLATES, student_prompts, teacher_prompts
+from srpo_trl.quickstart.task import Question, sample_questions
+from srpo_trl.quickstart.tiny_model import build_model
+
+RESULT_FILE = "warmup.json"
+
+
+@dataclass(frozen=True)
+class WarmupRecipe:
+    """What the start depends on: the same values give the same weights on one machine."""
+
+    seed: int = 0
+    initializer_range: float = 0.08
+    batch_size: int = 32
+    teacher_rows: int = 10
+    learning_rate: float = 4e-3
+    ramp_steps: int = 20
+    decay_steps: int = 500
+    max_steps: int = 400
+    first_check: int = 150
+    check_every: int = 12
+    check_questions: int = 256
+    student_accuracy: float = 0.35
+    teacher_ratio: float = 2.0
+
+    def key(self, tokenizer: PreTrainedTokenizerFast) -> str:
+        """Return a short name for the recipe with this vocabulary and these templates, the cache's key."""
+        parts = [
+            dataclasses.asdict(self),
+            dataclasses.asdict(TEMPLATES),
+            sorted(tokenizer.get_vocab().items()),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class WarmupResult:
+    """What the warm-up came to. The accuracies are those that it stopped on."""
+
+    num_steps: int
+    student_accuracy: float
+    teacher_accuracy: float
+    reached: bool
+    seconds: float
+
+
+def warm_up(
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: WarmupRecipe,
+    on_step: Callable[[int, str], None] | None = None,
+) -> tuple[PreTrainedModel, WarmupResult]:
+    """Train a fresh model on worked solutions until it is good enough, and return it with what was measured.
+
+    Args:
+        on_step: called after each step with its number and, after a check, what the check found (else "").
+    """
+    start = time.perf_counter()
+    model = build_model(tokenizer, recipe.seed, initializer_range=recipe.initializer_range)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _learning_rate_scale(step + 1, recipe)
+    )
+    questions = sample_questions(recipe.batch_size * recipe.max_steps, seed=recipe.seed + 1)
+    check = _Check(tokenizer, recipe)
+    found = (0.0, 0.0)
+    reached = False
+    step = 0
+    while step < recipe.max_steps and not reached:
+        batch = questions[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        shown, alone = batch[: recipe.teacher_rows], batch[recipe.teacher_rows :]
+        for rows, prompts in (
+            (shown, teacher_prompts(tokenizer, shown)),
+            (alone, student_prompts(tokenizer, alone)),
+        ):
+            if rows:
+                loss = solution_loss(model, tokenizer, prompts, rows)
+                (loss * len(rows) / len(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        step += 1
+        message = ""
+        if (
+            (step >= recipe.first_check
+            and (step - recipe.first_check) % recipe.check_every == 0)
+            or step == recipe.max_steps
+        ):
+            found = check(model)
+            reached = found[0] >= recipe.student_accuracy and found[1] >= recipe.teacher_ratio * found[0]
+            message = f"alone {found[0]:.2f}, shown a solution {found[1]:.2f}"
+        if on_step is not None:
+            on_step(step, message)
+    return model.eval(), WarmupResult(step, *found, reached, time.perf_counter() - start)
+
+
+def solution_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    questions: Sequence[Question],
+) -> Tensor:
+    """Return the mean cross-entropy of the worked solutions' tokens after their prompts, in nats.
+
+    Every prompt has the same length, and so has every solution: nothing is padded.
+    """
+    solutions = tokenizer([question.solution for question in questions])["input_ids"]
+    rows = [
+        [*prompt, *solution, tokenizer.eos_token_id]
+        for prompt, solution in zip(prompts, solutions, strict=True)
+    ]
+    input_ids = torch.tensor(rows, device=model.device)
+    num_targets = len(solutions[0]) + 1
+    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=num_targets + 1).logits[:, :-1]
+    return functional.cross_entropy(logits.flatten(0, 1), input_ids[:, -num_targets:].flatten())
+
+
+class _Check:
+    """Measures both prompts on questions of the training part that the warm-up does not train on."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: WarmupRecipe) -> None:
+        self._tokenizer, self._seed = tokenizer, recipe.seed
+        self._questions = sample_questions(recipe.check_questions, seed=recipe.seed + 2)
+        self._student_prompts = student_prompts(tokenizer, self._questions)
+        self._teacher_prompts = teacher_prompts(tokenizer, self._questions)
+
+    def __call__(self, model: PreTrainedModel) -> tuple[float, float]:
+        student, teacher = (
+            sampled_accuracy(model, self._tokenizer, prompts, self._questions, self._seed)
+            for prompts in (self._student_prompts, self._teacher_prompts)
+        )
+        return student, teacher
+
+
+def _learning_rate_scale(step: int, recipe: WarmupRecipe) -> float:
+    """Return the factor of the learning rate at `step` (from 1): a linear ramp, then a linear decay."""
+    decay = (recipe.decay_steps - step) / (recipe.decay_steps - recipe.ramp_steps)
+    return min(step / recipe.ramp_steps, max(decay, 0.0))
+
+
+def save_start(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, result: WarmupResult
+) -> None:
+    """Write the start to `folder`, which appears whole or not at all."""
+    staging = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    (staging / RESULT_FILE).write_text(json.dumps(dataclasses.asdict(result), indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+
+
+def load_start(folder: Path) -> tuple[PreTrainedModel, WarmupResult] | None:
+    """Return the start that `save_start` wrote, or None where there is none."""
+    if not (folder / RESULT_FILE).is_file():
+        return None
+    result = WarmupResult(**json.loads((folder / RESULT_FILE).read_text()))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), result

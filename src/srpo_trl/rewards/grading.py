@@ -1,0 +1,116 @@
+"""What all graders share: reading a completion's text, and turning a grader of one row into a TRL reward.
+
+A grader is a pure function `(text, answer) -> Grade`; `GradedReward` runs it over a batch as TRL calls it.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+SHOWN_CHARACTERS = 80
+
+
+class Grade(NamedTuple):
+    """The judgement of one completion.
+
+    Attributes:
+        reward: the score; None where the row's reference answer is unusable, so that nothing can be said.
+        feedback: what is wrong, for the teacher's prompt; empty where the completion is correct or ungraded.
+        answer_problem: why the reference answer is unusable; empty where it is usable.
+    """
+
+    reward: float | None
+    feedback: str = ""
+    answer_problem: str = ""
+
+
+class GradedReward:
+    """A TRL reward function that grades each completion against the dataset column `answer`.
+
+    An object and not a closure because TRL sends reward functions to other processes, and closures do not
+    pickle. Its options live in `grade`, out of reach of dataset columns that have an option's name.
+    """
+
+    def __init__(self, name: str, grade: Callable[[str, Any], Grade]) -> None:
+        self.__name__ = name  # TRL names the metrics and the column of the completions table after it
+        self.grade = grade
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.__name__!r}, {self.grade!r})"
+
+    def __call__(
+        self,
+        completions: list[Any],
+        answer: list[Any],
+        log_extra: Callable[[str, list], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        """Rewards of a batch; its feedback goes to `log_extra("feedback", ...)`.
+
+        Args:
+            completions: one string or one list of messages per row; the last assistant message is graded.
+            answer: the reference answer of each row.
+            log_extra: receives one feedback text per row, empty for rows that are correct or ungraded.
+            log_metric: receives the fraction of rows whose reference answer is unusable.
+            kwargs: everything else that TRL passes; not used.
+        Returns:
+            One reward per row; None where the reference answer is unusable (a warning is logged).
+        Raises:
+            ValueError: `completions` and `answer` differ in length.
+        """
+        if len(completions) != len(answer):
+            raise ValueError(
+                f"{self.__name__} was given {len(completions)} completions and {len(answer)} answers; "
+                "pass one reference answer per completion."
+            )
+        grades = [
+            self.grade(completion_text(row), gold) for row, gold in zip(completions, answer, strict=True)
+        ]
+        problems = [(row, grade.answer_problem) for row, grade in enumerate(grades) if grade.reward is None]
+        if problems:
+            first_row, first_problem = problems[0]
+            logger.warning(
+                "%s: %d of %d rows have an unusable reference answer and get no reward, first row %d: %s",
+                self.__name__,
+                len(problems),
+                len(grades),
+                first_row,
+                first_problem,
+            )
+        if log_metric is not None and grades:
+            log_metric(f"rewards/{self.__name__}/unscorable_frac", len(problems) / len(grades))
+        if log_extra is not None:
+            log_extra("feedback", [grade.feedback for grade in grades])
+        return [grade.reward for grade in grades]
+
+
+def completion_text(completion: Any) -> str:
+    """Text that the assistant said last: a plain completion itself, or the last assistant message's content.
+
+    A message without a role counts as the assistant's. Content in parts (`{"type": "text", "text": ...}`) is
+    joined. Anything else reads as the empty string, which is graded like any completion.
+    """
+    if isinstance(completion, str):
+        return completion
+    messages = completion if isinstance(completion, list) else []
+    for message in reversed(messages):
+        if isinstance(message, dict) and message.get("role", "assistant") == "assistant":
+            return _content_text(message.get("content"))
+    return ""
+
+
+def shorten(text: str) -> str:
+    """`text` on one line, at most `SHOWN_CHARACTERS` long, for messages that quote a model or a file."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def _content_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))

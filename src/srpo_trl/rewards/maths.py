@@ -1,0 +1,91 @@
+r"""Mathematical answers, compared by math-verify: LaTeX (`\boxed{}` first) or a plain expression."""
+
+import functools
+import re
+import threading
+from decimal import Decimal
+from typing import Any
+
+from srpo_trl.rewards.grading import Grade, GradedReward, shorten
+
+PARSING_TIMEOUT_SECONDS = 10
+VERIFY_TIMEOUT_SECONDS = 5
+
+_SCIENTIFIC_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?[eE][+-]?\d+")
+_LATEX_DELIMITER = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
+_LATEX_TEXT = re.compile(r"\\(text|textbf|mathrm|mbox)\{[^{}]*\}")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")  # letters that are not a LaTeX command
+
+
+def get_math_reward(*, reveal_answer: bool = False) -> GradedReward:
+    r"""Reward 1 where math-verify finds the completion's answer equal to the reference, else 0.
+
+    The reference comes from the dataset column `answer`: a number, or text with LaTeX or a plain expression;
+    one in which no expression is found is unusable and rewarded None.
+
+    math-verify bounds its own running time by an alarm signal, which only a process's main thread may set.
+    Called from another thread, the reward runs without that bound, as TRL's `accuracy_reward` does.
+
+    Args:
+        reveal_answer: let the feedback give the reference answer.
+    Returns:
+        A TRL reward function named `math_reward`.
+    """
+    return GradedReward("math_reward", functools.partial(grade_math, reveal_answer=reveal_answer))
+
+
+def grade_math(text: str, answer: Any, *, reveal_answer: bool = False) -> Grade:
+    """Grade of one completion; the reference is the gold side of math-verify's asymmetric comparison."""
+    from math_verify import verify
+
+    gold_text = _gold_text(answer)
+    gold = _parse(gold_text)
+    if not gold:
+        return Grade(reward=None, answer_problem=f"no expression found in {shorten(repr(answer))}")
+    predicted = _parse(text)
+    timeout_seconds = VERIFY_TIMEOUT_SECONDS if _in_main_thread() else None
+    if verify(gold, predicted, timeout_seconds=timeout_seconds):
+        return Grade(reward=1.0)
+    feedback = _feedback(predicted)
+    if reveal_answer:
+        feedback += f" The correct answer is {answer}."
+    return Grade(reward=0.0, feedback=feedback)
+
+
+def _gold_text(answer: Any) -> str:
+    """Reference as text whose expression is delimited wherever it is nothing but an expression.
+
+    Undelimited, math-verify takes the last plain number of a text: 10 of `10^{-3}`, 2 of `(1, 2)`.
+    """
+    if not isinstance(answer, str | int | float):
+        return ""
+    text = str(answer).strip()
+    if _SCIENTIFIC_NUMBER.fullmatch(text):
+        text = f"{Decimal(str(float(text))):f}"
+    is_bare = text and not _LATEX_DELIMITER.search(text) and not _PROSE.search(_LATEX_TEXT.sub("", text))
+    return f"${text}$" if is_bare else text
+
+
+def _parse(text: str) -> list[Any]:
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    return parse(
+        text,
+        extraction_config=[LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()],
+        parsing_timeout=PARSING_TIMEOUT_SECONDS if _in_main_thread() else None,
+    )
+
+
+def _feedback(predicted: list[Any]) -> str:
+    # The text that math-verify read, not its expression: printing a SymPy expression can take unbounded time.
+    read_texts = [shorten(item) for item in predicted if isinstance(item, str)]
+    if not read_texts:
+        return "The response has no final answer that can be read; it must be given in \\boxed{}."
+    return f"The answer {read_texts[-1]} is wrong."
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+math_reward = get_math_reward()

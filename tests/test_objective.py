@@ -1,0 +1,209 @@
+"""The trainer's loss and gradient against the oracle: plain NumPy on logits of plain forward passes."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import oracle
+from harness import (
+    NUM_GENERATIONS,
+    ROLLOUTS,
+    flat_parameters,
+    logged,
+    make_trainer,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+TOKENIZER = tiny_tokenizer()
+OPTIONS = oracle.Options(num_generations=NUM_GENERATIONS, distillation_topk=5)
+
+
+def rows():
+    return [(prompt, answer) for prompt, answers in ROLLOUTS for answer in answers]
+
+
+def prompt_ids(text):
+    chat = [{"role": "user", "content": text}]
+    return TOKENIZER.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+
+
+def completion_ids(answer):
+    return [*TOKENIZER(answer)["input_ids"], TOKENIZER.eos_token_id]
+
+
+def reward(answer):
+    return math.nan if "=" in answer else float("#" in answer)
+
+
+def demonstration(prompt, answer, shown):
+    """The demonstration that the trainer chose for the group, or for the rollout that is that demonstration."""
+    others = [a for a in dict(ROLLOUTS)[prompt] if reward(a) == 1.0 and a != answer]
+    if not others:
+        return None
+    return next((a for a in others if a in shown.get((prompt, answer), ())), None)
+
+
+def logits_of(model, prompt, completion):
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + completion])).logits[0].double().numpy()
+    return logits[len(prompt) - 1 : len(prompt) - 1 + len(completion)]
+
+
+def build(student, teacher, shown, old=None, sampler=None):
+    """The oracle's rollouts of all rows, with logits from plain forward passes."""
+    rollouts = []
+    for prompt, answer in rows():
+        ids = completion_ids(answer)
+        shown_answer = demonstration(prompt, answer, shown)
+        teacher_logits = None
+        if shown_answer is not None:
+            text = f"{prompt}\nCorrect solution:\n\n{shown_answer}\n\nCorrectly solve the original question."
+            teacher_logits = logits_of(teacher, prompt_ids(text), ids)
+        old_logps = None
+        if old is not None:
+            logps = oracle.log_softmax(logits_of(old, prompt_ids(prompt), ids))
+            old_logps = [logps[t, token] for t, token in enumerate(ids)]
+        rollouts.append(
+            oracle.Rollout(
+                student_logits=logits_of(student, prompt_ids(prompt), ids),
+                teacher_logits=teacher_logits,
+                token_ids=ids,
+                mask=[True] * len(ids),
+                reward=reward(answer),
+                old_logps=old_logps,
+            )
+        )
+    return rollouts
+
+
+def with_frozen(rollouts, frozen):
+    from dataclasses import replace
+
+    return [replace(r, frozen_student_logits=f.student_logits) for r, f in zip(rollouts, frozen, strict=True)]
+
+
+def slope(model, direction, shown, teacher, options, old=None, step=3e-4):
+    """Derivative of the oracle's loss along a direction in parameter space, by central differences.
+
+    The architecture normalises in float32 whatever its dtype, so a small step would measure rounding.
+    """
+    here = build(model, teacher, shown, old)
+    losses = []
+    for sign in (1, -1):
+        moved = copy.deepcopy(model)
+        offset = 0
+        with torch.no_grad():
+            for parameter in moved.parameters():
+                part = direction[offset : offset + parameter.numel()].view_as(parameter)
+                parameter.add_(part, alpha=sign * step)
+                offset += parameter.numel()
+        losses.append(oracle.joint_loss(with_frozen(build(moved, teacher, shown, old), here), options))
+    return (losses[0] - losses[1]) / (2 * step)
+
+
+def spy_on_demonstrations(trainer):
+    """What each rollout's teacher was shown: the answers that occur in the decoded teacher prompts."""
+    shown = {}
+    original = trainer._score_with_teacher
+
+    def score(output, rollouts):
+        for row, prompt in enumerate(rollouts.teacher_prompts):
+            if prompt is not None:
+                question, answer = rows()[row]
+                text = TOKENIZER.decode(list(prompt.ids))
+                shown[question, answer] = [
+                    a for a in dict(ROLLOUTS)[question] if f"solution:\n\n{a}\n\nCorrectly" in text
+                ]
+        return original(output, rollouts)
+
+    trainer._score_with_teacher = score
+    return shown
+
+
+def train(tmp_path, **options):
+    trainer = make_trainer(
+        tmp_path,
+        model=tiny_model(dtype=torch.float64),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=4,
+        **options,
+    )
+    shown = spy_on_demonstrations(trainer)
+    before = copy.deepcopy(trainer.model)
+    before.__dict__.pop("forward", None)
+    trainer.train()
+    return trainer, shown, before
+
+
+VARIANTS = {
+    "srpo": {},
+    "srpo without weights": {"entropy_weight_beta": 0.0},
+    "srpo with sharp weights": {"entropy_weight_beta": 4.0},
+    "grpo as a route": {"success_reward_threshold": -1.0},
+    "sdpo": {"routing": "sdpo"},
+    "sdpo on failed only": {"routing": "sdpo_failed"},
+    "sdpo on correct only": {"routing": "sdpo_correct"},
+    "advantage mix": {"routing": "advantage_mix"},
+    "advantage mix of 0.3": {"routing": "advantage_mix", "advantage_mix_lambda": 0.3},
+    "forward KL": {"distillation_alpha": 0.0},
+    "reverse KL": {"distillation_alpha": 1.0},
+    "renormalised top K": {"distillation_add_tail": False},
+    "full vocabulary": {"distillation_topk": None},
+    "sampled token": {"distillation_mode": "sampled_token", "distillation_alpha": 1.0},
+    "temperature": {"temperature": 1.7},
+}
+
+
+def oracle_options(options):
+    return oracle.Options(**({"num_generations": NUM_GENERATIONS, "distillation_topk": 5} | options))
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_loss_and_gradient_equal_the_oracles(tmp_path, options):
+    trainer, shown, before = train(tmp_path, **options)
+    rollouts = build(before, before, shown)
+    expected = oracle.joint_objective(rollouts, oracle_options(options))
+    assert logged(trainer, "loss")[0] == pytest.approx(expected.loss, rel=1e-4, abs=2e-6)
+    total = expected.num_routed_tokens
+    assert logged(trainer, "srpo/loss/sdpo")[0] == pytest.approx(
+        expected.distillation_sum / total, rel=1e-4, abs=1e-7
+    )
+
+    gradient = flat_parameters(before) - flat_parameters(trainer.model)  # plain descent at rate 1
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        direction = torch.randn(len(gradient), generator=generator, dtype=torch.float64)
+        direction = direction / direction.norm() + gradient / gradient.norm()  # never all but orthogonal
+        expected_slope = slope(before, direction, shown, before, oracle_options(options))
+        assert float(gradient @ direction) == pytest.approx(expected_slope, rel=1e-3)
+
+
+def test_second_iteration_uses_the_old_policy_and_clips(tmp_path):
+    """Two updates on one rollout batch, far enough apart that the importance ratio and the policy clip act."""
+    options = {"num_iterations": 2, "learning_rate": 3.0}
+    one, shown, before = train(tmp_path / "one", max_steps=1, **options)
+    middle = copy.deepcopy(one.model)
+    middle.__dict__.pop("forward", None)
+    two, _, _ = train(tmp_path / "two", max_steps=2, **options)
+    expected = oracle.joint_objective(build(middle, before, shown, old=before), OPTIONS)
+    assert logged(two, "loss")[1] == pytest.approx(expected.loss, rel=1e-4)
+    assert logged(two, "srpo/distillation/importance_ratio")[1] != pytest.approx(1.0, abs=0.05)
+    gradient = (flat_parameters(middle) - flat_parameters(two.model)) / 3.0
+    direction = gradient / gradient.norm()
+    expected_slope = slope(middle, direction, shown, before, OPTIONS, old=before)
+    assert float(gradient @ direction) == pytest.approx(expected_slope, rel=1e-3)
+
+
+def test_route_metrics_equal_the_oracles(tmp_path):
+    trainer, shown, before = train(tmp_path)
+    expected = oracle.joint_objective(build(before, before, shown), OPTIONS)
+    policy = np.mean([w == (1.0, 0.0) for w in expected.routes])
+    distilled = np.mean([w == (0.0, 1.0) for w in expected.routes])
+    assert logged(trainer, "srpo/route/grpo_frac")[0] == pytest.approx(policy)
+    assert logged(trainer, "srpo/route/sdpo_frac")[0] == pytest.approx(distilled)
+    assert logged(trainer, "srpo/route/skip_frac")[0] == pytest.approx(1 / 16)
+    assert logged(trainer, "srpo/weight/raw_mean")[0] == pytest.approx(expected.mean_raw_weight, rel=1e-5)
