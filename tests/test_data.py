@@ -264,8 +264,8 @@ def test_a_dataset_folder_or_hub_id_goes_through_load_dataset(tmp_path):
 
 
 def test_a_folder_within_a_hub_dataset_says_which_benchmark_it_is(tmp_path):
-    write(tmp_path / "all" / "sciknoweval" / "biology" / "test.json", [science_row()])
-    (row,) = load_benchmark(tmp_path / "all", "test", data_dir="sciknoweval/biology")
+    write(tmp_path / "chemistry" / "sciknoweval" / "biology" / "test.json", [science_row()])
+    (row,) = load_benchmark(tmp_path / "chemistry", "test", data_dir="sciknoweval/biology")
     assert row["benchmark"] == "biology"
     assert row["prompt"][0] == {"role": "system", "content": SYSTEM}
 

@@ -450,12 +450,11 @@ MEMORY_SPECS = {
 
 
 @pytest.mark.parametrize("mode", MEMORY_SPECS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize(("dtype", "softcap"), [(torch.float32, None), (torch.bfloat16, 5.0)])
 def test_memory_is_bounded(mode, dtype, softcap):
-    spec, vocab_size, itemsize = MEMORY_SPECS[mode], 1001, 4
+    spec, vocab_size, itemsize = MEMORY_SPECS[mode], 501, 4
     seen_chunks = set()
-    for num_tokens, chunk_bytes in itertools.product((1, 130), (1, 60_000, 200_000, 2_000_000)):
+    for num_tokens, chunk_bytes in ((1, 1), (1, 10**6), (20, 1), (130, 30_000), (130, 100_000), (130, 10**6)):
         problem = make_problem(num_tokens, vocab_size, bias=True, softcap=softcap, scale=0.7, dtype=dtype)
         sides = (problem.hidden, problem.head, problem.teacher_hidden, problem.teacher_head)
         plan = plan_distillation(*sides, torch.float32, spec, chunk_bytes)

@@ -254,9 +254,10 @@ def test_tool_use_feedback_names_what_was_predicted():
         "Action input that does not belong: `hour`. Action input with a wrong value: `city`. "
         "An action input that is needed is missing.",
     )
-    assert score(tool_use_reward, "I would look.", answer)[1].startswith(
-        "The response has no `Action:` line."
-    )
+    for text in ("I would look.", "Action:\nAction Input: {}"):
+        assert score(tool_use_reward, text, answer)[1].startswith(
+            "The response has no `Action:` line. An action"
+        )
 
 
 def test_revealing_strict_feedback_is_the_papers():

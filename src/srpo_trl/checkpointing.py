@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 
 STATE_FILE = "srpo_state.json"
 STAGING_FOLDER = ".saving"
@@ -63,7 +64,8 @@ def save_rollouts(folder: Path, rank: int, batches: Sequence[dict[str, Any]]) ->
 
 def load_rollouts(folder: Path, rank: int, device: torch.device) -> list[dict[str, Any]]:
     """Read this process's rollouts; plain tensors and lists only, never pickled code."""
-    return torch.load(folder / _ROLLOUTS_FILE.format(rank=rank), map_location=device, weights_only=True)
+    batches = torch.load(folder / _ROLLOUTS_FILE.format(rank=rank), map_location="cpu", weights_only=True)
+    return send_to_device(batches, device)
 
 
 def staging_folder(run_dir: str) -> str:

@@ -96,7 +96,8 @@ class SRPOTrainer(GRPOTrainer):
         "citation": textwrap.dedent("""\
             @article{li2026unifying,
                 title  = {{Unifying Group-Relative and Self-Distillation Policy Optimization via Sample Routing}},
-                author = {Gengsheng Li and Tianyu Yang and Junfeng Fang and Mingyang Song and Mao Zheng and Haiyun Guo and Dan Zhang and Jinqiao Wang and Tat-Seng Chua},
+                author = {Gengsheng Li and Tianyu Yang and Junfeng Fang and Mingyang Song and Mao Zheng and
+                          Haiyun Guo and Dan Zhang and Jinqiao Wang and Tat-Seng Chua},
                 year   = 2026,
                 eprint = {arXiv:2604.02288},
             }"""),

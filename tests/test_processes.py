@@ -1,0 +1,66 @@
+"""Two processes compute what one does: groups on both, one without a distilled token, none with a scored one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from harness import relative_error
+from two_processes import SCENARIOS, SPLITS, results
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    done = subprocess.run(
+        [*command, str(HERE / "two_processes.py"), str(folder)],
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return results(tmp_path_factory.mktemp("alone"), num_processes=1)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "nothing scored"])
+def test_two_processes_make_the_update_of_one(ranks, alone, scenario, split):
+    expected = alone[f"{scenario}/whole"]
+    for rank in ranks:
+        found = rank["scenarios"][f"{scenario}/{split}"]
+        assert relative_error(found["update"], expected["update"]) < 1e-5
+        assert relative_error(found["teacher"], expected["teacher"]) < 1e-6
+        assert found["routes"] == expected["routes"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4, abs=1e-5)
+
+
+def test_the_scenarios_are_what_they_say(alone):
+    def routes(scenario):
+        return [fractions[0] * 12 for fractions in alone[f"{scenario}/whole"]["routes"]]
+
+    assert routes("straddling") == pytest.approx([5, 6, 1])
+    assert routes("one sided") == pytest.approx([9, 3, 0])
+    assert routes("nothing scored") == pytest.approx([0, 0, 12])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_step_without_a_scored_token_changes_nothing(ranks, alone, split):
+    for found in (*(rank["scenarios"] for rank in ranks), alone):
+        assert not found[f"nothing scored/{split}"]["update"].any()
+
+
+def test_resume_inside_a_rollout_batch_on_two_processes(ranks):
+    for rank in ranks:
+        assert torch.equal(rank["resume"]["resumed"], rank["resume"]["whole"])

@@ -1,0 +1,81 @@
+"""Run by `torchrun` from test_processes.py: trains the scenarios and writes what each process ended with."""
+
+import sys
+from pathlib import Path
+
+import torch
+from harness import chat_dataset, contains_answer, flat_parameters, logged, make_trainer, replay, tiny_tokenizer
+
+# Three groups of four over two processes: the middle one lies on both.
+STRADDLING = (
+    ("1+1", ["2#2", "33;12", "0", "4;4;4;4;4;4;4"]),
+    ("2+2", ["4;4 wrong", "9", "4#4", "8;8"]),  # the right one on the second process, failed ones on both
+    ("3+3", ["7", "1;2;3;4", "=", "9 wrong"]),
+)
+# Everything that is distilled lies on the first process.
+ONE_SIDED = (
+    ("1+1", ["2#2", "33;12", "0", "4;4;4;4;4;4;4"]),
+    ("2+2", ["4", "9", "4;4", "8;8"]),
+    ("3+3", ["7", "1;2;3;4", "6;6", "9 wrong"]),
+)
+NOTHING_SCORED = tuple((prompt, ["=", "1=", "2=", "3="]) for prompt, _ in ONE_SIDED)
+
+SCENARIOS = {
+    "straddling": (STRADDLING, {}),
+    "straddling mix": (STRADDLING, {"routing": "advantage_mix"}),
+    "one sided": (ONE_SIDED, {}),
+    "nothing scored": (NOTHING_SCORED, {}),
+    "two steps": (STRADDLING, {"max_steps": 2, "learning_rate": 0.1}),
+}
+SPLITS = {"whole": 6, "small": 1}  # micro-batch of each of two processes; six rollouts a process
+
+
+def make(folder, rollouts, num_processes, micro_batch, **options):
+    per_device = micro_batch * 2 // num_processes
+    return make_trainer(
+        folder,
+        train_dataset=chat_dataset(rollouts),
+        rollout_func=replay(tiny_tokenizer(), rollouts),
+        reward_funcs=contains_answer,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=6 // micro_batch,
+        ddp_find_unused_parameters=False,
+        **options,
+    )
+
+
+def results(folder, num_processes):
+    found = {}
+    for name, (rollouts, options) in SCENARIOS.items():
+        for split, micro_batch in SPLITS.items():
+            trainer = make(folder, rollouts, num_processes, micro_batch, **options)
+            assert trainer.accelerator.num_processes == num_processes
+            before = flat_parameters(trainer.model)
+            trainer.train()
+            teacher = torch.cat([v.double().reshape(-1) for v in trainer._teacher.state_dict().values()])
+            found[f"{name}/{split}"] = {
+                "update": flat_parameters(trainer.model) - before,
+                "teacher": teacher,
+                "routes": [logged(trainer, f"srpo/route/{route}_frac") for route in ("grpo", "sdpo", "skip")],
+                "loss": logged(trainer, "loss"),
+            }
+    return found
+
+
+def resumed(folder):
+    """A run that stops inside a rollout batch and goes on, beside one that does not stop."""
+    options = {"max_steps": 4, "learning_rate": 0.1, "save_strategy": "steps", "save_steps": 1, "num_iterations": 3}
+    whole = make(folder / "whole", STRADDLING, 2, 6, **options)
+    whole.train()
+    make(folder / "parts", STRADDLING, 2, 6, **options).train()
+    second = make(folder / "parts", STRADDLING, 2, 6, **options)
+    second.train(resume_from_checkpoint=str(folder / "parts" / "checkpoint-2"))
+    return {"whole": flat_parameters(whole.model), "resumed": flat_parameters(second.model)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output = Path(sys.argv[1])
+    found = {"scenarios": results(output / "runs", 2), "resume": resumed(output / "resume")}
+    torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
+    torch.distributed.destroy_process_group()
