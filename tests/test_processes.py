@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from harness import relative_error
 from two_processes import SCENARIOS, SPLITS, results
 

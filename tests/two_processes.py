@@ -4,7 +4,16 @@ import sys
 from pathlib import Path
 
 import torch
-from harness import chat_dataset, contains_answer, flat_parameters, logged, make_trainer, replay, tiny_tokenizer
+
+from harness import (
+    chat_dataset,
+    contains_answer,
+    flat_parameters,
+    logged,
+    make_trainer,
+    replay,
+    tiny_tokenizer,
+)
 
 # Three groups of four over two processes: the middle one lies on both.
 STRADDLING = (
@@ -64,7 +73,13 @@ def results(folder, num_processes):
 
 def resumed(folder):
     """A run that stops inside a rollout batch and goes on, beside one that does not stop."""
-    options = {"max_steps": 4, "learning_rate": 0.1, "save_strategy": "steps", "save_steps": 1, "num_iterations": 3}
+    options = {
+        "max_steps": 4,
+        "learning_rate": 0.1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "num_iterations": 3,
+    }
     whole = make(folder / "whole", STRADDLING, 2, 6, **options)
     whole.train()
     make(folder / "parts", STRADDLING, 2, 6, **options).train()

@@ -8,13 +8,13 @@ takes its final name in one rename after the last file.
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
+from torch import Tensor
 
 STATE_FILE = "srpo_state.json"
 STAGING_FOLDER = ".saving"
@@ -35,6 +35,21 @@ class RunState:
     micro_step: int
     num_processes: int
     has_rollouts: bool
+
+    def check_processes(self, folder: Path, num_processes: int) -> None:
+        """Raise ValueError where rollouts of other processes would have to be shared out anew."""
+        if self.num_processes != num_processes:
+            raise ValueError(
+                f"{folder} lies inside a rollout batch of {self.num_processes} processes and cannot be resumed on "
+                f"{num_processes}. Resume on as many processes, or from a checkpoint at the end of a rollout batch."
+            )
+
+
+class SavedRollouts(NamedTuple):
+    """This process's rollouts that are still to be trained on, and the live teacher's head they were scored with."""
+
+    batches: list[dict[str, Any]]
+    live_head: tuple[Tensor, Tensor | None] | None
 
 
 def save_state(folder: Path, state: RunState) -> None:
@@ -57,15 +72,15 @@ def load_state(folder: Path) -> RunState:
     return RunState(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def save_rollouts(folder: Path, rank: int, batches: Sequence[dict[str, Any]]) -> None:
-    """Write this process's rollouts that are still to be trained on."""
-    torch.save(list(batches), folder / _ROLLOUTS_FILE.format(rank=rank))
+def save_rollouts(folder: Path, rank: int, rollouts: SavedRollouts) -> None:
+    """Write one process's rollouts."""
+    torch.save(tuple(rollouts), folder / _ROLLOUTS_FILE.format(rank=rank))
 
 
-def load_rollouts(folder: Path, rank: int, device: torch.device) -> list[dict[str, Any]]:
-    """Read this process's rollouts; plain tensors and lists only, never pickled code."""
-    batches = torch.load(folder / _ROLLOUTS_FILE.format(rank=rank), map_location="cpu", weights_only=True)
-    return send_to_device(batches, device)
+def load_rollouts(folder: Path, rank: int, device: torch.device) -> SavedRollouts:
+    """Read one process's rollouts; plain tensors and lists only, never pickled code."""
+    saved = torch.load(folder / _ROLLOUTS_FILE.format(rank=rank), map_location="cpu", weights_only=True)
+    return SavedRollouts(*send_to_device(saved, device))
 
 
 def staging_folder(run_dir: str) -> str:

@@ -11,6 +11,18 @@ class ResumableRepeatSampler(RepeatSampler):
     TRL's own starts a resumed run with the first epoch's order, whatever the epoch.
     """
 
+    @classmethod
+    def like(cls, sampler: RepeatSampler) -> "ResumableRepeatSampler":
+        """Return one of the same arguments as TRL's."""
+        return cls(
+            sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
+
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass over the data have the order of this epoch, counted from 0, of an uninterrupted run."""
         if self.shuffle:

@@ -10,7 +10,7 @@ rollouts, scores the routed ones with the teacher, and adds the distillation los
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ import torch
 from accelerate.utils import gather, gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -26,9 +25,6 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
 
 from srpo_trl import batch as trl_batch
 from srpo_trl import checkpointing
@@ -38,22 +34,15 @@ from srpo_trl.gradient_share import BranchGradients
 from srpo_trl.losses import raw_entropy_weights
 from srpo_trl.metrics import MetricSums
 from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
-from srpo_trl.ops import DistillationSpec, Head, teacher_entropy
+from srpo_trl.ops import DistillationSpec, Head
+from srpo_trl.resumable import ResumableGRPOTrainer
 from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, route_rollouts
 from srpo_trl.routing import ROUTE_NAMES, Route
-from srpo_trl.sampler import ResumableRepeatSampler
-from srpo_trl.scoring import (
-    DistillationRequest,
-    DistillingModel,
-    TeacherRow,
-    add_distillation_head,
-    can_share_prompts,
-    lm_head_of,
-    score_completions,
-)
+from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder
-from srpo_trl.trl_seams import EnvironmentFactory, RewardFunc, RolloutFunc, rotate_checkpoints
+from srpo_trl.teacher_pass import score_rollouts, teacher_head
+from srpo_trl.trl_seams import EnvironmentFactory, RewardFunc, RolloutFunc
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -61,7 +50,7 @@ if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
 
-class SRPOTrainer(GRPOTrainer):
+class SRPOTrainer(ResumableGRPOTrainer):
     """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288).
 
     The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. With
@@ -104,6 +93,7 @@ class SRPOTrainer(GRPOTrainer):
     }
 
     args: "SRPOConfig"
+    model: PreTrainedModel
 
     def __init__(
         self,
@@ -133,8 +123,6 @@ class SRPOTrainer(GRPOTrainer):
         args = default_config(model) if args is None else args
         check_arguments(args, reward_funcs, train_dataset, environment_factory)
         self._is_routed = args.routing != "grpo"
-        self._is_saving = False
-        self._train_sampler: ResumableRepeatSampler | None = None  # iterable datasets have none
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -151,7 +139,6 @@ class SRPOTrainer(GRPOTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
-        self.add_callback(_TrainerSteps(self))
         if not self._is_routed:
             return
         check_correctness_reward(args, self.reward_func_names)
@@ -182,6 +169,7 @@ class SRPOTrainer(GRPOTrainer):
             if args.gradient_share_steps
             else None
         )
+        self.add_callback(_TeacherTick(self))
 
     # ---------------------------------------------------------------- the pieces
 
@@ -317,30 +305,23 @@ class SRPOTrainer(GRPOTrainer):
             self._score_with_teacher(output, rollouts)
         return output
 
-    @torch.no_grad()
     def _score_with_teacher(self, output: trl_batch.TrlBatch, rollouts: RoutedRollouts) -> None:
-        scored_BT = trl_batch.scored_tokens(output)
-        distilled_BT = scored_BT & (rollouts.route_B >= Route.DISTILL).unsqueeze(1)
-        completions = trl_batch.completion_rows(output)
-        rows = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
-        to_score = [TeacherRow(rollouts.teacher_prompts[i].ids, completions[i]) for i in rows]  # type: ignore[union-attr]
-        longest = max((len(p) + len(c) for p, c in to_score), default=0)
-        with self._teacher_installed() as student:
-            states = score_completions(
-                student.base_model,
-                to_score,
-                max_tokens=self.args.per_device_train_batch_size * longest,
-                share_prompts=can_share_prompts(student),
-            )
-        self._teacher_head = self._current_teacher_head()
-        hidden_size = self._teacher_head.weight_VD.shape[1]
-        nothing = self._teacher_head.weight_VD.new_empty(0, hidden_size)
-        hidden = [nothing] * len(completions)
-        for i, state in zip(rows, states, strict=True):
-            hidden[i] = state[distilled_BT[i, : len(state)]]
-        entropy_N = teacher_entropy(torch.cat(hidden), self._teacher_head, self.args.temperature)
+        distilled_BT = trl_batch.scored_tokens(output) & (rollouts.route_B >= Route.DISTILL).unsqueeze(1)
+        scores = score_rollouts(
+            self._student,
+            self._teacher,
+            self.accelerator.autocast(),
+            rollouts.teacher_prompts,
+            trl_batch.completion_rows(output),
+            distilled_BT,
+            max_rows=self.args.per_device_train_batch_size,
+            temperature=self.args.temperature,
+        )
+        self._teacher_head = scores.head
+        entropy_N = scores.entropy_N
         entropy_BT = torch.zeros(distilled_BT.shape, dtype=entropy_N.dtype, device=entropy_N.device)
         entropy_BT[distilled_BT] = entropy_N
+        trl_batch.add_routing(output, rollouts.route_B, entropy_BT, scores.hidden)
         raw_weight_N = raw_entropy_weights(entropy_N, self.args.entropy_weight_beta)
         self._sums.add(
             teacher_tokens=len(entropy_N),
@@ -348,43 +329,6 @@ class SRPOTrainer(GRPOTrainer):
             raw_weight=raw_weight_N,
             raw_weight_squared=raw_weight_N**2,
         )
-        trl_batch.add_routing(output, rollouts.route_B, entropy_BT, hidden)
-
-    @contextmanager
-    def _teacher_installed(self) -> Iterator[PreTrainedModel]:
-        """Run the block with the teacher's weights, in evaluation mode and under the student's autocast."""
-        student = self._student
-        was_training = student.training
-        student.eval()
-        try:
-            with self._teacher.installed(), self.accelerator.autocast():
-                yield student
-        finally:
-            student.train(was_training)
-
-    def _current_teacher_head(self) -> Head:
-        """Return the LM head that belongs to the hidden states just scored, valid until the teacher's next tick."""
-        head = lm_head_of(self._student)
-        weight_VD = self._teacher.value_of(head.weight_VD)
-        bias_V = None if head.bias_V is None else self._teacher.value_of(head.bias_V)
-        if self.args.teacher_model_kind == "live" and head.weight_VD.requires_grad:
-            # The optimizer may change the student's head before these rollouts are used up.
-            weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
-        return head._replace(weight_VD=weight_VD, bias_V=bias_V)
-
-    # ---------------------------------------------------------------- the order of prompts
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        sampler = super()._get_train_sampler(dataset)
-        self._train_sampler = ResumableRepeatSampler(
-            sampler.data_source,
-            mini_repeat_count=sampler.mini_repeat_count,
-            batch_size=sampler.batch_size,
-            repeat_count=sampler.repeat_count,
-            shuffle=sampler.shuffle,
-            seed=sampler.seed,
-        )
-        return self._train_sampler
 
     # ---------------------------------------------------------------- the optimizer step's window
 
@@ -502,96 +446,50 @@ class SRPOTrainer(GRPOTrainer):
             return
         distance = self._teacher.tick()
         if distance is not None:
-            self._sums.add(
-                ticks=1, teacher_distance=(distance.squared_distance / distance.squared_student_norm).sqrt()
-            )
+            relative = (distance.squared_distance / distance.squared_student_norm).sqrt()
+            self._sums.add(ticks=1, teacher_distance=relative)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        run_dir = super()._get_output_dir(trial)
-        return checkpointing.staging_folder(run_dir) if self._is_saving else run_dir
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving:  # a staged checkpoint is pushed once it has its final name
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint that holds the teacher and every counter, and that appears whole or not at all."""
-        run_dir = self._get_output_dir(trial)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            checkpointing.clear_staging(run_dir)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-            staged = Path(self._get_output_dir(trial)) / name
-        finally:
-            self._is_saving = False
-        if self._is_routed:
-            self._save_routing_state(staged)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._publish(run_dir, staged, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(Path(run_dir) / name))
-
-    def _save_routing_state(self, folder: Path) -> None:
+    def _save_run_state(self, folder: Path) -> None:
+        """Save the teacher, the counters and the rollouts that are still to be trained on."""
+        if not self._is_routed:
+            return
         has_rollouts = not self._rollout_batch_ends and not self.args.save_only_model
         if has_rollouts:
-            checkpointing.save_rollouts(folder, self.accelerator.process_index, self._buffered_inputs)
+            assert self._buffered_inputs is not None
+            head = self._teacher_head if self.args.teacher_model_kind == "live" else None
+            rollouts = checkpointing.SavedRollouts(
+                self._buffered_inputs, head and (head.weight_VD, head.bias_V)
+            )
+            checkpointing.save_rollouts(folder, self.accelerator.process_index, rollouts)
         if self.args.should_save:
             self._teacher.save(folder)
             state = checkpointing.RunState(self._step, self.accelerator.num_processes, has_rollouts)
             checkpointing.save_state(folder, state)
 
-    def _publish(self, run_dir: str, staged: Path, trial: Any) -> None:
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(Path(run_dir) / staged.name)
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        checkpointing.publish(run_dir, staged.name)
-        rotate_checkpoints(
-            output_dir=run_dir,
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=True,
-        )
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Restore what `Trainer` restores, then the teacher, the counters and the rollouts in use."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if not self._is_routed or checkpoint is None:
+    def _load_run_state(self, folder: Path) -> None:
+        if not self._is_routed:
             return
-        folder = Path(checkpoint)
         state = checkpointing.load_state(folder)
         self._teacher.load(folder)
-        self._step = state.micro_step
-        self._buffered_inputs = None
+        self._step, self._buffered_inputs = state.micro_step, None
         if state.has_rollouts:
-            if state.num_processes != self.accelerator.num_processes:
-                raise ValueError(
-                    f"{folder} lies inside a rollout batch of {state.num_processes} processes and cannot be resumed on "
-                    f"{self.accelerator.num_processes}. Resume on as many processes, or from a checkpoint at the end "
-                    "of a rollout batch."
-                )
-            self._buffered_inputs = checkpointing.load_rollouts(
+            state.check_processes(folder, self.accelerator.num_processes)
+            rollouts = checkpointing.load_rollouts(
                 folder, self.accelerator.process_index, self.accelerator.device
             )
-            self._teacher_head = self._current_teacher_head()
+            self._buffered_inputs = rollouts.batches
+            self._teacher_head = teacher_head(self._student, self._teacher)
+            if rollouts.live_head is not None:
+                weight_VD, bias_V = rollouts.live_head
+                self._teacher_head = self._teacher_head._replace(weight_VD=weight_VD, bias_V=bias_V)
 
 
-class _TrainerSteps(TrainerCallback):
-    """Tells the trainer where its training loop is."""
+class _TeacherTick(TrainerCallback):
+    """Tells the trainer that an optimizer step is done."""
 
     def __init__(self, trainer: SRPOTrainer) -> None:
         self._trainer = trainer
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the order of prompts of the epoch that begins, or that a resumed run goes on with."""
-        if self._trainer._train_sampler is not None:
-            self._trainer._train_sampler.set_epoch(int(state.epoch or 0))
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the teacher move, before the step is logged or saved."""
-        if self._trainer._is_routed:
-            self._trainer._tick_teacher()
+        self._trainer._tick_teacher()

@@ -39,9 +39,12 @@ class WarmupRecipe:
     ramp_steps: int = 20
     decay_steps: int = 500
     max_steps: int = 400
-    first_check: int = 150
+    first_check: int = 144
     check_every: int = 12
     check_questions: int = 256
+    near_accuracy: float = 0.12  # from here on, smaller steps and closer checks, so as not to overshoot
+    near_check_every: int = 4
+    near_learning_rate_scale: float = 0.3
     student_accuracy: float = 0.35
     teacher_ratio: float = 2.0
 
@@ -79,41 +82,58 @@ def warm_up(
     start = time.perf_counter()
     model = build_model(tokenizer, recipe.seed, initializer_range=recipe.initializer_range)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _learning_rate_scale(step + 1, recipe)
-    )
     questions = sample_questions(recipe.batch_size * recipe.max_steps, seed=recipe.seed + 1)
     check = _Check(tokenizer, recipe)
-    found = (0.0, 0.0)
-    reached = False
-    step = 0
+    student_accuracy = teacher_accuracy = 0.0
+    reached = is_near = False
+    step, next_check = 0, min(recipe.first_check, recipe.max_steps)
     while step < recipe.max_steps and not reached:
+        _set_learning_rate(optimizer, step + 1, is_near, recipe)
         batch = questions[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        shown, alone = batch[: recipe.teacher_rows], batch[recipe.teacher_rows :]
-        for rows, prompts in (
-            (shown, teacher_prompts(tokenizer, shown)),
-            (alone, student_prompts(tokenizer, alone)),
-        ):
-            if rows:
-                loss = solution_loss(model, tokenizer, prompts, rows)
-                (loss * len(rows) / len(batch)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        _train_on(
+            model,
+            tokenizer,
+            optimizer,
+            shown=batch[: recipe.teacher_rows],
+            alone=batch[recipe.teacher_rows :],
+        )
         step += 1
         message = ""
-        if (
-            (step >= recipe.first_check
-            and (step - recipe.first_check) % recipe.check_every == 0)
-            or step == recipe.max_steps
-        ):
-            found = check(model)
-            reached = found[0] >= recipe.student_accuracy and found[1] >= recipe.teacher_ratio * found[0]
-            message = f"alone {found[0]:.2f}, shown a solution {found[1]:.2f}"
+        if step == next_check:
+            student_accuracy, teacher_accuracy = check(model)
+            reached = (
+                student_accuracy >= recipe.student_accuracy
+                and teacher_accuracy >= recipe.teacher_ratio * student_accuracy
+            )
+            is_near = is_near or student_accuracy >= recipe.near_accuracy
+            wait = recipe.near_check_every if is_near else recipe.check_every
+            next_check = min(step + wait, recipe.max_steps)
+            message = f"right alone {student_accuracy:.2f}, shown a solution {teacher_accuracy:.2f}"
         if on_step is not None:
             on_step(step, message)
-    return model.eval(), WarmupResult(step, *found, reached, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return model.eval(), WarmupResult(step, student_accuracy, teacher_accuracy, reached, seconds)
+
+
+def _train_on(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    optimizer: torch.optim.Optimizer,
+    *,
+    shown: list[Question],
+    alone: list[Question],
+) -> None:
+    """Take one optimizer step: `shown` questions with a solution in view, the others alone, equal rows."""
+    for questions, prompts in (
+        (shown, teacher_prompts(tokenizer, shown)),
+        (alone, student_prompts(tokenizer, alone)),
+    ):
+        if questions:
+            share = len(questions) / (len(shown) + len(alone))
+            (solution_loss(model, tokenizer, prompts, questions) * share).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def solution_loss(
@@ -154,10 +174,14 @@ class _Check:
         return student, teacher
 
 
-def _learning_rate_scale(step: int, recipe: WarmupRecipe) -> float:
-    """Return the factor of the learning rate at `step` (from 1): a linear ramp, then a linear decay."""
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, is_near: bool, recipe: WarmupRecipe
+) -> None:
+    """Set the rate of `step` (from 1): a linear ramp, a linear decay, and smaller near the end."""
     decay = (recipe.decay_steps - step) / (recipe.decay_steps - recipe.ramp_steps)
-    return min(step / recipe.ramp_steps, max(decay, 0.0))
+    scale = min(step / recipe.ramp_steps, max(decay, 0.0))
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * scale * (recipe.near_learning_rate_scale if is_near else 1.0)
 
 
 def save_start(

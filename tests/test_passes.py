@@ -4,17 +4,10 @@ import pytest
 import torch
 
 from harness import tiny_model
+from srpo_trl.lm_head import lm_head_of
 from srpo_trl.ops import DistillationSpec, distillation_loss
-from srpo_trl.scoring import (
-    DistillationRequest,
-    DistillingModel,
-    TeacherRow,
-    add_distillation_head,
-    can_share_prompts,
-    lm_head_of,
-    plan_passes,
-    score_completions,
-)
+from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
+from srpo_trl.teacher_pass import TeacherRow, can_share_prompts, plan_passes, score_completions
 from srpo_trl.trl_seams import add_fused_lm_head
 
 ROWS = [

@@ -1,0 +1,99 @@
+"""`GRPOTrainer` whose checkpoints appear whole or not at all, and whose runs go on where they stopped."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from srpo_trl import checkpointing
+from srpo_trl.sampler import ResumableRepeatSampler
+from srpo_trl.trl_seams import rotate_checkpoints
+
+
+class ResumableGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` with staged checkpoints and, on resuming, the uninterrupted run's order of prompts.
+
+    Subclasses save and load what they add through `_save_run_state` and `_load_run_state`.
+    """
+
+    _is_saving = False
+    _train_sampler: ResumableRepeatSampler | None = None  # iterable datasets have none
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(_EpochBegin(self))
+
+    def _save_run_state(self, folder: Path) -> None:
+        """Add to a checkpoint that is not visible yet; called on every process."""
+
+    def _load_run_state(self, folder: Path) -> None:
+        """Restore what `_save_run_state` wrote; called on every process, after weights and optimizer."""
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        self._train_sampler = ResumableRepeatSampler.like(super()._get_train_sampler(dataset))
+        return self._train_sampler
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run_dir = super()._get_output_dir(trial)
+        return checkpointing.staging_folder(run_dir) if self._is_saving else run_dir
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._is_saving:  # a staged checkpoint is pushed once it has its final name
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint into a staging folder, then give it its name in one rename."""
+        run_dir = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            checkpointing.clear_staging(run_dir)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            staged = Path(self._get_output_dir(trial)) / name
+        finally:
+            self._is_saving = False
+        self._save_run_state(staged)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._publish(run_dir, staged)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(Path(run_dir) / name))
+
+    def _publish(self, run_dir: str, staged: Path) -> None:
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(Path(run_dir) / staged.name)
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        checkpointing.publish(run_dir, staged.name)
+        # Only now may older checkpoints go.
+        rotate_checkpoints(
+            output_dir=run_dir,
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_run_state(Path(checkpoint))
+
+
+class _EpochBegin(TrainerCallback):
+    """Sets the order of prompts of the epoch that begins, or that a resumed run goes on with."""
+
+    def __init__(self, trainer: ResumableGRPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called before the epoch's first batch is drawn."""
+        if self._trainer._train_sampler is not None:
+            self._trainer._train_sampler.set_epoch(int(state.epoch or 0))

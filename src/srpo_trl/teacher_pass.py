@@ -1,0 +1,224 @@
+"""The teacher's pass: each routed rollout re-scored after the teacher's prompt, once per rollout batch, no gradient.
+
+A teacher prompt that serves several rollouts (one demonstration for all failed siblings) is encoded once and its
+key-value cache shared.
+
+Legend: B rollouts of this process, R rows of one pass, U different teacher prompts among them, L prompt length,
+T completion length, D hidden, N packed distilled tokens (row by row).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+
+from srpo_trl.lm_head import lm_head_of
+from srpo_trl.ops import Head, teacher_entropy
+from srpo_trl.teacher import TeacherWeights
+from srpo_trl.teacher_context import TeacherPrompt
+
+
+class TeacherScores(NamedTuple):
+    """What the teacher pass carries with the rollouts.
+
+    Attributes:
+        hidden: per rollout (T_i, D) hidden states of its distilled tokens; (0, D) where it has none.
+        entropy_N: full-vocabulary entropy of the teacher at those tokens, in nats.
+        head: the LM head that projects these hidden states, valid until the teacher moves.
+    """
+
+    hidden: list[Tensor]
+    entropy_N: Tensor
+    head: Head
+
+
+@torch.no_grad()
+def score_rollouts(
+    student: PreTrainedModel,
+    teacher: TeacherWeights,
+    autocast: AbstractContextManager,
+    prompts: Sequence[TeacherPrompt | None],
+    completions: Sequence[tuple[int, ...]],
+    distilled_BT: Tensor,
+    *,
+    max_rows: int,
+    temperature: float,
+) -> TeacherScores:
+    """Return the teacher's hidden states and entropies of this process's distilled tokens.
+
+    Args:
+        student: the model whose parameters the teacher's values are put in for the pass.
+        teacher: the teacher's weights.
+        autocast: the mixed precision that the student trains in.
+        prompts: the teacher's prompt of each distilled rollout, None elsewhere.
+        completions: token ids of each rollout, without padding.
+        distilled_BT: bool, tokens that are distilled.
+        max_rows: rows of the longest sequence that one pass may hold.
+        temperature: that logits are divided by.
+    """
+    chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
+    rows = [TeacherRow(prompts[i].ids, completions[i]) for i in chosen]  # type: ignore[union-attr]
+    longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
+    with _in_evaluation(student), teacher.installed(), autocast:
+        states = score_completions(
+            student.base_model,
+            rows,
+            max_tokens=max_rows * longest,
+            share_prompts=can_share_prompts(student),
+        )
+    head = teacher_head(student, teacher)
+    nothing = head.weight_VD.new_empty(0, head.weight_VD.shape[1])
+    if states:
+        nothing = nothing.to(states[0].dtype)
+    hidden = [nothing] * len(completions)
+    for i, state in zip(chosen, states, strict=True):
+        hidden[i] = state[distilled_BT[i, : len(state)]]
+    return TeacherScores(hidden, teacher_entropy(torch.cat(hidden), head, temperature), head)
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head:
+    """Return the teacher's LM head, valid until the teacher's next tick."""
+    head = lm_head_of(student)
+    weight_VD = teacher.value_of(head.weight_VD)
+    bias_V = None if head.bias_V is None else teacher.value_of(head.bias_V)
+    if teacher.kind == "live" and head.weight_VD.requires_grad:
+        # The optimizer may change the student's head before these rollouts are used up.
+        weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
+    return head._replace(weight_VD=weight_VD, bias_V=bias_V)
+
+
+class TeacherRow(NamedTuple):
+    """One rollout to re-score: the teacher's prompt and the rollout's own token ids."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+@torch.no_grad()
+def score_completions(
+    backbone: nn.Module, rows: Sequence[TeacherRow], *, max_tokens: int, share_prompts: bool
+) -> list[Tensor]:
+    """Return, per row, the hidden states that predict its completion tokens.
+
+    Args:
+        backbone: model without its LM head, holding the teacher's weights, in evaluation mode.
+        rows: what to score; completions have at least one token.
+        max_tokens: most padded tokens of one pass; a single row may exceed it.
+        share_prompts: encode a prompt that several rows have once (needs a key-value cache).
+    Returns:
+        List of (T_i, D) tensors in the order of `rows`; position t predicts completion token t.
+    """
+    states: list[Tensor | None] = [None] * len(rows)
+    for batch in plan_passes(rows, max_tokens=max_tokens, share_prompts=share_prompts):
+        chosen = [rows[i] for i in batch]
+        score = (
+            _score_shared
+            if share_prompts and len({row.prompt_ids for row in chosen}) < len(chosen)
+            else _score
+        )
+        for i, state in zip(batch, score(backbone, chosen), strict=True):
+            states[i] = state
+    return [state for state in states if state is not None]
+
+
+def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, share_prompts: bool) -> Iterator[list[int]]:
+    """Yield batches of row numbers, alike in length, rows of one prompt side by side where prompts are shared."""
+
+    def length(i: int) -> int:
+        return len(rows[i].prompt_ids) + len(rows[i].completion_ids)
+
+    def order(i: int) -> tuple:
+        return (rows[i].prompt_ids, length(i)) if share_prompts else (length(i),)
+
+    batch: list[int] = []
+    longest = 0
+    for i in sorted(range(len(rows)), key=order):
+        longest = max(longest, length(i))
+        if batch and longest * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch, longest = [], length(i)
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _score(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
+    """Score whole sequences: right-padded, so that causal attention never sees padding before a token."""
+    sequences = [row.prompt_ids + row.completion_ids for row in rows]
+    ids_RL, mask_RL = _right_pad(sequences, _device(backbone))
+    hidden_RLD = backbone(input_ids=ids_RL, attention_mask=mask_RL, use_cache=False).last_hidden_state
+    starts = [len(row.prompt_ids) - 1 for row in rows]
+    return [
+        hidden_RLD[r, start : start + len(row.completion_ids)].clone()
+        for r, (start, row) in enumerate(zip(starts, rows, strict=True))
+    ]
+
+
+def _score_shared(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
+    """Score completions after a key-value cache of their prompts, each different prompt encoded once."""
+    device = _device(backbone)
+    prompts = list(dict.fromkeys(row.prompt_ids for row in rows))
+    ids_UL, mask_UL = _left_pad(prompts, device)
+    cache = DynamicCache(config=backbone.config)  # type: ignore[arg-type]
+    position_ids_UL = (mask_UL.cumsum(1) - 1).clamp(min=0)
+    prompt_hidden_ULD = backbone(
+        input_ids=ids_UL,
+        attention_mask=mask_UL,
+        position_ids=position_ids_UL,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    prompt_of_row_R = torch.tensor([prompts.index(row.prompt_ids) for row in rows], device=device)
+    first_hidden_R1D = prompt_hidden_ULD[prompt_of_row_R, -1:]
+    # The last token predicts nothing that is scored, so it is not run.
+    ids_RT, mask_RT = _right_pad([row.completion_ids[:-1] for row in rows], device)
+    if ids_RT.shape[1]:
+        cache.batch_select_indices(prompt_of_row_R)
+        prompt_length_R1 = mask_UL.sum(1)[prompt_of_row_R].unsqueeze(1)
+        position_ids_RT = prompt_length_R1 + torch.arange(ids_RT.shape[1], device=device)
+        hidden_RTD = backbone(
+            input_ids=ids_RT,
+            attention_mask=torch.cat([mask_UL[prompt_of_row_R], mask_RT], dim=1),
+            position_ids=position_ids_RT,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        first_hidden_R1D = torch.cat([first_hidden_R1D, hidden_RTD], dim=1)
+    return [first_hidden_R1D[r, : len(row.completion_ids)].clone() for r, row in enumerate(rows)]
+
+
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """Return whether the model keeps a plain key-value cache that can be copied from row to row."""
+    layer_types = getattr(model.config.get_text_config(), "layer_types", None) or []
+    return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)()) and all(
+        kind == "full_attention" for kind in layer_types
+    )
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _right_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = pad_sequence([torch.tensor(s, dtype=torch.int64) for s in sequences], batch_first=True)
+    mask = pad_sequence([torch.ones(len(s), dtype=torch.int64) for s in sequences], batch_first=True)
+    return ids.to(device), mask.to(device)
+
+
+def _left_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    ids, mask = _right_pad([sequence[::-1] for sequence in sequences], device)
+    return ids.flip(1), mask.flip(1)
