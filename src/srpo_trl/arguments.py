@@ -11,10 +11,11 @@ from srpo_trl.config import SRPOConfig
 from srpo_trl.trl_seams import get_callable_name, get_config_model_id
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
-def default_config(model: "str | PreTrainedModel") -> SRPOConfig:
+def default_config(model: "str | PreTrainedModel | PeftModel") -> SRPOConfig:
     """Return the configuration of a trainer that is given none, named after the model as TRL does."""
     model_id = model if isinstance(model, str) else get_config_model_id(model.config)
     return SRPOConfig(f"{model_id.split('/')[-1]}-SRPO")
@@ -92,7 +93,7 @@ def refuse_unsupported(model: nn.Module, accelerator: Accelerator, is_vision_lan
             f"Self-distillation does not show images to the teacher yet. {remedy} a text-only model."
         )
     if is_peft_model(model):
-        saved = set(model.peft_config[model.active_adapter].modules_to_save or ())  # type: ignore[operator,index,union-attr]
+        saved = set(model.peft_config[model.active_adapter].modules_to_save or ())  # type: ignore[index,union-attr]
         if saved & {"lm_head", "embed_tokens"}:
             raise ValueError(
                 f"The adapter's modules_to_save={sorted(saved)} would train a copy of the LM head or the "

@@ -52,7 +52,7 @@ class Group:
     completion_ids: Sequence[Sequence[int]]
     feedback: Sequence[str]
     references: Sequence[str]
-    tools: Sequence[Sequence[Callable | dict] | None]
+    tools: Sequence[list[Callable | dict] | None]
     rewards_BF: Tensor
     first_row: int
 
@@ -133,6 +133,27 @@ def route_rollouts(
     route_B = route_samples(config.routing, local_correctness, has_teacher_B)
     kept = [p if route >= Route.DISTILL else None for p, route in zip(prompts, route_B.tolist(), strict=True)]
     return RoutedRollouts(route_B, kept, local_correctness.is_correct_B, wanted_B[local], num_too_long)
+
+
+def rollout_counts(rollouts: RoutedRollouts) -> dict[str, float | Tensor]:
+    """Return this process's counts of one rollout batch, by the names of `metrics.SUMS`."""
+    route_B = rollouts.route_B
+    prompts = [prompt for prompt in rollouts.teacher_prompts if prompt is not None]
+    return {
+        "rollout_batches": 1,
+        "rollouts": len(route_B),
+        "rollouts_grpo": route_B == Route.POLICY,
+        "rollouts_sdpo": route_B == Route.DISTILL,
+        "rollouts_mix": route_B == Route.MIX,
+        "rollouts_skip": route_B == Route.SKIP,
+        "rollouts_correct": rollouts.is_correct_B,
+        "rollouts_wanting_teacher": rollouts.wants_teacher_B,
+        "teacher_prompts": len(prompts),
+        "teacher_prompt_tokens": sum(len(prompt.ids) for prompt in prompts),
+        "teacher_prompts_cut": sum(prompt.num_cut > 0 for prompt in prompts),
+        "teacher_cut_tokens": sum(prompt.num_cut for prompt in prompts),
+        "teacher_prompts_too_long": rollouts.num_too_long,
+    }
 
 
 def _sibling_texts(

@@ -1,6 +1,7 @@
 """The order of prompts, so that a resumed run meets the prompts that it would have met."""
 
 import torch
+from torch.utils.data import Sampler
 
 from srpo_trl.trl_seams import RepeatSampler
 
@@ -12,8 +13,9 @@ class ResumableRepeatSampler(RepeatSampler):
     """
 
     @classmethod
-    def like(cls, sampler: RepeatSampler) -> "ResumableRepeatSampler":
+    def like(cls, sampler: Sampler) -> "ResumableRepeatSampler":
         """Return one of the same arguments as TRL's."""
+        assert isinstance(sampler, RepeatSampler)
         return cls(
             sampler.data_source,
             mini_repeat_count=sampler.mini_repeat_count,
@@ -26,6 +28,6 @@ class ResumableRepeatSampler(RepeatSampler):
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass over the data have the order of this epoch, counted from 0, of an uninterrupted run."""
         if self.shuffle:
-            self.generator.manual_seed(self.seed)
+            self.generator.manual_seed(self.seed or 0)
             for _ in range(epoch):
                 torch.randperm(self.num_samples, generator=self.generator)

@@ -147,7 +147,7 @@ class TeacherPromptEncoder:
         self,
         prompt: str | Messages,
         information: TeacherInformation,
-        tools: Sequence[Callable | dict] | None = None,
+        tools: list[Callable | dict] | None = None,
     ) -> TeacherPrompt | None:
         """Return the teacher's prompt, cut to `max_length` at the information alone.
 
@@ -182,7 +182,7 @@ class TeacherPromptEncoder:
         return encode
 
     def _chat_encoder(
-        self, messages: Messages, tools: Sequence[Callable | dict] | None
+        self, messages: Messages, tools: list[Callable | dict] | None
     ) -> Callable[[TeacherInformation], list[int]]:
         """Render the conversation once around the user's turn; only that turn's text differs afterwards."""
         position = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
@@ -192,7 +192,7 @@ class TeacherPromptEncoder:
                 f"A prompt needs a user turn for the teacher's re-prompt; its roles are {roles}."
             )
         prompt = message_text(messages[position])
-        rendered = self.tokenizer.apply_chat_template(
+        rendered: Any = self.tokenizer.apply_chat_template(
             [*messages[:position], _with_text(messages[position], _USER_TURN), *messages[position + 1 :]],
             tools=tools or None,
             chat_template=self.chat_template,
@@ -231,7 +231,7 @@ class TeacherPromptEncoder:
         return TeacherInformation(self._decode(kept_solution), self._decode(kept_feedback))
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids).strip("\ufffd")  # a character cut in two
+        return str(self.tokenizer.decode(ids)).strip("\ufffd")  # a character cut in two
 
 
 def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:

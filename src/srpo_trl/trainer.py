@@ -36,7 +36,7 @@ from srpo_trl.metrics import MetricSums
 from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
 from srpo_trl.ops import DistillationSpec, Head
 from srpo_trl.resumable import ResumableGRPOTrainer
-from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, route_rollouts
+from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, rollout_counts, route_rollouts
 from srpo_trl.routing import ROUTE_NAMES, Route
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.teacher import TeacherWeights
@@ -94,6 +94,9 @@ class SRPOTrainer(ResumableGRPOTrainer):
 
     args: "SRPOConfig"
     model: PreTrainedModel
+    num_generations: int
+    _buffered_inputs: Any  # TRL's micro-batches of the rollouts in use, or None
+    chat_template_kwargs: dict[str, Any]
 
     def __init__(
         self,
@@ -195,7 +198,12 @@ class SRPOTrainer(ResumableGRPOTrainer):
     @property
     def _rollout_batch_ends(self) -> bool:
         """Whether every rollout generated so far has been trained on as often as it is to be."""
-        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        return self._step % (self._steps_per_generation * self.num_iterations) == 0
+
+    @property
+    def _steps_per_generation(self) -> int:
+        assert self.args.steps_per_generation is not None  # set by GRPOConfig
+        return self.args.steps_per_generation
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
@@ -270,27 +278,8 @@ class SRPOTrainer(ResumableGRPOTrainer):
             gather=gather,
             gather_object=gather_object,
         )
-        self._count_rollouts(rollouts)
+        self._sums.add(**rollout_counts(rollouts))
         return rollouts
-
-    def _count_rollouts(self, rollouts: RoutedRollouts) -> None:
-        route_B = rollouts.route_B
-        prompts = [prompt for prompt in rollouts.teacher_prompts if prompt is not None]
-        self._sums.add(
-            rollout_batches=1,
-            rollouts=len(route_B),
-            rollouts_grpo=route_B == Route.POLICY,
-            rollouts_sdpo=route_B == Route.DISTILL,
-            rollouts_mix=route_B == Route.MIX,
-            rollouts_skip=route_B == Route.SKIP,
-            rollouts_correct=rollouts.is_correct_B,
-            rollouts_wanting_teacher=rollouts.wants_teacher_B,
-            teacher_prompts=len(prompts),
-            teacher_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
-            teacher_prompts_cut=sum(prompt.num_cut > 0 for prompt in prompts),
-            teacher_cut_tokens=sum(prompt.num_cut for prompt in prompts),
-            teacher_prompts_too_long=rollouts.num_too_long,
-        )
 
     # ---------------------------------------------------------------- teacher pass
 
@@ -377,7 +366,7 @@ class SRPOTrainer(ResumableGRPOTrainer):
         routed = trl_batch.routed_batch(inputs)
         distilling = DistillingModel(model, self._distillation_request(routed), routed.is_policy_B)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
-        rescaling = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        rescaling = self._steps_per_generation / self.current_gradient_accumulation_steps
         policy_inputs = trl_batch.policy_inputs(
             inputs, routed, self._totals.num_routed_tokens * rescaling, self._policy_weight
         )
@@ -394,10 +383,8 @@ class SRPOTrainer(ResumableGRPOTrainer):
             topk_mass=result.topk_mass_N,
             importance_ratio=result.importance_ratio_N,
         )
-        if (
-            self._branch_gradients is not None
-            and self.state.global_step % self.args.gradient_share_steps == 0
-        ):
+        interval = self.args.gradient_share_steps
+        if self._branch_gradients is not None and interval and self.state.global_step % interval == 0:
             self._measure_gradients(self._branch_gradients, policy_loss, distillation_loss)
         return policy_loss + distillation_loss
 

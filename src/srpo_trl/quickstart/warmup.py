@@ -100,15 +100,18 @@ def warm_up(
         step += 1
         message = ""
         if step == next_check:
-            student_accuracy, teacher_accuracy = check(model)
-            reached = (
-                student_accuracy >= recipe.student_accuracy
-                and teacher_accuracy >= recipe.teacher_ratio * student_accuracy
-            )
+            student_accuracy = check(model, shown=False)
+            message = f"right alone {student_accuracy:.2f}"
+            if student_accuracy >= recipe.student_accuracy or step == recipe.max_steps:
+                teacher_accuracy = check(model, shown=True)
+                message += f", shown a solution {teacher_accuracy:.2f}"
+                reached = (
+                    student_accuracy >= recipe.student_accuracy
+                    and teacher_accuracy >= recipe.teacher_ratio * student_accuracy
+                )
             is_near = is_near or student_accuracy >= recipe.near_accuracy
             wait = recipe.near_check_every if is_near else recipe.check_every
             next_check = min(step + wait, recipe.max_steps)
-            message = f"right alone {student_accuracy:.2f}, shown a solution {teacher_accuracy:.2f}"
         if on_step is not None:
             on_step(step, message)
     seconds = time.perf_counter() - start
@@ -158,20 +161,19 @@ def solution_loss(
 
 
 class _Check:
-    """Measures both prompts on questions of the training part that the warm-up does not train on."""
+    """Measures accuracy on questions of the training part that the warm-up does not train on."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: WarmupRecipe) -> None:
         self._tokenizer, self._seed = tokenizer, recipe.seed
         self._questions = sample_questions(recipe.check_questions, seed=recipe.seed + 2)
-        self._student_prompts = student_prompts(tokenizer, self._questions)
-        self._teacher_prompts = teacher_prompts(tokenizer, self._questions)
+        self._prompts = {
+            False: student_prompts(tokenizer, self._questions),
+            True: teacher_prompts(tokenizer, self._questions),
+        }
 
-    def __call__(self, model: PreTrainedModel) -> tuple[float, float]:
-        student, teacher = (
-            sampled_accuracy(model, self._tokenizer, prompts, self._questions, self._seed)
-            for prompts in (self._student_prompts, self._teacher_prompts)
-        )
-        return student, teacher
+    def __call__(self, model: PreTrainedModel, *, shown: bool) -> float:
+        """Return the sampled accuracy, with a right solution shown or without."""
+        return sampled_accuracy(model, self._tokenizer, self._prompts[shown], self._questions, self._seed)
 
 
 def _set_learning_rate(
