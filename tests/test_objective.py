@@ -2,6 +2,8 @@
 
 import copy
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,8 +83,6 @@ def build(student, teacher, shown, old=None, sampler=None):
 
 
 def with_frozen(rollouts, frozen):
-    from dataclasses import replace
-
     return [replace(r, frozen_student_logits=f.student_logits) for r, f in zip(rollouts, frozen, strict=True)]
 
 
@@ -207,3 +207,47 @@ def test_route_metrics_equal_the_oracles(tmp_path):
     assert logged(trainer, "srpo/route/sdpo_frac")[0] == pytest.approx(distilled)
     assert logged(trainer, "srpo/route/skip_frac")[0] == pytest.approx(1 / 16)
     assert logged(trainer, "srpo/weight/raw_mean")[0] == pytest.approx(expected.mean_raw_weight, rel=1e-5)
+
+
+def test_samplers_importance_ratio_multiplies_both_branches(tmp_path):
+    """As under vLLM: the sampler's log-probabilities are off, and TRL's ratio, truncated at 2, corrects for it."""
+    trainer = make_trainer(
+        tmp_path,
+        model=tiny_model(dtype=torch.float64),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=4,
+    )
+    before = copy.deepcopy(trainer.model)
+    before.__dict__.pop("forward", None)
+    replayed = trainer.rollout_func
+    generator = np.random.default_rng(0)
+    noise, ratios = {}, {}
+    for row in rows():
+        ids = completion_ids(row[1])
+        noise[row] = generator.normal(0, 0.8, len(ids))
+        ratios[row] = np.minimum(np.exp(noise[row]), 2.0)
+
+    def sampled(prompts, trainer):
+        output = replayed(prompts, trainer)
+        output["logprobs"] = []
+        for row in rows():
+            ids = completion_ids(row[1])
+            logps = oracle.log_softmax(logits_of(before, prompt_ids(row[0]), ids))
+            output["logprobs"].append([logps[t, token] - noise[row][t] for t, token in enumerate(ids)])
+        return output
+
+    trainer.rollout_func = sampled
+    trainer.use_vllm = True
+    trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None)
+    trainer._last_loaded_step = -1
+    shown = spy_on_demonstrations(trainer)
+    trainer.train()
+    rollouts = [
+        replace(rollout, sampler_ratio=ratios[row])
+        for row, rollout in zip(rows(), build(before, before, shown), strict=True)
+    ]
+    expected = oracle.joint_objective(rollouts, OPTIONS)
+    total = expected.num_routed_tokens
+    assert max(ratios[row].max() for row in rows()) == 2.0
+    assert logged(trainer, "srpo/loss/grpo")[0] == pytest.approx(expected.policy_sum / total, rel=1e-4)
+    assert logged(trainer, "srpo/loss/sdpo")[0] == pytest.approx(expected.distillation_sum / total, rel=1e-4)
