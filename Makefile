@@ -54,6 +54,6 @@ format: setup ## Let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the virtual environment, caches and outputs
-	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## Remove the virtual environment and caches; outputs stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
