@@ -28,6 +28,9 @@ OPTIONS = {  # name: default; a change here is a change of the public interface
     "feedback_template": "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}",
     "max_reprompt_length": 10240,
     "remove_thinking_from_demonstration": True,
+    "teacher_tokens_per_pass": 16384,
+    "teacher_states_on_host": False,
+    "liger_layers": False,
     "gradient_share_steps": None,
 }
 CHANGED = {
@@ -89,6 +92,9 @@ WRONG = [
     {"feedback_template": None},
     {"max_reprompt_length": 0},
     {"gradient_share_steps": 0},
+    {"teacher_tokens_per_pass": 0},
+    {"teacher_states_on_host": "yes"},
+    {"liger_layers": 1},
     {"loss_type": "grpo"},
     {"loss_type": "dr_grpo"},
     {"loss_type": "luspo"},

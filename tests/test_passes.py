@@ -7,9 +7,10 @@ from harness import tiny_model
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.ops import DistillationSpec, distillation_loss
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
-from srpo_trl.teacher_pass import TeacherRow, can_share_prompts, plan_passes, score_completions
+from srpo_trl.teacher_pass import TeacherRow, plan_passes, row_layout, score_pass
 from srpo_trl.trl_seams import add_fused_lm_head
 
+LAYOUTS = ["shared", "packed", "padded"]
 ROWS = [
     TeacherRow((6, 7, 8, 9), (10, 11, 12)),
     TeacherRow((6, 7), (13,)),
@@ -28,48 +29,65 @@ def one_by_one(model, row):
     return logits[start : start + len(row.completion_ids)]
 
 
-@pytest.mark.parametrize("share_prompts", [False, True])
+def score(model, rows, layout, max_tokens=1000):
+    states = {}
+    with torch.no_grad():
+        for batch in plan_passes(rows, max_tokens=max_tokens, layout=layout):
+            states |= dict(
+                zip(batch, score_pass(model.base_model, [rows[i] for i in batch], layout), strict=True)
+            )
+    return [states[i] for i in range(len(rows))]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("max_tokens", [1, 12, 25, 1000])
-def test_states_predict_the_completion_tokens(share_prompts, max_tokens):
+def test_states_predict_the_completion_tokens(layout, max_tokens):
     model = tiny_model().eval()
-    states = score_completions(model.base_model, ROWS, max_tokens=max_tokens, share_prompts=share_prompts)
-    for row, state in zip(ROWS, states, strict=True):
+    for row, state in zip(ROWS, score(model, ROWS, layout, max_tokens), strict=True):
         torch.testing.assert_close(model.lm_head(state), one_by_one(model, row), rtol=1e-4, atol=1e-4)
 
 
-def test_no_rows_are_no_passes():
-    assert score_completions(tiny_model().base_model, [], max_tokens=8, share_prompts=True) == []
-
-
-def test_a_shared_prompt_is_encoded_once():
-    model = tiny_model().eval()
+def count_tokens(model, rows, layout):
     num_tokens = 0
 
     def count(module, args, kwargs):
         nonlocal num_tokens
         num_tokens += kwargs["input_ids"].numel()
 
-    model.base_model.register_forward_pre_hook(count, with_kwargs=True)
-    rows = [TeacherRow(tuple(range(6, 26)), (7, 8, 9, 10))] * 7
-    score_completions(model.base_model, rows, max_tokens=1000, share_prompts=True)
-    assert num_tokens == 20 + 7 * 3  # the prompt once, and each completion without its last token
+    handle = model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    score(model, rows, layout)
+    handle.remove()
+    return num_tokens
 
 
-@pytest.mark.parametrize("share_prompts", [False, True])
-def test_passes_keep_to_the_budget_and_cover_every_row(share_prompts):
-    passes = list(plan_passes(ROWS, max_tokens=18, share_prompts=share_prompts))
+def test_each_layout_runs_the_tokens_it_should():
+    model = tiny_model().eval()
+    siblings = [TeacherRow(tuple(range(6, 26)), (7, 8, 9, 10))] * 7
+    assert (
+        count_tokens(model, siblings, "shared") == 20 + 7 * 3
+    )  # the prompt once, completions without their end
+    assert count_tokens(model, siblings, "padded") == 7 * 24
+    assert count_tokens(model, ROWS, "packed") == sum(len(p) + len(c) for p, c in ROWS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_passes_keep_to_the_budget_and_cover_every_row(layout):
+    passes = list(plan_passes(ROWS, max_tokens=18, layout=layout))
     assert sorted(i for batch in passes for i in batch) == list(range(len(ROWS)))
     for batch in passes:
-        longest = max(len(ROWS[i].prompt_ids) + len(ROWS[i].completion_ids) for i in batch)
-        assert longest * len(batch) <= 18
+        lengths = [len(ROWS[i].prompt_ids) + len(ROWS[i].completion_ids) for i in batch]
+        assert (sum(lengths) if layout == "packed" else max(lengths) * len(lengths)) <= 18
+    assert list(plan_passes([], max_tokens=18, layout=layout)) == []
 
 
-def test_models_without_a_plain_cache_do_not_share():
-    assert can_share_prompts(tiny_model())
-    windowed = tiny_model(
-        layer_types=["full_attention", "sliding_attention"], sliding_window=4, use_sliding_window=True
-    )
-    assert not can_share_prompts(windowed)
+def test_layout_follows_the_models_attention():
+    model = tiny_model()
+    assert row_layout(model) == "shared"
+    windowed = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}
+    model = tiny_model(**windowed, use_sliding_window=True)
+    assert row_layout(model) == "padded"
+    model.config._attn_implementation_internal = "flash_attention_2"
+    assert row_layout(model) == "packed"
 
 
 def test_lm_head_scales_as_the_architecture_does():

@@ -273,6 +273,15 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     assert relative_error(saved, plain) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"teacher_states_on_host": True}, {"teacher_tokens_per_pass": 1}, {"teacher_tokens_per_pass": 60}],
+    ids=str,
+)
+def test_options_of_memory_and_speed_change_nothing(tmp_path, options):
+    assert relative_error(update(make_trainer(tmp_path, **options)), update(make_trainer(tmp_path))) < 1e-5
+
+
 @pytest.mark.parametrize("family", ["untied", "moe"])
 def test_other_architectures_train(tmp_path, family):
     if family == "untied":

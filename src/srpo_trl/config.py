@@ -158,6 +158,29 @@ class SRPOConfig(GRPOConfig):
         default=True, metadata={"help": "Drop <think> blocks from demonstrations."}
     )
 
+    # Speed and memory
+    teacher_tokens_per_pass: int = field(
+        default=16384,
+        metadata={
+            "help": "Most tokens that one teacher pass holds, padding counted. Longer rollouts go alone. Only "
+            "memory and speed depend on it."
+        },
+    )
+    teacher_states_on_host: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the teacher's hidden states (2 bytes x hidden size per distilled token in bfloat16) in "
+            "the host's memory until their micro-batch is trained on."
+        },
+    )
+    liger_layers: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the model's normalisation, rotary embedding and MLP with Liger's kernels, for student and "
+            "teacher alike (Linux, GPU, architectures that Liger patches)."
+        },
+    )
+
     # Observation
     gradient_share_steps: int | None = field(
         default=None,
@@ -239,6 +262,10 @@ def _teacher_problems(config: SRPOConfig) -> Iterator[str]:
     yield from _one_of("teacher_model_kind", config.teacher_model_kind, ("ema", "base", "live"))
     yield from _in_range("teacher_update_rate", config.teacher_update_rate, 0.0, 1.0, open_low=True)
     yield from _positive_int("max_reprompt_length", config.max_reprompt_length)
+    yield from _positive_int("teacher_tokens_per_pass", config.teacher_tokens_per_pass)
+    for name in ("teacher_states_on_host", "liger_layers", "remove_thinking_from_demonstration"):
+        if not isinstance(getattr(config, name), bool):
+            yield f"{name}={getattr(config, name)!r} must be true or false."
     sources = config.teacher_context
     if not isinstance(sources, list) or not sources or len(set(map(str, sources))) != len(sources):
         yield f"teacher_context={sources!r} must be a list of one or more different sources."

@@ -171,10 +171,11 @@ def _sibling_texts(
     if not any("sibling" in source for source in config.teacher_context):
         return [""] * len(group.completions)
     keep_thinking = not config.remove_thinking_from_demonstration
+    is_correct = correctness.is_correct_B[local].tolist()
     texts = {
         group.first_row + i: demonstration_text(completion, keep_thinking=keep_thinking)
         for i, completion in enumerate(group.completions)
-        if correctness.is_correct_B[local][i]
+        if is_correct[i]
     }
     keys = [
         demonstration_key(ids, config.seed, step) if texts.get(group.first_row + i) else NOT_A_DEMONSTRATION

@@ -60,6 +60,7 @@ class TeacherWeights:
         self.num_ticks += 1
         if self.kind == "live":
             return None
+        self._follow_devices()
         device = next(iter(self._values.values())).device
         distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         for name, value in self._values.items():
@@ -77,12 +78,19 @@ class TeacherWeights:
         Values of the parameter's own dtype are exchanged in place, which needs memory for one parameter; a
         float32 average of a bfloat16 parameter stays, and the student's value is set aside.
         """
+        self._follow_devices()
         set_aside = {n: self._parameters[n].detach().clone() for n in self._values if not self._same_dtype(n)}
         self._exchange(set_aside)
         try:
             yield
         finally:
             self._exchange(set_aside, back=True)
+
+    def _follow_devices(self) -> None:
+        """Keep each value beside its parameter: some engines move the model after the teacher was made."""
+        for name, parameter in self._parameters.items():
+            if name in self._values:
+                self._values[name] = self._values[name].to(parameter.device)
 
     def _same_dtype(self, name: str) -> bool:
         return self._values[name].dtype == self._parameters[name].dtype

@@ -9,7 +9,7 @@ T completion length, D hidden, N packed distilled tokens (row by row).
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ def score_rollouts(
     completions: Sequence[tuple[int, ...]],
     distilled_BT: Tensor,
     *,
-    max_rows: int,
+    max_tokens: int,
     temperature: float,
+    on_host: bool = False,
 ) -> TeacherScores:
     """Return the teacher's hidden states and entropies of this process's distilled tokens.
 
@@ -57,27 +58,33 @@ def score_rollouts(
         prompts: the teacher's prompt of each distilled rollout, None elsewhere.
         completions: token ids of each rollout, without padding.
         distilled_BT: bool, tokens that are distilled.
-        max_rows: rows of the longest sequence that one pass may hold.
+        max_tokens: most tokens of one pass.
         temperature: that logits are divided by.
+        on_host: keep the hidden states in the host's memory until they are needed.
     """
     chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
     rows = [TeacherRow(prompts[i].ids, completions[i]) for i in chosen]  # type: ignore[union-attr]
-    longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
+    layout = row_layout(student)
+    hidden: dict[int, Tensor] = {}
+    entropies: dict[int, Tensor] = {}
     with _in_evaluation(student), teacher.installed(), autocast:
-        states = score_completions(
-            student.base_model,
-            rows,
-            max_tokens=max_rows * longest,
-            share_prompts=can_share_prompts(student),
-        )
+        head = lm_head_of(student)
+        for batch in plan_passes(rows, max_tokens=max_tokens, layout=layout):
+            numbers = [chosen[i] for i in batch]
+            states = score_pass(student.base_model, [rows[i] for i in batch], layout)
+            kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(numbers, states, strict=True)]
+            entropy_N = teacher_entropy(torch.cat(kept), head, temperature)
+            hidden |= {i: state.cpu() if on_host else state for i, state in zip(numbers, kept, strict=True)}
+            entropies |= dict(zip(numbers, entropy_N.split([len(state) for state in kept]), strict=True))
     head = teacher_head(student, teacher)
-    nothing = head.weight_VD.new_empty(0, head.weight_VD.shape[1])
-    if states:
-        nothing = nothing.to(states[0].dtype)
-    hidden = [nothing] * len(completions)
-    for i, state in zip(chosen, states, strict=True):
-        hidden[i] = state[distilled_BT[i, : len(state)]]
-    return TeacherScores(hidden, teacher_entropy(torch.cat(hidden), head, temperature), head)
+    example = next(iter(hidden.values()), head.weight_VD)
+    nothing = example.new_empty(0, head.weight_VD.shape[1])
+    no_entropy = teacher_entropy(nothing.to(head.weight_VD.device), head, temperature)
+    return TeacherScores(
+        [hidden.get(i, nothing) for i in range(len(completions))],
+        torch.cat([no_entropy, *(entropies[i] for i in chosen)]),
+        head,
+    )
 
 
 @contextmanager
@@ -108,55 +115,70 @@ class TeacherRow(NamedTuple):
     completion_ids: tuple[int, ...]
 
 
-@torch.no_grad()
-def score_completions(
-    backbone: nn.Module, rows: Sequence[TeacherRow], *, max_tokens: int, share_prompts: bool
-) -> list[Tensor]:
-    """Return, per row, the hidden states that predict its completion tokens.
+Layout = Literal["shared", "packed", "padded"]
 
-    Args:
-        backbone: model without its LM head, holding the teacher's weights, in evaluation mode.
-        rows: what to score; completions have at least one token.
-        max_tokens: most padded tokens of one pass; a single row may exceed it.
-        share_prompts: encode a prompt that several rows have once (needs a key-value cache).
-    Returns:
-        List of (T_i, D) tensors in the order of `rows`; position t predicts completion token t.
+
+def row_layout(model: PreTrainedModel) -> Layout:
+    """Return how rows are laid out in a pass of this model, the cheapest that its attention allows.
+
+    "shared": a prompt that several rows have is encoded once; needs a plain key-value cache that can be copied
+    from row to row. "packed": rows one after another without padding; needs attention that keeps them apart
+    without a mask, as flash attention does. "padded": the rest.
     """
-    states: list[Tensor | None] = [None] * len(rows)
-    for batch in plan_passes(rows, max_tokens=max_tokens, share_prompts=share_prompts):
-        chosen = [rows[i] for i in batch]
-        score = (
-            _score_shared
-            if share_prompts and len({row.prompt_ids for row in chosen}) < len(chosen)
-            else _score
-        )
-        for i, state in zip(batch, score(backbone, chosen), strict=True):
-            states[i] = state
-    return [state for state in states if state is not None]
+    if can_share_prompts(model):
+        return "shared"
+    return "packed" if "flash" in str(model.config._attn_implementation) else "padded"
 
 
-def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, share_prompts: bool) -> Iterator[list[int]]:
-    """Yield batches of row numbers, alike in length, rows of one prompt side by side where prompts are shared."""
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """Return whether the model keeps a plain key-value cache that can be copied from row to row."""
+    layer_types = getattr(model.config.get_text_config(), "layer_types", None) or []
+    return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)()) and all(
+        kind == "full_attention" for kind in layer_types
+    )
+
+
+def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) -> Iterator[list[int]]:
+    """Yield batches of row numbers, alike in length, rows of one prompt side by side where prompts are shared.
+
+    A batch holds at most `max_tokens` tokens, padding counted where the layout pads; a longer row comes alone.
+    """
 
     def length(i: int) -> int:
         return len(rows[i].prompt_ids) + len(rows[i].completion_ids)
 
     def order(i: int) -> tuple:
-        return (rows[i].prompt_ids, length(i)) if share_prompts else (length(i),)
+        prompt, completion = rows[i]
+        return (len(prompt), prompt, len(completion)) if layout == "shared" else (length(i),)
 
     batch: list[int] = []
-    longest = 0
     for i in sorted(range(len(rows)), key=order):
-        longest = max(longest, length(i))
-        if batch and longest * (len(batch) + 1) > max_tokens:
+        lengths = [length(j) for j in (*batch, i)]
+        num_tokens = sum(lengths) if layout == "packed" else max(lengths) * len(lengths)
+        if batch and num_tokens > max_tokens:
             yield batch
-            batch, longest = [], length(i)
+            batch = []
         batch.append(i)
     if batch:
         yield batch
 
 
-def _score(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
+def score_pass(backbone: nn.Module, rows: Sequence[TeacherRow], layout: Layout) -> list[Tensor]:
+    """Return, per row, the hidden states that predict its completion tokens, in one pass.
+
+    Args:
+        backbone: model without its LM head, holding the teacher's weights, in evaluation mode.
+        rows: what to score; completions have at least one token.
+        layout: from `row_layout`.
+    Returns:
+        List of (T_i, D) tensors in the order of `rows`; position t predicts completion token t.
+    """
+    if layout == "shared" and len({row.prompt_ids for row in rows}) < len(rows):
+        return _score_shared(backbone, rows)
+    return _score_packed(backbone, rows) if layout == "packed" else _score_padded(backbone, rows)
+
+
+def _score_padded(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
     """Score whole sequences: right-padded, so that causal attention never sees padding before a token."""
     sequences = [row.prompt_ids + row.completion_ids for row in rows]
     ids_RL, mask_RL = _right_pad(sequences, _device(backbone))
@@ -166,6 +188,17 @@ def _score(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
         hidden_RLD[r, start : start + len(row.completion_ids)].clone()
         for r, (start, row) in enumerate(zip(starts, rows, strict=True))
     ]
+
+
+def _score_packed(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
+    """Score all sequences as one, positions starting anew with each."""
+    device = _device(backbone)
+    sequences = [row.prompt_ids + row.completion_ids for row in rows]
+    ids_1L = torch.tensor([[token for sequence in sequences for token in sequence]], device=device)
+    positions_1L = torch.cat([torch.arange(len(s), device=device) for s in sequences]).unsqueeze(0)
+    hidden_LD = backbone(input_ids=ids_1L, position_ids=positions_1L, use_cache=False).last_hidden_state[0]
+    states = hidden_LD.split([len(sequence) for sequence in sequences])
+    return [state[len(row.prompt_ids) - 1 : -1].clone() for state, row in zip(states, rows, strict=True)]
 
 
 def _score_shared(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
@@ -199,14 +232,6 @@ def _score_shared(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tenso
         ).last_hidden_state
         first_hidden_R1D = torch.cat([first_hidden_R1D, hidden_RTD], dim=1)
     return [first_hidden_R1D[r, : len(row.completion_ids)].clone() for r, row in enumerate(rows)]
-
-
-def can_share_prompts(model: PreTrainedModel) -> bool:
-    """Return whether the model keeps a plain key-value cache that can be copied from row to row."""
-    layer_types = getattr(model.config.get_text_config(), "layer_types", None) or []
-    return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)()) and all(
-        kind == "full_attention" for kind in layer_types
-    )
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -31,6 +31,7 @@ from srpo_trl import checkpointing
 from srpo_trl.arguments import check_arguments, check_correctness_reward, default_config, refuse_unsupported
 from srpo_trl.batch import RoutedBatch
 from srpo_trl.gradient_share import BranchGradients
+from srpo_trl.liger_layers import apply_liger_layers, check_liger_layers
 from srpo_trl.losses import raw_entropy_weights
 from srpo_trl.metrics import MetricSums
 from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
@@ -158,6 +159,9 @@ class SRPOTrainer(ResumableGRPOTrainer):
         is_mix = args.routing == "advantage_mix"
         self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0
         self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0
+        if args.liger_layers:
+            check_liger_layers(self._student, args.device)
+            apply_liger_layers(self._student)
         add_distillation_head(self._student)
         self._teacher = TeacherWeights(self.model, args.teacher_model_kind, args.teacher_update_rate)
         self._teacher_head: Head | None = None
@@ -303,8 +307,9 @@ class SRPOTrainer(ResumableGRPOTrainer):
             rollouts.teacher_prompts,
             trl_batch.completion_rows(output),
             distilled_BT,
-            max_rows=self.args.per_device_train_batch_size,
+            max_tokens=self.args.teacher_tokens_per_pass,
             temperature=self.args.temperature,
+            on_host=self.args.teacher_states_on_host,
         )
         self._teacher_head = scores.head
         entropy_N = scores.entropy_N
@@ -404,7 +409,9 @@ class SRPOTrainer(ResumableGRPOTrainer):
         distilled_BT = routed.distilled_BT
         return DistillationRequest(
             scored_BT=distilled_BT,
-            teacher_hidden_ND=torch.cat(list(routed.teacher_hidden)),
+            teacher_hidden_ND=torch.cat(list(routed.teacher_hidden)).to(
+                distilled_BT.device, non_blocking=True
+            ),
             teacher_head=self._teacher_head,
             coefficient_N=distillation_coefficients(
                 routed,

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-__all__ = ["main"]
+__all__ = ["METHODS", "main"]
+
+METHODS = ("grpo", "sdpo", "srpo")  # values of `SRPOConfig.routing`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the quickstart with the command line `argv` (default: `sys.argv[1:]`); return the exit status."""
-    from srpo_trl.quickstart.run import main as run_main  # torch and trl load only when it is really run
+    from srpo_trl.quickstart.run import main as run_main
 
     return run_main(argv)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from srpo_trl.quickstart.task import SOLUTION_TOKENS, Question, is_right
 
@@ -12,7 +12,7 @@ BATCH_SIZE = 512
 
 @torch.no_grad()
 def sample_completions(
-    model: PreTrainedModel,
+    model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     seed: int,
@@ -31,9 +31,8 @@ def sample_completions(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(prompts), BATCH_SIZE):
-            batch = tokenizer.pad(
-                {"input_ids": list(prompts[start : start + BATCH_SIZE])}, return_tensors="pt"
-            ).to(model.device)
+            rows = [list(prompt) for prompt in prompts[start : start + BATCH_SIZE]]
+            batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
             output = model.generate(
                 **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
             )
@@ -43,7 +42,7 @@ def sample_completions(
 
 
 def sampled_accuracy(
-    model: PreTrainedModel,
+    model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     questions: Sequence[Question],

@@ -14,7 +14,10 @@ TEMPLATES = ContextTemplates(REPROMPT_TEMPLATE, SOLUTION_TEMPLATE, FEEDBACK_TEMP
 def student_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> list[list[int]]:
     """Return the prompts that the student answers: the question alone."""
     chats = [[{"role": "user", "content": question.prompt}] for question in questions]
-    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
+    texts = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats
+    ]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def teacher_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> list[list[int]]:

@@ -94,7 +94,7 @@ def addition_reward(
     answer: list[str],
     log_extra: Callable[[str, list[str]], None] | None = None,
     **_: Any,
-) -> list[float]:
+) -> list[float | None]:
     """TRL reward function: 1 where the completion ends with the right answer, else 0.
 
     Args:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.quickstart.evaluate import sampled_accuracy
-from srpo_trl.quickstart.prompts import student_prompts
+from srpo_trl.quickstart.prompts import student_prompts, teacher_prompts
 from srpo_trl.quickstart.task import (
     SOLUTION_TOKENS,
     Question,
@@ -20,8 +20,6 @@ from srpo_trl.quickstart.task import (
     prompt_dataset,
     sample_questions,
 )
-
-METHODS = ("grpo", "sdpo", "srpo")
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,11 @@ class HeldOut:
     questions: list[Question]
     seed: int
 
-    def accuracy(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> float:
-        """Return the sampled accuracy of the question alone."""
-        prompts = student_prompts(tokenizer, self.questions)
+    def accuracy(
+        self, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, *, shown: bool = False
+    ) -> float:
+        """Return the sampled accuracy, with a right solution shown as the teacher sees it, or without."""
+        prompts = (teacher_prompts if shown else student_prompts)(tokenizer, self.questions)
         return sampled_accuracy(model, tokenizer, prompts, self.questions, self.seed)
 
 
@@ -92,7 +92,7 @@ class Curve:
 
 
 def train_method(
-    model: PreTrainedModel,
+    model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     method: str,
     seed: int,
@@ -100,13 +100,13 @@ def train_method(
     held_out: HeldOut,
     start_accuracy: float,
     output_dir: Path,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, str], None] | None = None,
 ) -> Curve:
     """Train `model` in place with one method and return its held-out curve.
 
     Args:
         start_accuracy: of `model`, measured by `held_out`: the curve's entry 0.
-        on_step: called after each step with its number and the last measured accuracy.
+        on_step: called after each step with its number and, after a measurement, its result (else "").
     """
     curve = Curve(method, seed, steps=[0], accuracy=[start_accuracy], seconds=[0.0], routed_frac=[None])
     questions = sample_questions(recipe.num_steps * recipe.prompts_per_step, seed=1000 + seed)
@@ -132,7 +132,7 @@ class _Measure(TrainerCallback):
         recipe: TrainingRecipe,
         held_out: HeldOut,
         tokenizer: PreTrainedTokenizerFast,
-        on_step: Callable[[int, float], None] | None,
+        on_step: Callable[[int, str], None] | None,
     ) -> None:
         self._curve, self._recipe, self._held_out = curve, recipe, held_out
         self._tokenizer, self._on_step = tokenizer, on_step
@@ -146,15 +146,17 @@ class _Measure(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure every `eval_every` steps and at the last one."""
         step = state.global_step
+        note = ""
         if step % self._recipe.eval_every == 0 or step == self._recipe.num_steps:
             self._trained_seconds += time.perf_counter() - self._resumed_at
             self._curve.steps.append(step)
             self._curve.seconds.append(self._trained_seconds)
             self._curve.accuracy.append(self._held_out.accuracy(kwargs["model"], self._tokenizer))
             self._curve.routed_frac.append(None)
+            note = f"held-out accuracy {self._curve.accuracy[-1]:.3f}"
             self._resumed_at = time.perf_counter()
         if self._on_step is not None:
-            self._on_step(step, self._curve.accuracy[-1])
+            self._on_step(step, note)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from srpo_trl.quickstart.evaluate import sampled_accuracy
 from srpo_trl.quickstart.prompts import TEMPLATES, student_prompts, teacher_prompts
@@ -73,7 +73,7 @@ def warm_up(
     tokenizer: PreTrainedTokenizerFast,
     recipe: WarmupRecipe,
     on_step: Callable[[int, str], None] | None = None,
-) -> tuple[PreTrainedModel, WarmupResult]:
+) -> tuple[Qwen3ForCausalLM, WarmupResult]:
     """Train a fresh model on worked solutions until it is good enough, and return it with what was measured.
 
     Args:
@@ -119,7 +119,7 @@ def warm_up(
 
 
 def _train_on(
-    model: PreTrainedModel,
+    model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     optimizer: torch.optim.Optimizer,
     *,
@@ -140,7 +140,7 @@ def _train_on(
 
 
 def solution_loss(
-    model: PreTrainedModel,
+    model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     questions: Sequence[Question],
@@ -171,7 +171,7 @@ class _Check:
             True: teacher_prompts(tokenizer, self._questions),
         }
 
-    def __call__(self, model: PreTrainedModel, *, shown: bool) -> float:
+    def __call__(self, model: Qwen3ForCausalLM, *, shown: bool) -> float:
         """Return the sampled accuracy, with a right solution shown or without."""
         return sampled_accuracy(model, self._tokenizer, self._prompts[shown], self._questions, self._seed)
 
@@ -187,7 +187,7 @@ def _set_learning_rate(
 
 
 def save_start(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, result: WarmupResult
+    folder: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, result: WarmupResult
 ) -> None:
     """Write the start to `folder`, which appears whole or not at all."""
     staging = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
@@ -198,9 +198,9 @@ def save_start(
     staging.rename(folder)
 
 
-def load_start(folder: Path) -> tuple[PreTrainedModel, WarmupResult] | None:
+def load_start(folder: Path) -> tuple[Qwen3ForCausalLM, WarmupResult] | None:
     """Return the start that `save_start` wrote, or None where there is none."""
     if not (folder / RESULT_FILE).is_file():
         return None
     result = WarmupResult(**json.loads((folder / RESULT_FILE).read_text()))
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), result
+    return Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), result

@@ -1,0 +1,61 @@
+"""The surroundings of the run: no network, no foreign progress bars, few threads. All undone at the end."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Read once, when the libraries are imported; hence set before that. What the user has set stays.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "OMP_WAIT_POLICY": "passive",  # idle threads that spin are slow where another program wants the core
+}
+MAX_THREADS = 2  # a model this small gains nothing from more
+
+
+def set_environment() -> None:
+    """Put the run's environment variables in place, before torch and transformers are imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Run the block with Python's warnings and every logger's messages below ERROR off."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Run the block with the libraries' progress bars off, on few threads."""
+    import datasets
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    num_threads = torch.get_num_threads()
+    bars_were_on = transformers_logging.is_progress_bar_enabled()
+    dataset_bars_were_on = not datasets.are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    torch.set_num_threads(min(MAX_THREADS, num_threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        if bars_were_on:
+            transformers_logging.enable_progress_bar()
+        if dataset_bars_were_on:
+            datasets.enable_progress_bars()
