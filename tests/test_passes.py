@@ -88,6 +88,8 @@ def test_layout_follows_the_models_attention():
     assert row_layout(model) == "padded"
     model.config._attn_implementation_internal = "flash_attention_2"
     assert row_layout(model) == "packed"
+    model.config.layer_types = ["linear_attention", "full_attention"]  # its state would run from row to row
+    assert row_layout(model) == "padded"
 
 
 def test_lm_head_scales_as_the_architecture_does():

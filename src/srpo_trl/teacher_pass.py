@@ -116,6 +116,7 @@ class TeacherRow(NamedTuple):
 
 
 Layout = Literal["shared", "packed", "padded"]
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def row_layout(model: PreTrainedModel) -> Layout:
@@ -127,15 +128,20 @@ def row_layout(model: PreTrainedModel) -> Layout:
     """
     if can_share_prompts(model):
         return "shared"
-    return "packed" if "flash" in str(model.config._attn_implementation) else "padded"
+    keeps_rows_apart = "flash" in str(model.config._attn_implementation)
+    return "packed" if keeps_rows_apart and _layer_types(model) <= _ATTENTION else "padded"
 
 
 def can_share_prompts(model: PreTrainedModel) -> bool:
     """Return whether the model keeps a plain key-value cache that can be copied from row to row."""
-    layer_types = getattr(model.config.get_text_config(), "layer_types", None) or []
-    return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)()) and all(
-        kind == "full_attention" for kind in layer_types
-    )
+    return _layer_types(model) <= {"full_attention"}
+
+
+def _layer_types(model: PreTrainedModel) -> set[str]:
+    """Return the kinds of the model's layers; "state" stands for any that carry a state along the sequence."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ("full_attention",))
+    has_cache = bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)())
+    return kinds | ({"state"} if getattr(model, "_is_stateful", False) or not has_cache else set())
 
 
 def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) -> Iterator[list[int]]:
