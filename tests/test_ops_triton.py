@@ -13,7 +13,7 @@ import torch
 
 import triton_worker
 from srpo_trl import ops
-from srpo_trl.ops import DistillationSpec, Head, distillation_loss, teacher_entropy
+from srpo_trl.ops import DistillationSpec, Head, distillation_loss, fused_plan, teacher_entropy
 from test_ops import SPECS, make_problem
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -95,14 +95,15 @@ def test_bfloat16_inputs_are_not_rounded_further(results, name):
     """Only gradients are: to bfloat16, once at the end, and with "mixed" products once before them too."""
     actual, expected = results["cases"][name], expected_of(CASES[name])
     signal = expected["divergence_N"].abs().mean()
-    assert 1e-6 < signal < 0.05
+    assert 1e-6 < signal < 0.5
     assert (actual["divergence_N"] - expected["divergence_N"]).abs().mean() <= 1e-3 * signal
     torch.testing.assert_close(
         actual["student_logps_N"].double(), expected["student_logps_N"], rtol=1e-5, atol=1e-5
     )
+    tolerance = 1e-2 if CASES[name].mixed else 4e-3  # bfloat16 has 8 bits
     for key in ("gradient 0", "gradient 1", "gradient 2"):
         assert actual[key].dtype == torch.bfloat16
-        assert (actual[key].double() - expected[key]).norm() <= 5e-3 * expected[key].norm()
+        assert (actual[key].double() - expected[key]).norm() <= tolerance * expected[key].norm()
 
 
 @pytest.mark.parametrize("alpha", triton_worker.ALPHAS)
@@ -150,6 +151,22 @@ def test_memory_is_bounded(results):
         assert held <= planned <= bound, case
 
 
+@pytest.mark.parametrize("mode", SPECS)
+@pytest.mark.parametrize("chunk_bytes", [2**28, 2**29])
+def test_the_plan_at_full_size_fills_the_bound_with_whole_tiles(mode, chunk_bytes):
+    num_tokens, hidden_size, vocab_size = 8192, 1024, 151_936
+    hidden = torch.empty(num_tokens, hidden_size, device="meta")
+    head = Head(torch.empty(vocab_size, hidden_size, device="meta"))
+    plan = fused_plan.plan_fused(hidden, head, hidden, head, SPECS[mode], chunk_bytes)
+    assert plan.temporary_bytes <= chunk_bytes
+    assert plan.chunk_tokens >= (0.38 if mode == "full" else 0.6) * chunk_bytes / (4 * vocab_size)
+    assert plan.chunk_tokens % 64 == 0
+    covered = [columns.stop - columns.start for columns in fused_plan.tiles(vocab_size, plan.teacher_columns)]
+    assert sum(covered) == vocab_size
+    assert max(covered) <= plan.teacher_stride
+    assert plan.teacher_columns % plan.segment == 0 or len(covered) == 1
+
+
 # --- Which backend ---
 
 
@@ -163,7 +180,7 @@ def test_triton_on_a_cpu_is_refused_with_the_remedy(monkeypatch):
 
     monkeypatch.setattr(fused, "interpreted", lambda: False)
     with pytest.raises(
-        ValueError, match="backend is 'triton', but the tensors are on cpu.*TRITON_INTERPRET=1"
+        ValueError, match=r"backend is 'triton', but the tensors are on cpu.*TRITON_INTERPRET=1"
     ):
         make_problem(2, 5, dtype=torch.float32).run(SPECS["tail"], "triton")
 
@@ -193,7 +210,66 @@ def test_auto_on_a_gpu_takes_triton_where_it_can(dtype, topk, chosen):
     assert ops._resolve("auto", torch.device("cuda"), dtype, topk) == chosen
 
 
-# --- On a GPU ---
+# --- On a GPU, or for one ---
+
+PLAIN = {"HAS_BIAS": False, "HAS_SOFTCAP": False, "bias_ptr": None}
+FULL = PLAIN | {
+    "student_bias_ptr": None,
+    "teacher_bias_ptr": None,
+    "TEACHER_HAS_BIAS": False,
+    "TEACHER_HAS_SOFTCAP": True,
+    "HAS_RATIO": True,
+    "WITH_GRADIENT": True,
+    "NARROW": True,
+    "BLOCK": 4096,
+    "NUM_COLUMNS": 151_936,
+}
+SUPPORT = {"HAS_RATIO": True, "HAS_SOFTCAP": True, "BLOCK": 128}
+FLOATS = {"inner", "outer", "teacher_inner", "teacher_outer", "clip", "alpha"}
+COMPILED = [
+    ("triton_scan", "scan_segments", PLAIN | {"KEEP_MAXIMA": True, "GROUP": 32, "BLOCK": 8192}, 8),
+    ("triton_scan", "merge_segments", {"BLOCK": 32}, 1),
+    ("triton_scan", "choose_groups", {"BLOCK": 8192}, 8),
+    ("triton_scan", "choose_tokens", PLAIN | {"GROUP": 32, "BLOCK": 4096}, 4),
+    ("triton_scan", "gather_support", {"HAS_BIAS": True, "HAS_SOFTCAP": True, "BLOCK": 128}, 4),
+    ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "tail", "DIVERGENCE": "jsd"}, 4),
+    ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "renormalized", "DIVERGENCE": "forward_kl"}, 4),
+    ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "sampled_token", "DIVERGENCE": "reverse_kl"}, 4),
+    ("triton_terms", "softmax_gradient", PLAIN | {"NARROW": True, "BLOCK": 8192, "NUM_COLUMNS": 151_936}, 8),
+    ("triton_terms", "scatter_support", {"BLOCK": 128}, 4),
+    ("triton_full", "full_terms", FULL | {"DIVERGENCE": "jsd"}, 8),
+    ("triton_full", "full_terms", FULL | {"DIVERGENCE": "forward_kl"}, 8),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter does not compile")
+@pytest.mark.parametrize(("module", "kernel", "constants", "num_warps"), COMPILED)
+def test_kernels_compile_for_hopper(module, kernel, constants, num_warps):
+    """No GPU is needed to compile: what the interpreter lets through and the compiler does not shows here."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(f"srpo_trl.ops.{module}"), kernel)
+    arguments = function.arg_names
+    constants = {name: value for name, value in constants.items() if name in arguments}
+
+    def type_of(name):
+        if name in constants:
+            return "constexpr"
+        if name.endswith("_ptr"):
+            narrow = {"ids_ptr": "*i32", "chosen_ptr": "*i32", "gradient_ptr": "*bf16", "bias_ptr": "*bf16"}
+            return narrow.get(name, "*fp32")
+        return "fp32" if name in FLOATS else "i32"
+
+    source = ASTSource(
+        fn=function,
+        signature={name: type_of(name) for name in arguments},
+        constexprs={(arguments.index(name),): value for name, value in constants.items()},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+    assert "bar.sync" in compiled.asm["ptx"] or "NARROW" not in constants
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -106,7 +106,6 @@ def make_cases() -> dict[str, Case]:
             "head": {"bias": True, "old": False},
         }
         cases[f"bfloat16 {mode}"] = Case(_spec(mode, 1.0), **bfloat16)
-        # Chunks of 128 rows and more are rare in the interpreter: rows of 301 products begin at multiples of 64.
         cases[f"mixed {mode}"] = Case(_spec(mode, 1.0), mixed=True, **bfloat16)
     for mode in ("tail", "renormalized", "full"):
         for alpha in ALPHAS:

@@ -17,7 +17,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -179,8 +179,11 @@ def _peer(module: str, name: str) -> Any:
 def contenders(device: torch.device) -> list[Contender]:
     """Return ours, one of each backend that runs on `device`, the dense form, and the peers installed here."""
     on_gpu = device.type == "cuda"
-    kernels = on_gpu and importlib.util.find_spec("triton") or os.environ.get("TRITON_INTERPRET") == "1"
-    fused = [b for b in get_args(Backend) if b not in ("auto", "reference") and (kernels or b != "triton")]
+    has_kernels = importlib.util.find_spec("triton") is not None
+    has_kernels &= on_gpu or os.environ.get("TRITON_INTERPRET") == "1"
+    fused = [
+        b for b in get_args(Backend) if b not in ("auto", "reference") and (has_kernels or b != "triton")
+    ]
     found = [
         Contender(f"srpo_trl {backend}", support, partial(_srpo, backend=backend, topk=topk))
         for support, topk in ((TOPK, 100), (FULL, None))
@@ -207,8 +210,10 @@ def contenders(device: torch.device) -> list[Contender]:
 
 def loss_and_gradients(contender: Contender, problem: Problem) -> None:
     """Run the contender once, backward included, and drop what it made."""
-    contender.losses(problem).loss.backward()
-    problem.student_hidden_ND.grad = problem.student_weight_VD.grad = None
+    try:
+        contender.losses(problem).loss.backward()
+    finally:
+        problem.student_hidden_ND.grad = problem.student_weight_VD.grad = None
 
 
 def four_products(problem: Problem) -> Callable[[], None]:
@@ -272,12 +277,12 @@ def time_alternately(
                 start = seconds(device)
                 call()
                 elapsed = seconds(device) - start
+                if turn >= warmup:
+                    taken[name].append(elapsed)
             except torch.OutOfMemoryError:
                 too_large.add(name)
+            if name in too_large:  # only now, as the error held on to what the call had made
                 free_memory(device)
-                continue
-            if turn >= warmup:
-                taken[name].append(elapsed)
     return {
         name: None if name in too_large else Timing(statistics.median(s), min(s), max(s))
         for name, s in taken.items()
@@ -312,7 +317,6 @@ def extra_bytes(contender: Contender, size: Size, device: torch.device) -> int |
         try:
             loss_and_gradients(contender, problem)
         except torch.OutOfMemoryError:
-            free_memory(device)
             return None
         peak = torch.cuda.max_memory_allocated(device) - before
         return peak - _counted_off(contender, problem)
@@ -460,14 +464,16 @@ def parser(description: str, prog: str | None = None) -> argparse.ArgumentParser
     return options
 
 
-def report(tables: Sequence[Table], header: Mapping[str, str], json_path: Path | None) -> None:
-    """Print header and tables as Markdown, and write both to `json_path` if given."""
-    print("\n".join(f"{name}: {value}  " for name, value in header.items()), end="\n\n")
+def report(tables: Iterable[Table], header: Mapping[str, str], json_path: Path | None) -> None:
+    """Print header and tables as Markdown, each as soon as it is made; with `json_path`, keep both there, too."""
+    print("\n".join(f"{name}: {value}  " for name, value in header.items()), end="\n\n", flush=True)
+    made: list[dict[str, Any]] = []
     for table in tables:
         print(markdown(table), flush=True)
-    if json_path is not None:
-        content = {"environment": dict(header), "tables": [table._asdict() for table in tables]}
-        json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        made.append(table._asdict())
+        if json_path is not None:
+            content = {"environment": dict(header), "tables": made}
+            json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -478,10 +484,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--vocabulary", type=int, help="V, the model's vocabulary size")
     given = options.parse_args(argv)
     on_gpu = given.device.type == "cuda"
-    default = (8192, 2560, QWEN3_VOCABULARY) if on_gpu else (512, 256, 32_000)
-    default = (64, 32, 1000) if given.quick else default
-    numbers = [g or d for g, d in zip((given.tokens, given.hidden, given.vocabulary), default, strict=True)]
-    size = Size(*numbers, torch.bfloat16 if on_gpu else torch.float32)
+    tokens, hidden, vocabulary = (8192, 2560, QWEN3_VOCABULARY) if on_gpu else (256, 256, 32_000)
+    if given.quick:
+        tokens, hidden, vocabulary = 64, 32, 1000
+    size = Size(
+        given.tokens or tokens,
+        given.hidden or hidden,
+        given.vocabulary or vocabulary,
+        torch.bfloat16 if on_gpu else torch.float32,
+    )
     repeats = 1 if given.quick else 10 if on_gpu else 3
     table = loss_table(contenders(given.device), size, given.device, repeats=repeats, memory=not given.quick)
     report([table], environment(given.device), given.json)
