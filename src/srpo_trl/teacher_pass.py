@@ -147,7 +147,8 @@ def _layer_types(model: PreTrainedModel) -> set[str]:
 def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) -> Iterator[list[int]]:
     """Yield batches of row numbers, alike in length, rows of one prompt side by side where prompts are shared.
 
-    A batch holds at most `max_tokens` tokens, padding counted where the layout pads; a longer row comes alone.
+    A batch holds at most `max_tokens` tokens, padding counted where the layout pads and a shared prompt counted
+    once; a longer row comes alone.
     """
 
     def length(i: int) -> int:
@@ -159,14 +160,22 @@ def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) 
 
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=order):
-        lengths = [length(j) for j in (*batch, i)]
-        num_tokens = sum(lengths) if layout == "packed" else max(lengths) * len(lengths)
-        if batch and num_tokens > max_tokens:
+        if batch and _num_tokens([rows[j] for j in (*batch, i)], layout) > max_tokens:
             yield batch
             batch = []
         batch.append(i)
     if batch:
         yield batch
+
+
+def _num_tokens(rows: Sequence[TeacherRow], layout: Layout) -> int:
+    """Return how many tokens one pass over these rows runs, padding included."""
+    prompts = {row.prompt_ids for row in rows} if layout == "shared" else set()
+    if prompts and len(prompts) < len(rows):
+        longest_completion = max(len(row.completion_ids) for row in rows)
+        return len(prompts) * max(map(len, prompts)) + len(rows) * longest_completion
+    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+    return sum(lengths) if layout == "packed" else max(lengths) * len(lengths)
 
 
 def score_pass(backbone: nn.Module, rows: Sequence[TeacherRow], layout: Layout) -> list[Tensor]:

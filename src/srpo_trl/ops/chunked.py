@@ -165,9 +165,12 @@ def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem:
     )
     (num_tokens, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
     plan = plan_distillation(*sides[0][:2], *sides[1][:2], dtype, problem.spec, problem.chunk_bytes)
+    # A token's hidden gradient is complete after its chunk, so it may be rounded to bfloat16 then; in float16 small
+    # ones would be lost before `backward` has multiplied by its upstream scalar.
+    hidden_dtype = torch.bfloat16 if hidden_ND.dtype == torch.bfloat16 else dtype
     sweep = Sweep(
         statistics_6N=hidden_ND.new_empty((6, num_tokens), dtype=dtype),
-        grad_hidden_ND=torch.zeros_like(hidden_ND, dtype=dtype) if problem.needs_hidden else None,
+        grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if problem.needs_hidden else None,
         grad_weight_VD=torch.zeros_like(weight_VD, dtype=dtype) if problem.needs_weight else None,
         grad_bias_V=hidden_ND.new_zeros(vocab_size, dtype=dtype) if problem.needs_bias else None,
     )
@@ -240,7 +243,15 @@ def _accumulate_gradients_(
         rounded_CV = teacher_CV.view(weight_VD.dtype)[:, : weight_VD.shape[0]]
         grad_product_CV = rounded_CV.copy_(grad_product_CV)
     if sweep.grad_hidden_ND is not None:
-        hidden_gradient_(sweep.grad_hidden_ND[tokens], grad_product_CV, weight_VD, way, tile_rows)
+        kept_CD = sweep.grad_hidden_ND[tokens]
+        made_CD = (
+            torch.empty_like(kept_CD, dtype=logits_2CV.dtype)
+            if kept_CD.dtype != logits_2CV.dtype
+            else kept_CD
+        )
+        hidden_gradient_(made_CD, grad_product_CV, weight_VD, way, tile_rows)
+        kept_CD.copy_(made_CD)
+        del made_CD  # before the next temporary is made
     if sweep.grad_weight_VD is not None:
         add_weight_gradient_(sweep.grad_weight_VD, grad_product_CV, hidden_ND[tokens], way)
 
