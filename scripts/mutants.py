@@ -766,6 +766,16 @@ CHECKPOINTS = [
         tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
     ),
     mutant(
+        "resume_on_processes_without_epoch",
+        "on several processes a resumed run meets the first epoch's order of prompts",
+        (
+            "resumable.py",
+            "        if self._trainer._train_sampler is not None:",
+            "        if self._trainer.accelerator.num_processes == 1:",
+        ),
+        tests=("test_processes.py::test_resume_on_two_processes[epochs]",),
+    ),
+    mutant(
         "every_epoch_in_the_same_order",
         "each epoch, resumed or not, has the first one's order of prompts",
         ("sampler.py", "for _ in range(epoch):", "for _ in range(0):"),
