@@ -15,7 +15,17 @@ from torch import Tensor
 
 from benchmarks.common import run
 from benchmarks.loss import all_contenders
-from srpo_trl.bench import FAR, NEAR, QWEN3_VOCABULARY, TOPK, Contender, Problem, Size, Table, make_problem
+from srpo_trl.bench.contenders import (
+    FAR,
+    NEAR,
+    QWEN3_VOCABULARY,
+    TOPK,
+    Contender,
+    Problem,
+    Size,
+    make_problem,
+)
+from srpo_trl.bench.tables import Table
 
 TITLES = {NEAR: "near the self-teacher", FAR: "far from it"}
 

@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.common import run
-from srpo_trl.bench import (
+from srpo_trl.bench import loss_table
+from srpo_trl.bench.contenders import (
     FULL,
     QWEN3_VOCABULARY,
     TOPK,
@@ -23,12 +24,10 @@ from srpo_trl.bench import (
     Losses,
     Problem,
     Size,
-    Table,
     contenders,
-    extra_bytes,
-    gigabytes,
-    loss_table,
 )
+from srpo_trl.bench.measure import extra_bytes
+from srpo_trl.bench.tables import Table, gigabytes
 
 
 def sdpo_losses(problem: Problem, helper: Any, options: dict[str, Any]) -> Losses:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from benchmarks.common import random_qwen3, run
-from srpo_trl.bench import Table, time_alternately
+from srpo_trl.bench.measure import time_alternately
+from srpo_trl.bench.tables import Table
 from srpo_trl.config import SRPOConfig
 from srpo_trl.teacher_pass import Layout, TeacherRow, plan_passes, score_pass
 
