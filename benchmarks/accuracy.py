@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.common import run
 from benchmarks.loss import all_contenders
-from srpo_trl.bench.contenders import (
+from srpo_trl.bench.peers import (
     FAR,
     NEAR,
     QWEN3_VOCABULARY,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from srpo_trl.bench.contenders import QWEN3_VOCABULARY
+from srpo_trl.bench.peers import QWEN3_VOCABULARY
 from srpo_trl.bench.tables import Table, environment, parser, report
 
 Tables = Callable[[torch.device, bool], Iterator[Table]]

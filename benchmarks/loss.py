@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from benchmarks.common import run
 from srpo_trl.bench import loss_table
-from srpo_trl.bench.contenders import (
+from srpo_trl.bench.measure import extra_bytes
+from srpo_trl.bench.peers import (
     FULL,
     QWEN3_VOCABULARY,
     TOPK,
@@ -26,7 +27,6 @@ from srpo_trl.bench.contenders import (
     Size,
     contenders,
 )
-from srpo_trl.bench.measure import extra_bytes
 from srpo_trl.bench.tables import Table, gigabytes
 
 

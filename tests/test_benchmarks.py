@@ -17,7 +17,7 @@ from benchmarks import accuracy, loss, step, teacher_pass
 from benchmarks.common import commit
 
 from srpo_trl import bench
-from srpo_trl.bench.contenders import FULL, TOPK, Contender, Losses, Problem, Size
+from srpo_trl.bench.peers import FULL, TOPK, Contender, Losses, Problem, Size
 from srpo_trl.cli import main as command
 from srpo_trl.ops import Backend
 
@@ -134,7 +134,7 @@ def test_calls_alternate_and_one_that_does_not_fit_is_left_out():
 
 
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
-    monkeypatch.setattr("srpo_trl.bench.contenders._peer", lambda module, name: None)
+    monkeypatch.setattr("srpo_trl.bench.peers._peer", lambda module, name: None)
     names = {contender.name for contender in bench.contenders(CPU)}
     assert names == {*OURS, "dense, float32 logits (srpo_trl reference)"}
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from srpo_trl.bench.contenders import (
+from srpo_trl.bench.measure import Timing, extra_bytes, free_memory, time_alternately
+from srpo_trl.bench.peers import (
     FLOOR_TOKENS,
     QWEN3_VOCABULARY,
     Contender,
@@ -19,7 +20,6 @@ from srpo_trl.bench.contenders import (
     loss_and_gradients,
     make_problem,
 )
-from srpo_trl.bench.measure import Timing, extra_bytes, free_memory, time_alternately
 from srpo_trl.bench.tables import DOES_NOT_FIT, Table, environment, gigabytes, parser, report
 
 

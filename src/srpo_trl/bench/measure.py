@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from srpo_trl.bench.contenders import Contender, Problem, Size, loss_and_gradients, make_problem
+from srpo_trl.bench.peers import Contender, Problem, Size, loss_and_gradients, make_problem
 
 
 class Timing(NamedTuple):
