@@ -639,3 +639,17 @@ def test_the_importance_ratio_is_exactly_1_where_it_is_off():
         no_old = dataclasses.replace(problem, old_logps=None).run(DistillationSpec(topk=5), backend)
         assert (clip_off.importance_ratio_N == 1).all()
         assert_same(clip_off, no_old, rtol=0, atol=0)
+
+
+# --- Autocast ---
+
+
+def test_bfloat16_autocast_on_a_gpu_rounds_the_factors_and_not_on_a_cpu(monkeypatch):
+    from srpo_trl.ops import _round_as_autocast
+
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: True)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device_type: torch.bfloat16)
+    for device, expected in (("meta", torch.bfloat16), ("cpu", torch.float32)):
+        hidden, weight = torch.zeros(2, 3, device=device), torch.zeros(4, 3, device=device)
+        rounded, head = _round_as_autocast(hidden, Head(weight))
+        assert (rounded.dtype, head.weight_VD.dtype) == (expected, expected)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -206,8 +207,42 @@ def test_auto_says_once_what_it_chose(caplog):
     ("dtype", "topk", "chosen"),
     [(torch.float32, 100, "triton"), (torch.float64, 100, "chunked"), (torch.float32, 5000, "chunked")],
 )
-def test_auto_on_a_gpu_takes_triton_where_it_can(dtype, topk, chosen):
+def test_auto_on_a_gpu_takes_triton_where_it_can(monkeypatch, dtype, topk, chosen):
+    monkeypatch.setattr(ops, "_disagreement_of_triton", lambda device: None)
     assert ops._resolve("auto", torch.device("cuda"), dtype, topk) == chosen
+
+
+def test_auto_does_without_kernels_that_fail_their_self_test(monkeypatch):
+    monkeypatch.setattr(ops, "_disagreement_of_triton", lambda device: "its kernels are off by 0.5")
+    assert ops._resolve("auto", torch.device("cuda"), torch.float32, 100) == "chunked"
+
+
+SELF_TEST = """
+    import torch
+    torch.set_num_threads(1)
+    from srpo_trl.ops import fused, self_test
+    cpu = torch.device("cpu")
+    self_test.VOCABULARY, self_test.NUM_TOKENS = 1001, 7
+    assert self_test.disagreement(cpu) is None, self_test.disagreement(cpu)
+    sweep = fused._sweep
+    def off(*arguments):
+        made = sweep(*arguments)
+        made.grad_hidden_ND[3, 5] += 0.1 * made.grad_hidden_ND.abs().max()
+        return made
+    fused._sweep = off
+    assert "off by 1.0e-01" in self_test.disagreement(cpu), self_test.disagreement(cpu)
+    def fails(*arguments):
+        raise RuntimeError("no such instruction")
+    fused._sweep = fails
+    assert "no such instruction" in self_test.disagreement(cpu)
+"""
+
+
+def test_the_self_test_sees_one_wrong_gradient_and_a_failure():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(SELF_TEST)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # --- On a GPU, or for one ---
