@@ -1,0 +1,156 @@
+"""Run by `torchrun` from test_engines.py: one engine's scenarios, and what each process ended with.
+
+    torchrun --standalone --nproc_per_node 2 tests/engine_processes.py ENGINE FOLDER
+
+ENGINE is a key of `ENGINES`. Imported, it makes the same runs in one process.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+# (accelerate's name of the engine, whether parameters are sharded)
+ENGINES = {
+    "fsdp2": ("FSDP", True),
+    "fsdp2_no_reshard": ("FSDP", True),
+    "zero1": ("DEEPSPEED", False),
+    "zero2": ("DEEPSPEED", False),
+    "zero3": ("DEEPSPEED", True),
+    "ddp": ("MULTI_CPU", False),
+}
+
+
+def fsdp_on_cpu(reshard: bool) -> None:
+    """Let accelerate take its FSDP path where there is no GPU: it asks for a GPU engine before it looks for FSDP."""
+    os.environ |= {
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": str(reshard).lower(),
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    }
+    from accelerate import state
+    from accelerate.utils import DistributedType
+
+    def prepare_backend(self, *args, **kwargs):
+        return "gloo", DistributedType.MULTI_GPU
+
+    state.PartialState._prepare_backend = prepare_backend
+
+
+def deepspeed_config(stage: int) -> dict:
+    """A tiny model is really sharded, and prefetched, only below thresholds of its own size."""
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension that a start would build
+    zero: dict = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
+    if stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 10_000,
+            "stage3_max_live_parameters": 100_000,
+            "stage3_max_reuse_distance": 100_000,
+            "reduce_bucket_size": 50_000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def engine_options(engine: str) -> dict:
+    """Options of the training config; called before accelerate is imported."""
+    if engine.startswith("fsdp2"):
+        fsdp_on_cpu(reshard=engine == "fsdp2")
+        # With use_cpu, accelerate would silently choose DDP.
+        return {"use_cpu": False, "ddp_backend": "gloo"}
+    if engine.startswith("zero"):
+        return {"deepspeed": deepspeed_config(int(engine[-1]))}
+    return {"ddp_find_unused_parameters": False}
+
+
+ENGINE = sys.argv[1] if __name__ == "__main__" else None
+OPTIONS = engine_options(ENGINE) if ENGINE else {}
+
+from harness import LORA, chat_dataset, logged, make_trainer, replay, tiny_model, tiny_tokenizer  # noqa: E402
+from srpo_trl.sharding import part_of, whole_of  # noqa: E402
+from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
+
+TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
+# name: rollouts, micro-batch of each of two processes (of six rollouts a process), options
+SCENARIOS = {
+    "straddling": (STRADDLING, 6, {}),
+    "one sided": (ONE_SIDED, 2, {}),
+    "two steps": (STRADDLING, 2, TWO_STEPS),
+    "iterations": (STRADDLING, 6, {"max_steps": 4, "num_iterations": 2, "learning_rate": 0.1}),
+    "lora": (STRADDLING, 2, TWO_STEPS | {"peft_config": LORA}),
+    "untied": (STRADDLING, 6, TWO_STEPS | {"tie": False}),
+}
+
+
+def make(folder, rollouts, num_processes, micro_batch, *, tie=True, **options):
+    return make_trainer(
+        folder,
+        model=tiny_model(tie_word_embeddings=tie),
+        train_dataset=chat_dataset(rollouts),
+        rollout_func=replay(tiny_tokenizer(), rollouts),
+        per_device_train_batch_size=micro_batch * 2 // num_processes,
+        gradient_accumulation_steps=6 // micro_batch,
+        **(options | OPTIONS),
+    )
+
+
+def whole(trainer, values=None):
+    """The trainable parameters, or the teacher's values of them, gathered into one vector."""
+    parameters = trainer._teacher._parameters()
+    parts = {name: part_of(p) for name, p in parameters.items()} if values is None else values
+    device = torch.device("cpu")
+    wholes = [whole_of(p, parts[name].detach(), device).double().reshape(-1) for name, p in parameters.items()]
+    return torch.cat(wholes)
+
+
+def sharded_fraction(trainer):
+    parameters = trainer._teacher._parameters()
+    wholes = [whole_of(p, part_of(p), torch.device("cpu")).numel() for p in parameters.values()]
+    return sum(part_of(p).numel() for p in parameters.values()) / sum(wholes)
+
+
+def run(folder, num_processes, rollouts, micro_batch, options):
+    trainer = make(folder, rollouts, num_processes, micro_batch, **options)
+    initial = torch.cat([p.detach().double().reshape(-1) for p in trainer.model.parameters() if p.requires_grad])
+    trainer.train()
+    return {
+        "engine": trainer.accelerator.distributed_type.value,
+        "num_processes": trainer.accelerator.num_processes,
+        "held": sharded_fraction(trainer),
+        "update": whole(trainer) - initial,
+        "teacher": whole(trainer, trainer._teacher.state_dict()),
+        "num_ticks": trainer._teacher.num_ticks,
+        "routes": [logged(trainer, f"srpo/route/{route}_frac") for route in ("grpo", "sdpo", "skip")],
+        "loss": logged(trainer, "loss"),
+        "grad_norm": [float(norm) for norm in logged(trainer, "grad_norm")],
+        "distance": logged(trainer, "srpo/teacher/distance"),
+    }
+
+
+def results(folder, num_processes, scenarios):
+    return {name: run(folder / name, num_processes, *SCENARIOS[name]) for name in scenarios}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output = Path(sys.argv[2])
+    found = results(output / "runs", 2, sys.argv[3].split(",") if len(sys.argv) > 3 else list(SCENARIOS))
+    torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
+    torch.distributed.destroy_process_group()
