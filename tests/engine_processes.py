@@ -5,7 +5,6 @@
 ENGINE is a key of `ENGINES`. Imported, it makes the same runs in one process.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -95,14 +94,24 @@ SCENARIOS = {
     "two steps": (STRADDLING, 2, TWO_STEPS),
     "iterations": (STRADDLING, 6, {"max_steps": 4, "num_iterations": 2, "learning_rate": 0.1}),
     "lora": (STRADDLING, 2, TWO_STEPS | {"peft_config": LORA}),
-    "untied": (STRADDLING, 6, TWO_STEPS | {"tie": False}),
+    # odd sizes: the last process's shards are shorter, and ZeRO-3 pads them
+    "untied, uneven": (
+        STRADDLING,
+        6,
+        TWO_STEPS | {"sizes": {"hidden_size": 33, "tie_word_embeddings": False}},
+    ),
+}
+# A run that is stopped after its second step, there inside a rollout batch or at the end of one.
+RESUMED = {
+    "inside a rollout batch": {"max_steps": 4, "num_iterations": 3},
+    "resumed lora": {"max_steps": 4, "peft_config": LORA},
 }
 
 
-def make(folder, rollouts, num_processes, micro_batch, *, tie=True, **options):
+def make(folder, rollouts, num_processes, micro_batch, *, sizes=None, **options):
     return make_trainer(
         folder,
-        model=tiny_model(tie_word_embeddings=tie),
+        model=tiny_model(**(sizes or {})),
         train_dataset=chat_dataset(rollouts),
         rollout_func=replay(tiny_tokenizer(), rollouts),
         per_device_train_batch_size=micro_batch * 2 // num_processes,
@@ -116,7 +125,9 @@ def whole(trainer, values=None):
     parameters = trainer._teacher._parameters()
     parts = {name: part_of(p) for name, p in parameters.items()} if values is None else values
     device = torch.device("cpu")
-    wholes = [whole_of(p, parts[name].detach(), device).double().reshape(-1) for name, p in parameters.items()]
+    wholes = [
+        whole_of(p, parts[name].detach(), device).double().reshape(-1) for name, p in parameters.items()
+    ]
     return torch.cat(wholes)
 
 
@@ -128,7 +139,9 @@ def sharded_fraction(trainer):
 
 def run(folder, num_processes, rollouts, micro_batch, options):
     trainer = make(folder, rollouts, num_processes, micro_batch, **options)
-    initial = torch.cat([p.detach().double().reshape(-1) for p in trainer.model.parameters() if p.requires_grad])
+    initial = torch.cat(
+        [p.detach().double().reshape(-1) for p in trainer.model.parameters() if p.requires_grad]
+    )
     trainer.train()
     return {
         "engine": trainer.accelerator.distributed_type.value,
@@ -148,9 +161,34 @@ def results(folder, num_processes, scenarios):
     return {name: run(folder / name, num_processes, *SCENARIOS[name]) for name in scenarios}
 
 
+def resumed(folder, num_processes, options):
+    options = options | {
+        "optim": "adamw_torch",
+        "learning_rate": 1e-2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    trainers = []
+    for _ in range(2):
+        trainer = make(folder, STRADDLING, num_processes, 6, **options)
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if trainers else None)
+        trainers.append(trainer)
+    uninterrupted, second = trainers
+    return {
+        "uninterrupted": (whole(uninterrupted), whole(uninterrupted, uninterrupted._teacher.state_dict())),
+        "resumed": (whole(second), whole(second, second._teacher.state_dict())),
+        "num_ticks": (uninterrupted._teacher.num_ticks, second._teacher.num_ticks),
+        "folders": sorted(path.name for path in folder.iterdir()),
+    }
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output = Path(sys.argv[2])
-    found = results(output / "runs", 2, sys.argv[3].split(",") if len(sys.argv) > 3 else list(SCENARIOS))
+    names = sys.argv[3:] or [*SCENARIOS, *RESUMED]
+    found = {
+        "scenarios": results(output / "runs", 2, [name for name in SCENARIOS if name in names]),
+        "resume": {n: resumed(output / n, 2, options) for n, options in RESUMED.items() if n in names},
+    }
     torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

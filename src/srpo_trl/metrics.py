@@ -39,7 +39,10 @@ RATIOS: dict[str, tuple[str, str]] = {
     "srpo/seconds/loss": ("seconds_loss", "optimizer_steps"),
 }
 _RAW_WEIGHT_SQUARED = "raw_weight_squared"
-_TEACHER_DISTANCE = ("teacher_squared_distance", "student_squared_norm")  # summed over shards, or over replicas
+_TEACHER_DISTANCE = (
+    "teacher_squared_distance",
+    "student_squared_norm",
+)  # summed over shards, or over replicas
 SUMS = tuple(
     dict.fromkeys(
         [*(name for pair in RATIOS.values() for name in pair), _RAW_WEIGHT_SQUARED, *_TEACHER_DISTANCE]

@@ -243,7 +243,9 @@ def _shares_prompts(rows: Sequence[TeacherRow], layout: Layout) -> bool:
     return layout == "shared" and len({row.prompt_ids for row in rows}) < len(rows)
 
 
-def score_pass(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow], layout: Layout) -> list[Tensor]:
+def score_pass(
+    backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow], layout: Layout
+) -> list[Tensor]:
     """Return, per row, the hidden states that predict its completion tokens, in one pass.
 
     Args:
