@@ -29,6 +29,7 @@ def fsdp_on_cpu(reshard: bool) -> None:
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_ACTIVATION_CHECKPOINTING": str(not reshard).lower(),
         "FSDP_RESHARD_AFTER_FORWARD": str(reshard).lower(),
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
         "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
@@ -83,7 +84,7 @@ ENGINE = sys.argv[1] if __name__ == "__main__" else None
 OPTIONS = engine_options(ENGINE) if ENGINE else {}
 
 from harness import LORA, chat_dataset, logged, make_trainer, replay, tiny_model, tiny_tokenizer  # noqa: E402
-from srpo_trl.sharding import part_of, whole_of  # noqa: E402
+from srpo_trl.sharding import named_trainable, part_of, whole_of  # noqa: E402
 from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 
 TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
@@ -101,34 +102,44 @@ SCENARIOS = {
         TWO_STEPS | {"sizes": {"hidden_size": 33, "tie_word_embeddings": False}},
     ),
 }
+LOADED = "loaded by name"  # under ZeRO-3, transformers shards it while it loads
+SCENARIOS[LOADED] = (STRADDLING, 6, TWO_STEPS)
 # A run that is stopped after its second step, there inside a rollout batch or at the end of one.
 RESUMED = {
     "inside a rollout batch": {"max_steps": 4, "num_iterations": 3},
     "resumed lora": {"max_steps": 4, "peft_config": LORA},
 }
+BFLOAT16 = {"bfloat16": {}, "bfloat16 lora": {"peft_config": LORA}}
 
 
 def make(folder, rollouts, num_processes, micro_batch, *, sizes=None, **options):
-    return make_trainer(
-        folder,
-        model=tiny_model(**(sizes or {})),
-        train_dataset=chat_dataset(rollouts),
-        rollout_func=replay(tiny_tokenizer(), rollouts),
-        per_device_train_batch_size=micro_batch * 2 // num_processes,
-        gradient_accumulation_steps=6 // micro_batch,
-        **(options | OPTIONS),
-    )
+    defaults = {
+        "model": tiny_model(**(sizes or {})),
+        "train_dataset": chat_dataset(rollouts),
+        "rollout_func": replay(tiny_tokenizer(), rollouts),
+        "per_device_train_batch_size": micro_batch * 2 // num_processes,
+        "gradient_accumulation_steps": 6 // micro_batch,
+    }
+    return make_trainer(folder, **(defaults | options | OPTIONS))
+
+
+def flat(parameters_and_parts):
+    """Gather each value and return all of them as one vector."""
+    wholes = [whole_of(p, part.detach(), torch.device("cpu")) for p, part in parameters_and_parts]
+    return torch.cat([value.double().reshape(-1) for value in wholes])
 
 
 def whole(trainer, values=None):
     """The trainable parameters, or the teacher's values of them, gathered into one vector."""
     parameters = trainer._teacher._parameters()
-    parts = {name: part_of(p) for name, p in parameters.items()} if values is None else values
-    device = torch.device("cpu")
-    wholes = [
-        whole_of(p, parts[name].detach(), device).double().reshape(-1) for name, p in parameters.items()
-    ]
-    return torch.cat(wholes)
+    return flat((p, part_of(p) if values is None else values[name]) for name, p in parameters.items())
+
+
+def saved_model(folder):
+    tiny_model().save_pretrained(folder / "model")  # on the first process alone
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return str(folder / "model")
 
 
 def sharded_fraction(trainer):
@@ -138,10 +149,10 @@ def sharded_fraction(trainer):
 
 
 def run(folder, num_processes, rollouts, micro_batch, options):
+    if folder.name == LOADED:
+        options = options | {"model": saved_model(folder)}
     trainer = make(folder, rollouts, num_processes, micro_batch, **options)
-    initial = torch.cat(
-        [p.detach().double().reshape(-1) for p in trainer.model.parameters() if p.requires_grad]
-    )
+    initial = flat((p, part_of(p)) for _, p in named_trainable(trainer.model))
     trainer.train()
     return {
         "engine": trainer.accelerator.distributed_type.value,
@@ -159,6 +170,54 @@ def run(folder, num_processes, rollouts, micro_batch, options):
 
 def results(folder, num_processes, scenarios):
     return {name: run(folder / name, num_processes, *SCENARIOS[name]) for name in scenarios}
+
+
+def half(completions, **kwargs):
+    """A reward that is neither always nor never won by random text."""
+    return [float(sum(map(ord, c[0]["content"])) % 2) for c in completions]
+
+
+def bfloat16(folder, **more):
+    """A bfloat16 run with sampled rollouts, then the teacher's ticks toward a student that no longer moves."""
+    options = {
+        "model": tiny_model(dtype=torch.bfloat16),
+        "rollout_func": None,
+        "reward_funcs": half,
+        "bf16": True,
+        "gradient_checkpointing": True,
+        "max_completion_length": 8,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-2,
+        "max_steps": 2,
+    }
+    if OPTIONS.get("use_cpu") is False:  # transformers refuses bf16 without a GPU there; accelerate does not
+        options["bf16"] = False
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    trainer = make(folder, STRADDLING, 2, 2, **(options | more))
+    trainer.train()
+    teacher, student = trainer._teacher, whole(trainer)
+    held = {name: part_of(p).clone() for name, p in teacher._parameters().items()}
+    with teacher.installed():
+        installed = whole(trainer)
+    restored = all(torch.equal(part_of(p), held[name]) for name, p in teacher._parameters().items())
+    with torch.no_grad():
+        for parameter in teacher._parameters().values():
+            part_of(parameter).mul_(1.01)
+    start, target = whole(trainer, teacher.state_dict()), whole(trainer)
+    for _ in range(10):
+        teacher.tick()
+    moved = whole(trainer, teacher.state_dict()) - start
+    return {
+        "student": student,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "dtypes": sorted({str(p.dtype) for p in teacher._parameters().values()}),
+        "teacher_dtypes": sorted({str(v.dtype) for v in teacher.state_dict().values()}),
+        "installed": installed,
+        "restored": restored,
+        "moved": float(moved.norm() / (target - start).norm()),
+        "routed": logged(trainer, "srpo/route/sdpo_frac"),
+        "loss": logged(trainer, "loss"),
+    }
 
 
 def resumed(folder, num_processes, options):
@@ -185,10 +244,11 @@ def resumed(folder, num_processes, options):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output = Path(sys.argv[2])
-    names = sys.argv[3:] or [*SCENARIOS, *RESUMED]
+    names = sys.argv[3:] or [*SCENARIOS, *RESUMED, *BFLOAT16]
     found = {
         "scenarios": results(output / "runs", 2, [name for name in SCENARIOS if name in names]),
         "resume": {n: resumed(output / n, 2, options) for n, options in RESUMED.items() if n in names},
+        "bfloat16": {n: bfloat16(output / n, **options) for n, options in BFLOAT16.items() if n in names},
     }
     torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

@@ -53,17 +53,17 @@ def release_gathered(model: nn.Module, accelerator: Accelerator) -> None:
         wrapped.engine.optimizer.empty_partition_cache()
 
 
-def part_of(parameter: Tensor) -> Tensor:
+def part_of(parameter: Any) -> Tensor:
     """Return this process's part of a parameter, detached, in the parameter's own memory."""
     if isinstance(parameter, DTensor):
-        return parameter.detach().to_local()
+        return parameter.detach().to_local()  # type: ignore[attr-defined]
     if _is_zero3_parameter(parameter):
         start, stop = _zero3_range(parameter)
         return parameter.ds_tensor.detach().narrow(0, 0, stop - start)
     return parameter.detach()
 
 
-def whole_of(parameter: Tensor, part: Tensor, device: torch.device) -> Tensor:
+def whole_of(parameter: Any, part: Tensor, device: torch.device) -> Tensor:
     """Return the whole value of which each process holds a part laid out like the parameter's.
 
     Where the parameter is sharded the result is new and every process calls this alike; else it is `part`.
@@ -79,7 +79,7 @@ def whole_of(parameter: Tensor, part: Tensor, device: torch.device) -> Tensor:
         )
         return sharded.full_tensor()
     if _is_zero3_parameter(parameter):
-        group: Any = parameter.ds_process_group
+        group = parameter.ds_process_group
         padded = torch.zeros(parameter.ds_tensor.ds_numel, dtype=part.dtype, device=device)
         padded[: part.numel()] = part
         flat = padded.new_empty(padded.numel() * torch.distributed.get_world_size(group))
@@ -88,7 +88,7 @@ def whole_of(parameter: Tensor, part: Tensor, device: torch.device) -> Tensor:
     return part
 
 
-def own_part(parameter: Tensor, whole: Tensor) -> Tensor:
+def own_part(parameter: Any, whole: Tensor) -> Tensor:
     """Return this process's part of a whole value that every process has; no process waits for another."""
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh
@@ -99,7 +99,7 @@ def own_part(parameter: Tensor, whole: Tensor) -> Tensor:
     return whole
 
 
-def _is_zero3_parameter(parameter: Tensor) -> bool:
+def _is_zero3_parameter(parameter: Any) -> bool:
     return hasattr(parameter, "ds_tensor")
 
 

@@ -91,7 +91,7 @@ def add_distillation_head(model: PreTrainedModel) -> None:
         num_completion = distillation.scored_BT.shape[1]
         hidden_BTD = captured[0][:, -num_completion - 1 : -1]
         head = _gathered_by_fsdp(lm_head_of(self))
-        with maybe_gather_lm_head_ctx(head.weight_VD, head.bias_V):
+        with maybe_gather_lm_head_ctx(head.weight_VD, head.bias_V):  # type: ignore[arg-type]
             result = distillation_loss(
                 hidden_BTD[distillation.scored_BT],
                 head,

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.ops import Head, teacher_entropy
@@ -40,6 +39,12 @@ class TeacherScores(NamedTuple):
     head: Head | None
 
 
+class BackboneOutput(NamedTuple):
+    """The one field of a backbone's output that is read here."""
+
+    last_hidden_state: Tensor
+
+
 class ShardedBackbone:
     """The backbone of a model whose parameters are sharded: called through the forward that gathers them.
 
@@ -56,12 +61,12 @@ class ShardedBackbone:
         self.device = device
         self.num_calls = 0
 
-    def __call__(self, **inputs: Any) -> BaseModelOutput:
+    def __call__(self, **inputs: Any) -> BackboneOutput:
         """Return the backbone's output; as its dtype was, whatever wrappers of the forward make of it."""
         self.num_calls += 1
         with last_hidden_state(self._student.base_model) as captured:
             self._model(**inputs, hidden_states_only=True)
-        return BaseModelOutput(last_hidden_state=captured[0])
+        return BackboneOutput(captured[0])
 
     def idle(self) -> None:
         """Make a call that scores nothing: the engine gathers parameters on all processes or on none."""

@@ -148,7 +148,7 @@ class SRPOTrainer(ResumableGRPOTrainer):
         if not self._is_routed:
             return
         check_correctness_reward(args, self.reward_func_names)
-        refuse_unsupported(self.model, self.accelerator, self._is_vlm)
+        refuse_unsupported(args, self.model, self.accelerator, self._is_vlm)
         self._spec = DistillationSpec(
             alpha=args.distillation_alpha,
             topk=args.distillation_topk,
