@@ -1,8 +1,9 @@
 """Run by `torchrun` from test_engines.py: one engine's scenarios, and what each process ended with.
 
-    torchrun --standalone --nproc_per_node 2 tests/engine_processes.py ENGINE FOLDER
+    torchrun --standalone --nproc_per_node 2 tests/engine_processes.py ENGINE FOLDER [NAME ...]
 
-ENGINE is a key of `ENGINES`. Imported, it makes the same runs in one process.
+ENGINE is a key of `ENGINES`, a NAME one of the runs below, or `continue=CHECKPOINT`. Imported, it makes the same
+runs in one process.
 """
 
 import os
@@ -18,6 +19,7 @@ ENGINES = {
     "zero1": ("DEEPSPEED", False),
     "zero2": ("DEEPSPEED", False),
     "zero3": ("DEEPSPEED", True),
+    "zero3_offload": ("DEEPSPEED", True),
     "ddp": ("MULTI_CPU", False),
 }
 
@@ -29,11 +31,12 @@ def fsdp_on_cpu(reshard: bool) -> None:
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_ACTIVATION_CHECKPOINTING": str(not reshard).lower(),
         "FSDP_RESHARD_AFTER_FORWARD": str(reshard).lower(),
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
         "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
     }
+    if not reshard:
+        os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"  # whose wrappers rename parameters
     from accelerate import state
     from accelerate.utils import DistributedType
 
@@ -43,7 +46,7 @@ def fsdp_on_cpu(reshard: bool) -> None:
     state.PartialState._prepare_backend = prepare_backend
 
 
-def deepspeed_config(stage: int) -> dict:
+def deepspeed_config(stage: int, *, offload: bool) -> dict:
     """A tiny model is really sharded, and prefetched, only below thresholds of its own size."""
     from deepspeed.ops import __compatible_ops__
 
@@ -58,6 +61,8 @@ def deepspeed_config(stage: int) -> dict:
             "reduce_bucket_size": 50_000,
             "stage3_gather_16bit_weights_on_model_save": True,
         }
+    if offload:  # of the weights; the optimizer's would need DeepSpeed's compiled AdamW
+        zero["offload_param"] = {"device": "cpu", "pin_memory": False}
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": "auto"},
@@ -76,7 +81,7 @@ def engine_options(engine: str) -> dict:
         # With use_cpu, accelerate would silently choose DDP.
         return {"use_cpu": False, "ddp_backend": "gloo"}
     if engine.startswith("zero"):
-        return {"deepspeed": deepspeed_config(int(engine[-1]))}
+        return {"deepspeed": deepspeed_config(int(engine[4]), offload="offload" in engine)}
     return {"ddp_find_unused_parameters": False}
 
 
@@ -107,8 +112,10 @@ SCENARIOS[LOADED] = (STRADDLING, 6, TWO_STEPS)
 # A run that is stopped after its second step, there inside a rollout batch or at the end of one.
 RESUMED = {
     "inside a rollout batch": {"max_steps": 4, "num_iterations": 3},
+    "end of a rollout batch": {"max_steps": 4},
     "resumed lora": {"max_steps": 4, "peft_config": LORA},
 }
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-3}  # smooth where gradients vanish
 BFLOAT16 = {"bfloat16": {}, "bfloat16 lora": {"peft_config": LORA}}
 
 
@@ -154,12 +161,14 @@ def run(folder, num_processes, rollouts, micro_batch, options):
     trainer = make(folder, rollouts, num_processes, micro_batch, **options)
     initial = flat((p, part_of(p)) for _, p in named_trainable(trainer.model))
     trainer.train()
+    teacher = whole(trainer, trainer._teacher.state_dict())
     return {
         "engine": trainer.accelerator.distributed_type.value,
         "num_processes": trainer.accelerator.num_processes,
         "held": sharded_fraction(trainer),
         "update": whole(trainer) - initial,
-        "teacher": whole(trainer, trainer._teacher.state_dict()),
+        "teacher": teacher,
+        "teacher_moved": teacher - initial,
         "num_ticks": trainer._teacher.num_ticks,
         "routes": [logged(trainer, f"srpo/route/{route}_frac") for route in ("grpo", "sdpo", "skip")],
         "loss": logged(trainer, "loss"),
@@ -184,12 +193,10 @@ def bfloat16(folder, **more):
         "rollout_func": None,
         "reward_funcs": half,
         "bf16": True,
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": "FSDP_ACTIVATION_CHECKPOINTING" not in os.environ,
         "max_completion_length": 8,
-        "optim": "adamw_torch",
-        "learning_rate": 1e-2,
         "max_steps": 2,
-    }
+    } | ADAMW
     if OPTIONS.get("use_cpu") is False:  # transformers refuses bf16 without a GPU there; accelerate does not
         options["bf16"] = False
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
@@ -220,13 +227,15 @@ def bfloat16(folder, **more):
     }
 
 
+def continued(folder, num_processes, checkpoint):
+    """A run that goes on from a checkpoint, perhaps of another number of processes."""
+    trainer = make(folder, STRADDLING, num_processes, 6, **RESUMED["end of a rollout batch"], **ADAMW)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return {"student": whole(trainer), "teacher": whole(trainer, trainer._teacher.state_dict())}
+
+
 def resumed(folder, num_processes, options):
-    options = options | {
-        "optim": "adamw_torch",
-        "learning_rate": 1e-2,
-        "save_strategy": "steps",
-        "save_steps": 1,
-    }
+    options = options | ADAMW | {"save_strategy": "steps", "save_steps": 1}
     trainers = []
     for _ in range(2):
         trainer = make(folder, STRADDLING, num_processes, 6, **options)
@@ -243,12 +252,17 @@ def resumed(folder, num_processes, options):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    output = Path(sys.argv[2])
+    output, num_processes = Path(sys.argv[2]), int(os.environ["WORLD_SIZE"])
     names = sys.argv[3:] or [*SCENARIOS, *RESUMED, *BFLOAT16]
     found = {
-        "scenarios": results(output / "runs", 2, [name for name in SCENARIOS if name in names]),
-        "resume": {n: resumed(output / n, 2, options) for n, options in RESUMED.items() if n in names},
-        "bfloat16": {n: bfloat16(output / n, **options) for n, options in BFLOAT16.items() if n in names},
+        "scenarios": results(output / "runs", num_processes, [name for name in SCENARIOS if name in names]),
+        "resume": {n: resumed(output / n, num_processes, RESUMED[n]) for n in RESUMED if n in names},
+        "bfloat16": {n: bfloat16(output / n, **BFLOAT16[n]) for n in BFLOAT16 if n in names},
+        "continued": [
+            continued(output / "continued", num_processes, name.removeprefix("continue="))
+            for name in names
+            if name.startswith("continue=")
+        ],
     }
     torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
