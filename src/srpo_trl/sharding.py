@@ -77,7 +77,10 @@ def whole_of(parameter: Any, part: Tensor, device: torch.device) -> Tensor:
             shape=parameter.shape,
             stride=parameter.stride(),
         )
-        return sharded.full_tensor()
+        whole = sharded.full_tensor()
+        # One process gathers nothing: what it gets would change with the parameter.
+        is_alias = whole.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
+        return whole.clone() if is_alias else whole
     if _is_zero3_parameter(parameter):
         group = parameter.ds_process_group
         padded = torch.zeros(parameter.ds_tensor.ds_numel, dtype=part.dtype, device=device)
