@@ -8,12 +8,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
+from peft import PromptTuningConfig, get_peft_model
 
 from engine_processes import BFLOAT16, ENGINES, LOADED, RESUMED, SCENARIOS, results
-from harness import relative_error, tiny_model
+from harness import config, relative_error, tiny_model
+from srpo_trl.arguments import refuse_unsupported
 from srpo_trl.teacher import TeacherWeights
 
 HERE = Path(__file__).parent
@@ -89,6 +93,47 @@ def test_fsdp2_makes_the_update_of_one_process(tmp_path):
     expected = results(tmp_path / "alone", 1, ["two steps"])["two steps"]
     for rank in launch("fsdp2", tmp_path, "two steps"):
         assert_same(rank["scenarios"]["two steps"], expected, "fsdp2")
+
+
+def accelerator(engine="DEEPSPEED", stage=3, is_fsdp2=False, **zero):
+    plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"zero_optimization": zero})
+    state = SimpleNamespace(deepspeed_plugin=plugin if engine == "DEEPSPEED" else None)
+    return SimpleNamespace(distributed_type=DistributedType(engine), is_fsdp2=is_fsdp2, state=state)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "remedy"),
+    [
+        (accelerator("FSDP"), {}, "fsdp_version: 2"),
+        (accelerator(offload_param={"device": "nvme"}), {}, "offload_param"),
+        (accelerator(zero_hpz_partition_size=8), {}, "zero_hpz_partition_size"),
+        (accelerator(mics_shard_size=2), {}, "mics_shard_size"),
+        (accelerator(), {"gradient_share_steps": 1}, "gradient_share_steps=1"),
+        (accelerator("FSDP", is_fsdp2=True), {"gradient_share_steps": 1}, "gradient_share_steps=1"),
+    ],
+)
+def test_what_the_teacher_cannot_follow_is_refused(tmp_path, given, options, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        refuse_unsupported(config(tmp_path, **options), tiny_model(), given, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (accelerator("FSDP", is_fsdp2=True), {}),
+        (accelerator(offload_param={"device": "cpu"}), {}),
+        (accelerator(stage=2), {"gradient_share_steps": 1}),
+        (accelerator("NO"), {"gradient_share_steps": 1}),
+    ],
+)
+def test_what_it_can_follow_is_taken(tmp_path, given, options):
+    refuse_unsupported(config(tmp_path, **options), tiny_model(), given, False)
+
+
+def test_an_adapter_that_learns_a_prompt_is_refused(tmp_path):
+    adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="learns a prompt"):
+        refuse_unsupported(config(tmp_path), get_peft_model(tiny_model(), adapter), accelerator("NO"), False)
 
 
 @pytest.mark.slow
