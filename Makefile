@@ -17,7 +17,7 @@ comma := ,
 STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint format clean
+.PHONY: help setup quickstart bench test test-all lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: setup ## Train a tiny model with GRPO, SDPO and SRPO in minutes on a CPU
 	$(BIN)/srpo-trl quickstart
+
+bench: setup ## Time ours and its peers at CPU sizes, on one thread (minutes; a GPU: python -m benchmarks)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --device cpu
 
 test: lint ## Lint, type-check and run the fast tests
 	$(PYTEST) -m "not slow"

@@ -98,6 +98,8 @@ WRONG = [
     {"loss_type": "grpo"},
     {"loss_type": "dr_grpo"},
     {"loss_type": "luspo"},
+    {"epsilon_high": 0.28, "loss_type": "cispo"},
+    {"teacher_model_kind": "live", "steps_per_generation": 3, "gradient_accumulation_steps": 2},
     {"temperature": 0.0},
 ]
 

@@ -60,8 +60,9 @@ RUNS = {
     # Two of the four prompts a step; half of the micro-batches hold no distilled token.
     "srpo": {},
     # Two optimizer steps on each rollout batch: importance ratios and policy clips off 1.
-    "lora": {"peft_config": LORA, "num_iterations": 2, "learning_rate": 0.1},
+    "lora": {"peft_config": LORA, "num_iterations": 2, "learning_rate": 0.05},
     "renormalised_topk_with_feedback": {
+        "learning_rate": 0.01,
         "distillation_add_tail": False,
         "distillation_topk": 4,
         "distillation_alpha": 0.3,

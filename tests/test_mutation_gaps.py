@@ -21,8 +21,10 @@ from srpo_trl.batch import RoutedBatch, routed_batch
 from srpo_trl.normalizers import distillation_coefficients, window_totals
 from srpo_trl.rollouts import Group, route_rollouts
 from srpo_trl.routing import Route
+from srpo_trl.sampler import ResumableRepeatSampler
 from srpo_trl.smoke_model import build_byte_tokenizer
 from srpo_trl.teacher_context import ContextTemplates, TeacherInformation, TeacherPromptEncoder
+from srpo_trl.trl_seams import RepeatSampler
 
 TOKENIZER = tiny_tokenizer()
 CHAT = [{"role": "user", "content": "2+2?"}]
@@ -194,3 +196,17 @@ def test_coefficients_carry_the_samplers_importance_ratio(shape):
     totals = window_totals([plain], 1.0, lambda tensor: tensor)
     expected = distillation_coefficients(plain, totals, 1.0, 1.0, 1) * torch.tensor([2.0, 2.0, 0.5])
     torch.testing.assert_close(distillation_coefficients(scaled, totals, 1.0, 1.0, 1), expected)
+
+
+# ------------------------------------------------------------------ the order of prompts
+
+
+def test_an_epoch_that_is_set_has_the_order_of_trls_sampler():
+    sampler = RepeatSampler(range(9), mini_repeat_count=2, batch_size=4, repeat_count=2, shuffle=True, seed=3)
+    epochs = [list(sampler) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    ours = ResumableRepeatSampler.like(sampler)
+    for epoch in (2, 0, 1):
+        ours.set_epoch(epoch)
+        assert list(ours) == epochs[epoch]
+    assert list(ours) == epochs[2]  # and goes on from there

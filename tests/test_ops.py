@@ -562,9 +562,10 @@ def test_autocast_does_not_round_the_product(backend):
 def test_mixed_products_of_cuda_meet_float64_too(monkeypatch):
     """CPUs have no bfloat16 product in float32: here one stands in for it, in everything around it."""
 
-    def mixed_mm(left, right, *, out):
+    def mixed_mm(left, right, *, out, accumulate=False):
         assert left.dtype == right.dtype == torch.bfloat16
-        out.copy_(left.float() @ right.float())
+        product = left.float() @ right.float()
+        out.copy_(out + product if accumulate else product)
 
     def product_way(hidden, weight, dtype):
         return "mixed" if hidden.dtype == weight.dtype == torch.bfloat16 else "convert"

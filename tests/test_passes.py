@@ -75,8 +75,15 @@ def test_passes_keep_to_the_budget_and_cover_every_row(layout):
     passes = list(plan_passes(ROWS, max_tokens=18, layout=layout))
     assert sorted(i for batch in passes for i in batch) == list(range(len(ROWS)))
     for batch in passes:
-        lengths = [len(ROWS[i].prompt_ids) + len(ROWS[i].completion_ids) for i in batch]
-        assert (sum(lengths) if layout == "packed" else max(lengths) * len(lengths)) <= 18
+        rows = [ROWS[i] for i in batch]
+        lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+        num_tokens = {"packed": sum(lengths), "padded": max(lengths) * len(lengths)}
+        prompts = {prompt for prompt, _ in rows}
+        once = len(prompts) * max(map(len, prompts)) + len(rows) * max(
+            len(completion) for _, completion in rows
+        )
+        num_tokens["shared"] = once if len(prompts) < len(rows) else num_tokens["padded"]
+        assert num_tokens[layout] <= 18
     assert list(plan_passes([], max_tokens=18, layout=layout)) == []
 
 
@@ -91,6 +98,12 @@ def test_number_of_backbone_calls_is_known_before_the_pass(layout, rows):
     assert len(calls) == num_backbone_calls(rows, layout)
 
 
+def test_siblings_of_one_prompt_stay_in_one_pass_where_its_tokens_fit():
+    siblings = [TeacherRow(tuple(range(6, 26)), (7, 8, 9, 10))] * 7
+    assert [len(batch) for batch in plan_passes(siblings, max_tokens=20 + 7 * 4, layout="shared")] == [7]
+    assert [len(batch) for batch in plan_passes(siblings, max_tokens=48, layout="padded")] == [2, 2, 2, 1]
+
+
 def test_layout_follows_the_models_attention():
     model = tiny_model()
     assert row_layout(model) == "shared"
@@ -99,6 +112,8 @@ def test_layout_follows_the_models_attention():
     assert row_layout(model) == "padded"
     model.config._attn_implementation_internal = "flash_attention_2"
     assert row_layout(model) == "packed"
+    model.config.layer_types = ["linear_attention", "full_attention"]  # its state would run from row to row
+    assert row_layout(model) == "padded"
 
 
 def test_lm_head_scales_as_the_architecture_does():

@@ -62,6 +62,8 @@ def test_a_step_without_a_scored_token_changes_nothing(ranks, alone, split):
         assert not found[f"nothing scored/{split}"]["update"].any()
 
 
-def test_resume_inside_a_rollout_batch_on_two_processes(ranks):
+@pytest.mark.parametrize("where", ["resume", "epochs"])
+def test_resume_on_two_processes(ranks, where):
+    """Inside a rollout batch, and in the middle of a later epoch."""
     for rank in ranks:
-        assert torch.equal(rank["resume"]["resumed"], rank["resume"]["whole"])
+        assert torch.equal(rank[where]["resumed"], rank[where]["whole"])

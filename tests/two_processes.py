@@ -88,9 +88,21 @@ def resumed(folder):
     return {"whole": flat_parameters(whole.model), "resumed": flat_parameters(second.model)}
 
 
+def resumed_in_a_later_epoch(folder):
+    """Two rollout batches an epoch, shuffled, and a resume in the middle of the second epoch."""
+    more = tuple((f"{prompt}+1", answers) for prompt, answers in ONE_SIDED)
+    options = {"max_steps": 6, "learning_rate": 0.1, "save_strategy": "steps", "save_steps": 3}
+    runs = []
+    for name, checkpoint in (("whole", None), ("parts", str(folder / "whole" / "checkpoint-3"))):
+        runs.append(make(folder / name, STRADDLING + more, 2, 6, shuffle_dataset=True, **options))
+        runs[-1].train(resume_from_checkpoint=checkpoint)
+    return {"whole": flat_parameters(runs[0].model), "resumed": flat_parameters(runs[1].model)}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output = Path(sys.argv[1])
     found = {"scenarios": results(output / "runs", 2), "resume": resumed(output / "resume")}
+    found["epochs"] = resumed_in_a_later_epoch(output / "epochs")
     torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

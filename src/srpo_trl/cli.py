@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=list(COMMANDS),
         metavar="COMMAND",
         help="train: train a model as a YAML file says; quickstart: watch a tiny model learn, in minutes on "
-        "a CPU",
+        "a CPU; bench: time the distillation loss on this machine",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
@@ -43,7 +43,17 @@ def _quickstart(argv: Sequence[str]) -> int:
     return quickstart(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "quickstart": _quickstart}
+def _bench(argv: Sequence[str]) -> int:
+    from srpo_trl.bench import main as bench
+
+    return bench(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "quickstart": _quickstart,
+    "bench": _bench,
+}
 
 
 if __name__ == "__main__":

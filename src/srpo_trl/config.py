@@ -28,8 +28,8 @@ FEEDBACK_TEMPLATE = "\nThe following is feedback from your unsuccessful earlier 
 class SRPOConfig(GRPOConfig):
     """Configuration of `SRPOTrainer`: `trl.GRPOConfig` plus routing, self-distillation and the teacher.
 
-    Defaults are the paper's (SRPO, arXiv:2604.02288, table 3). Inherited options whose default differs from
-    TRL's: `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and, where vLLM samples,
+    Defaults of the method are the paper's (SRPO, arXiv:2604.02288, table 3). Inherited options whose default differs
+    from TRL's: `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and, where vLLM samples,
     `vllm_importance_sampling_mode` `"token_truncate"` with `vllm_importance_sampling_clip_max` 2.
 
     Raises:
@@ -197,6 +197,8 @@ class SRPOConfig(GRPOConfig):
             super().__post_init__()
         except ValueError as error:  # TRL stops at its first problem; report it beside ours
             problems.append(str(error))
+        else:
+            problems += _schedule_problems(self)
         if problems:
             raise ValueError(
                 f"SRPOConfig has {len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems)
@@ -306,3 +308,24 @@ def _inherited_problems(config: SRPOConfig) -> Iterator[str]:
             "routing='grpo'."
         )
     yield from _in_range("temperature", config.temperature, 0.0, 1e30, open_low=True)
+    if config.loss_type == "cispo" and (config.epsilon_high or 0.0) < 1.0:
+        yield (
+            f"epsilon_high={config.epsilon_high!r} caps CISPO's ratio itself, which is 1 on-policy. Give one of at "
+            "least 1 (5 is usual), or another loss_type."
+        )
+
+
+def _schedule_problems(config: SRPOConfig) -> Iterator[str]:
+    """Yield problems of values that TRL has derived from others by now."""
+    assert config.steps_per_generation is not None
+    steps, accumulation = (
+        config.steps_per_generation * config.num_iterations,
+        config.gradient_accumulation_steps,
+    )
+    is_aligned = steps % accumulation == 0 or accumulation % steps == 0
+    if config.teacher_model_kind == "live" and config.routing != "grpo" and not is_aligned:
+        yield (
+            f"teacher_model_kind='live' with steps_per_generation * num_iterations = {steps} and "
+            f"gradient_accumulation_steps={accumulation}: an optimizer step would hold rollouts of two live teachers. "
+            "Let one of the two numbers divide the other, or take another teacher."
+        )

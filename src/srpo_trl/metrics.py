@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from srpo_trl.losses import effective_sample_size
+
 # Logged metric: (sum, count). A metric whose count is 0 is left out of the log.
 RATIOS: dict[str, tuple[str, str]] = {
     "srpo/route/grpo_frac": ("rollouts_grpo", "rollouts"),
@@ -93,7 +95,9 @@ def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
     if count := sums["teacher_tokens"]:
         mean, mean_square = sums["raw_weight"] / count, sums[_RAW_WEIGHT_SQUARED] / count
         metrics["srpo/weight/raw_std"] = math.sqrt(max(mean_square - mean**2, 0.0))
-        metrics["srpo/weight/ess_frac"] = mean**2 / mean_square if mean_square else 1.0
+        metrics["srpo/weight/ess_frac"] = (
+            float(effective_sample_size(sums["raw_weight"], sums[_RAW_WEIGHT_SQUARED])) / count
+        )
     squared_distance, squared_norm = (sums[name] for name in _TEACHER_DISTANCE)
     if squared_norm:
         metrics["srpo/teacher/distance"] = math.sqrt(squared_distance / squared_norm)

@@ -191,6 +191,7 @@ class TeacherRow(NamedTuple):
 
 
 Layout = Literal["shared", "packed", "padded"]
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def row_layout(model: PreTrainedModel) -> Layout:
@@ -202,21 +203,27 @@ def row_layout(model: PreTrainedModel) -> Layout:
     """
     if can_share_prompts(model):
         return "shared"
-    return "packed" if "flash" in str(model.config._attn_implementation) else "padded"
+    keeps_rows_apart = "flash" in str(model.config._attn_implementation)
+    return "packed" if keeps_rows_apart and _layer_types(model) <= _ATTENTION else "padded"
 
 
 def can_share_prompts(model: PreTrainedModel) -> bool:
     """Return whether the model keeps a plain key-value cache that can be copied from row to row."""
-    layer_types = getattr(model.config.get_text_config(), "layer_types", None) or []
-    return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)()) and all(
-        kind == "full_attention" for kind in layer_types
-    )
+    return _layer_types(model) <= {"full_attention"}
+
+
+def _layer_types(model: PreTrainedModel) -> set[str]:
+    """Return the kinds of the model's layers; "state" stands for any that carry a state along the sequence."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ("full_attention",))
+    has_cache = bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)())
+    return kinds | ({"state"} if getattr(model, "_is_stateful", False) or not has_cache else set())
 
 
 def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) -> Iterator[list[int]]:
     """Yield batches of row numbers, alike in length, rows of one prompt side by side where prompts are shared.
 
-    A batch holds at most `max_tokens` tokens, padding counted where the layout pads; a longer row comes alone.
+    A batch holds at most `max_tokens` tokens, padding counted where the layout pads and a shared prompt counted
+    once; a longer row comes alone.
     """
 
     def length(i: int) -> int:
@@ -228,14 +235,22 @@ def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) 
 
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=order):
-        lengths = [length(j) for j in (*batch, i)]
-        num_tokens = sum(lengths) if layout == "packed" else max(lengths) * len(lengths)
-        if batch and num_tokens > max_tokens:
+        if batch and _num_tokens([rows[j] for j in (*batch, i)], layout) > max_tokens:
             yield batch
             batch = []
         batch.append(i)
     if batch:
         yield batch
+
+
+def _num_tokens(rows: Sequence[TeacherRow], layout: Layout) -> int:
+    """Return how many tokens one pass over these rows runs, padding included."""
+    if _shares_prompts(rows, layout):
+        prompts = {row.prompt_ids for row in rows}
+        longest_completion = max(len(row.completion_ids) for row in rows)
+        return len(prompts) * max(map(len, prompts)) + len(rows) * longest_completion
+    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+    return sum(lengths) if layout == "packed" else max(lengths) * len(lengths)
 
 
 def num_backbone_calls(rows: Sequence[TeacherRow], layout: Layout) -> int:

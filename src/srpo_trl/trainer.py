@@ -145,6 +145,9 @@ class SRPOTrainer(ResumableGRPOTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
+        if args.liger_layers:
+            check_liger_layers(self._student, args.device)
+            apply_liger_layers(self._student)
         if not self._is_routed:
             return
         check_correctness_reward(args, self.reward_func_names)
@@ -161,9 +164,6 @@ class SRPOTrainer(ResumableGRPOTrainer):
         is_mix = args.routing == "advantage_mix"
         self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0
         self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0
-        if args.liger_layers:
-            check_liger_layers(self._student, args.device)
-            apply_liger_layers(self._student)
         add_distillation_head(self._student)
         self._teacher_head: Head | None = None  # of the rollouts in use; None: the student's own, frozen
         self._encoder = self._teacher_prompt_encoder()

@@ -16,13 +16,13 @@ import yaml
 from datasets import Dataset, load_dataset
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
-from trl.trainer.grpo_trainer import RewardFunc as RewardFunction
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.data import load_benchmark
 from srpo_trl.rewards import BENCHMARK_REWARDS
 from srpo_trl.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
 from srpo_trl.trainer import SRPOTrainer
+from srpo_trl.trl_seams import RewardFunc as RewardFunction
 
 EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 DATA_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}

@@ -47,6 +47,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_get_train_sampler": ("self", "dataset"),
     "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
+    "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),

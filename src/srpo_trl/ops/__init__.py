@@ -4,6 +4,10 @@ A backend is a module with `distillation_loss` and `teacher_entropy`; callers na
 it. Shapes: N packed scored tokens, D hidden, V vocabulary.
 """
 
+import functools
+import importlib.util
+import logging
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +20,7 @@ from srpo_trl.ops.interface import (
     Head,
     check_distillation_inputs,
     check_head,
+    compute_dtype,
 )
 
 __all__ = [
@@ -27,7 +32,9 @@ __all__ = [
     "teacher_entropy",
 ]
 
-Backend = Literal["auto", "reference", "chunked"]
+Backend = Literal["auto", "reference", "chunked", "triton"]
+
+_logger = logging.getLogger(__name__)
 
 
 def distillation_loss(
@@ -41,7 +48,7 @@ def distillation_loss(
     *,
     spec: DistillationSpec,
     backend: Backend = "auto",
-    chunk_bytes: int = 256 * 2**20,
+    chunk_bytes: int | None = None,
 ) -> DistillationResult:
     """The weighted sum of the tokens' divergences from student to teacher, lower where the two agree.
 
@@ -50,9 +57,10 @@ def distillation_loss(
                                            (SDPO, arXiv:2601.20802; SRPO, arXiv:2604.02288, sec. 3.3, table 3)
 
     The product with the head, the log-softmax and everything after it is float32 (float64 where any hidden
-    state or weight is). No gradient flows to the teacher, even where both sides share a tensor, nor through
-    the ratio, the coefficients or the choice of the top K. Logits must be finite; this is not checked, as it
-    would wait for the device.
+    state or weight is). Under bfloat16 autocast on a GPU its factors are rounded to bfloat16, as autocast rounds
+    them everywhere, and the product is not. No gradient flows to the teacher, even where both sides share a
+    tensor, nor through the ratio, the coefficients or the choice of the top K. Logits must be finite; this is
+    not checked, as it would wait for the device.
 
     Args:
         student_hidden_ND: last hidden states at the positions that predict the sampled tokens. Receives the
@@ -64,17 +72,21 @@ def distillation_loss(
         coefficient_N: weight over denominator of each token; 0 for tokens that do not count. No gradient.
         old_logps_N: log pi_old(y_n) in nats of the policy that sampled; None: every ratio is 1. No gradient.
         spec: what is computed per token.
-        backend: "reference" holds whole (N, V) matrices; "chunked" never more than `chunk_bytes`; "auto"
-            chooses.
-        chunk_bytes: bound of the temporary memory of "chunked", outputs and gradients aside. One token at a
-            time is the least, whatever the bound.
+        backend: "reference" holds whole (N, V) matrices; "chunked" never more than `chunk_bytes`; "triton"
+            is the same with fused kernels, on a GPU; "auto" takes "triton" where it can, else "chunked", and
+            logs its choice once.
+        chunk_bytes: bound of the temporary memory of "chunked" and "triton", outputs and gradients aside. One
+            token at a time is the least, whatever the bound. None: 256 MiB, on a GPU 512 MiB, because the head's
+            gradient is read and written once per chunk.
 
     Returns:
         `DistillationResult`; N = 0 gives a loss of 0 that still makes (zero) gradients.
 
     Raises:
-        ValueError: shapes do not fit together, or `backend` is unknown.
+        ValueError: shapes do not fit together, or `backend` is unknown or cannot run these inputs.
     """
+    student_hidden_ND, student_head = _round_as_autocast(student_hidden_ND, student_head)
+    teacher_hidden_ND, teacher_head = _round_as_autocast(teacher_hidden_ND, teacher_head)
     check_distillation_inputs(
         student_hidden_ND,
         student_head,
@@ -95,9 +107,14 @@ def distillation_loss(
         spec,
     )
     with _without_autocast(student_hidden_ND):
-        if _resolve(backend) == "reference":
+        dtype = compute_dtype(
+            student_hidden_ND, student_head.weight_VD, teacher_hidden_ND, teacher_head.weight_VD
+        )
+        topk = spec.support_size(student_head.weight_VD.shape[0]) or 0
+        name = _resolve(backend, student_hidden_ND.device, dtype, topk)
+        if name == "reference":
             return reference.distillation_loss(*arguments)
-        return chunked.distillation_loss(*arguments, chunk_bytes)
+        return _bounded(name).distillation_loss(*arguments, chunk_bytes or _chunk_bytes(student_hidden_ND))
 
 
 def teacher_entropy(
@@ -106,7 +123,7 @@ def teacher_entropy(
     temperature: float,
     *,
     backend: Backend = "auto",
-    chunk_bytes: int = 256 * 2**20,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
     """Entropy of each token's distribution over the whole vocabulary, in nats.
 
@@ -124,26 +141,104 @@ def teacher_entropy(
 
     Raises:
         ValueError: the head does not fit the hidden states, temperature is not above 0, or `backend` is
-            unknown.
+            unknown or cannot run these inputs.
     """
     check_head("teacher", hidden_ND, head)
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0. Pass the sampling temperature.")
+    hidden_ND, head = _round_as_autocast(hidden_ND, head)
     with _without_autocast(hidden_ND):
-        if _resolve(backend) == "reference":
+        name = _resolve(backend, hidden_ND.device, compute_dtype(hidden_ND, head.weight_VD), 0)
+        if name == "reference":
             return reference.teacher_entropy(hidden_ND, head, temperature)
-        return chunked.teacher_entropy(hidden_ND, head, temperature, chunk_bytes)
+        return _bounded(name).teacher_entropy(
+            hidden_ND, head, temperature, chunk_bytes or _chunk_bytes(hidden_ND)
+        )
 
 
-def _resolve(backend: Backend) -> Literal["reference", "chunked"]:
+def _resolve(backend: Backend, device: torch.device, dtype: torch.dtype, topk: int) -> str:
+    """The backend to run: the given one, or the one that "auto" means for such inputs."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; it must be one of {get_args(Backend)}.")
-    return "chunked" if backend == "auto" else backend
+    if backend in ("reference", "chunked"):
+        return backend
+    if backend == "auto" and device.type != "cuda":
+        _announce("chunked", f"the tensors are on {device.type}")
+        return "chunked"
+    obstacle = _obstacle_to_triton(device, dtype, topk)
+    if backend == "triton":
+        if obstacle is not None:
+            raise ValueError(f"backend is 'triton', but {obstacle}.")
+        return "triton"
+    if obstacle is None:
+        obstacle = _disagreement_of_triton(device)
+    name = "triton" if obstacle is None else "chunked"
+    _announce(name, obstacle or "the tensors are on a GPU, where the kernels agree with the reference")
+    return name
+
+
+def _obstacle_to_triton(device: torch.device, dtype: torch.dtype, topk: int) -> str | None:
+    """Why the Triton kernels cannot run such inputs and what to do; None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed. Install triton, or use 'auto', which does without"
+    from srpo_trl.ops import fused
+
+    if device.type != "cuda" and not fused.interpreted():
+        return (
+            f"the tensors are on {device.type}, where Triton kernels run in its interpreter only. Move them to "
+            "a GPU, use 'auto', or for a test set TRITON_INTERPRET=1 before Triton is first imported"
+        )
+    if dtype != torch.float32:
+        return f"its kernels compute in float32, and {dtype} is asked for. Use 'chunked', or narrower inputs"
+    if topk > fused.MAX_TOPK:
+        return (
+            f"its kernels take a top K of at most {fused.MAX_TOPK}, and {topk} is asked for. Use 'chunked', a "
+            "smaller top K, or the full vocabulary"
+        )
+    return None
+
+
+@functools.cache
+def _disagreement_of_triton(device: torch.device) -> str | None:
+    """What the Triton kernels get wrong on this device, found on a small problem once per process; None: nothing."""
+    from srpo_trl.ops import self_test
+
+    return self_test.disagreement(device)
+
+
+def _bounded(name: str) -> ModuleType:
+    """The module of a backend with bounded memory; Triton's is imported where it is used only."""
+    if name == "triton":
+        from srpo_trl.ops import fused
+
+        return fused
+    return chunked
+
+
+@functools.cache
+def _announce(name: str, reason: str) -> None:
+    """Log what "auto" chose, once for each reason; losing the kernels on a GPU is worth a warning."""
+    level = logging.WARNING if name == "chunked" and torch.cuda.is_available() else logging.INFO
+    _logger.log(level, "backend 'auto' of the distillation loss is %r: %s.", name, reason)
 
 
 def _detach_head(head: Head) -> Head:
     bias_V = None if head.bias_V is None else head.bias_V.detach()
     return head._replace(weight_VD=head.weight_VD.detach(), bias_V=bias_V)
+
+
+def _chunk_bytes(tensor: Tensor) -> int:
+    return (512 if tensor.is_cuda else 256) * 2**20
+
+
+def _round_as_autocast(hidden_ND: Tensor, head: Head) -> tuple[Tensor, Head]:
+    """Under bfloat16 autocast on a GPU: both factors of the head's product in bfloat16, else as they are."""
+    device_type = hidden_ND.device.type
+    if device_type == "cpu" or not torch.is_autocast_enabled(device_type):
+        return hidden_ND, head
+    if torch.get_autocast_dtype(device_type) != torch.bfloat16 or hidden_ND.dtype == torch.float64:
+        return hidden_ND, head
+    return hidden_ND.bfloat16(), head._replace(weight_VD=head.weight_VD.bfloat16())
 
 
 def _without_autocast(tensor: Tensor) -> torch.autocast:

@@ -9,6 +9,7 @@ Shapes: N packed scored tokens, C tokens of a chunk, R tokens of a block (chunks
 where many temporaries are needed), D hidden, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from srpo_trl.ops.products import (
 from srpo_trl.ops.token_terms import token_terms
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """Everything that is no differentiable input."""
 
     student_logit_scale: float
@@ -50,8 +51,16 @@ class _Problem(NamedTuple):
         return self.needs_hidden or self.needs_weight or self.needs_bias
 
 
-class _Sweep(NamedTuple):
-    """What one pass over all chunks makes; a gradient that was not asked for is None."""
+class Sweep(NamedTuple):
+    """What one pass over all chunks makes; a gradient that was not asked for is None.
+
+    Attributes:
+        statistics_6N: the loss with coefficient and ratio, then the fields of `DistillationResult` in their
+            order.
+        grad_hidden_ND: of the hidden states.
+        grad_weight_VD: of the head's weight.
+        grad_bias_V: of the head's bias.
+    """
 
     statistics_6N: Tensor
     grad_hidden_ND: Tensor | None
@@ -69,11 +78,12 @@ def distillation_loss(
     old_logps_N: Tensor | None,
     spec: DistillationSpec,
     chunk_bytes: int,
+    sweep: Callable[[Tensor, Tensor, Tensor | None, Problem], Sweep] | None = None,
 ) -> DistillationResult:
-    """See `srpo_trl.ops.distillation_loss`."""
+    """See `srpo_trl.ops.distillation_loss`; `sweep` makes the pass over all chunks in place of this file's."""
     weight_VD, bias_V = student_head.weight_VD, student_head.bias_V
     with_gradient = torch.is_grad_enabled()
-    problem = _Problem(
+    problem = Problem(
         student_logit_scale=student_head.logit_scale,
         student_softcap=student_head.softcap,
         teacher_hidden_ND=teacher_hidden_ND,
@@ -87,7 +97,9 @@ def distillation_loss(
         needs_weight=with_gradient and weight_VD.requires_grad,
         needs_bias=with_gradient and bias_V is not None and bias_V.requires_grad,
     )
-    loss, statistics_6N = _DistillationLoss.apply(student_hidden_ND, weight_VD, bias_V, problem)
+    loss, statistics_6N = _DistillationLoss.apply(
+        student_hidden_ND, weight_VD, bias_V, problem, sweep or _sweep
+    )
     return DistillationResult(loss, *statistics_6N[1:])
 
 
@@ -113,9 +125,14 @@ class _DistillationLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: _Problem
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        problem: Problem,
+        make_sweep: Callable[[Tensor, Tensor, Tensor | None, Problem], Sweep],
     ) -> tuple[Tensor, Tensor]:
-        sweep = _sweep(hidden_ND, weight_VD, bias_V, problem)
+        sweep = make_sweep(hidden_ND, weight_VD, bias_V, problem)
         ctx.save_for_backward(sweep.grad_hidden_ND, sweep.grad_weight_VD, sweep.grad_bias_V)
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.chunk_bytes = problem.chunk_bytes
@@ -130,10 +147,10 @@ class _DistillationLoss(torch.autograd.Function):
             None if saved is None or upstream is None else _scaled(saved, upstream, dtype, ctx.chunk_bytes)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*gradients, None)
+        return (*gradients, None, None)
 
 
-def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: _Problem) -> _Sweep:
+def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: Problem) -> Sweep:
     """Loss, statistics and the gradients that `problem` asks for, chunk by chunk."""
     teacher_head = problem.teacher_head
     head = Head(weight_VD, bias_V, problem.student_logit_scale, problem.student_softcap)
@@ -148,9 +165,12 @@ def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem:
     )
     (num_tokens, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
     plan = plan_distillation(*sides[0][:2], *sides[1][:2], dtype, problem.spec, problem.chunk_bytes)
-    sweep = _Sweep(
+    # A token's hidden gradient is complete after its chunk, so it may be rounded to bfloat16 then; in float16 small
+    # ones would be lost before `backward` has multiplied by its upstream scalar.
+    hidden_dtype = torch.bfloat16 if hidden_ND.dtype == torch.bfloat16 else dtype
+    sweep = Sweep(
         statistics_6N=hidden_ND.new_empty((6, num_tokens), dtype=dtype),
-        grad_hidden_ND=torch.zeros_like(hidden_ND, dtype=dtype) if problem.needs_hidden else None,
+        grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if problem.needs_hidden else None,
         grad_weight_VD=torch.zeros_like(weight_VD, dtype=dtype) if problem.needs_weight else None,
         grad_bias_V=hidden_ND.new_zeros(vocab_size, dtype=dtype) if problem.needs_bias else None,
     )
@@ -170,7 +190,7 @@ def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem:
 
 
 def _reduce_block_(
-    logits_2RV: Tensor, statistics_6R: Tensor, head: Head, problem: _Problem, block: slice
+    logits_2RV: Tensor, statistics_6R: Tensor, head: Head, problem: Problem, block: slice
 ) -> None:
     """Fill the block's statistics, and turn the student's logits into the gradient of hidden W^T + bias.
 
@@ -210,7 +230,7 @@ def _reduce_block_(
 
 
 def _accumulate_gradients_(
-    sweep: _Sweep, logits_2CV: Tensor, hidden_ND: Tensor, weight_VD: Tensor, tokens: slice, tile_rows: int
+    sweep: Sweep, logits_2CV: Tensor, hidden_ND: Tensor, weight_VD: Tensor, tokens: slice, tile_rows: int
 ) -> None:
     """Add the chunk's share to the sweep's gradients; `logits_2CV[0]` is the gradient of hidden W^T +
     bias."""
@@ -223,9 +243,17 @@ def _accumulate_gradients_(
         rounded_CV = teacher_CV.view(weight_VD.dtype)[:, : weight_VD.shape[0]]
         grad_product_CV = rounded_CV.copy_(grad_product_CV)
     if sweep.grad_hidden_ND is not None:
-        hidden_gradient_(sweep.grad_hidden_ND[tokens], grad_product_CV, weight_VD, way, tile_rows)
+        kept_CD = sweep.grad_hidden_ND[tokens]
+        made_CD = (
+            torch.empty_like(kept_CD, dtype=logits_2CV.dtype)
+            if kept_CD.dtype != logits_2CV.dtype
+            else kept_CD
+        )
+        hidden_gradient_(made_CD, grad_product_CV, weight_VD, way, tile_rows)
+        kept_CD.copy_(made_CD)
+        del made_CD  # before the next temporary is made
     if sweep.grad_weight_VD is not None:
-        add_weight_gradient_(sweep.grad_weight_VD, grad_product_CV, hidden_ND[tokens], way, tile_rows)
+        add_weight_gradient_(sweep.grad_weight_VD, grad_product_CV, hidden_ND[tokens], way)
 
 
 def _scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype, chunk_bytes: int) -> Tensor:

@@ -112,7 +112,7 @@ def _plan(
     way = product_way(hidden_ND, head.weight_VD, dtype)
     hidden_bytes = max(1, hidden_size) * dtype.itemsize
     tile_rows, product_bytes = vocab_size, 0
-    if way != "direct":
+    if way == "convert":
         # At least the size of one token's logits: smaller tiles would save nothing and cost many small products.
         tile_rows = max(
             chunk_bytes // _WEIGHT_TILE_SHARE // hidden_bytes, vocab_size // max(1, hidden_size), 1

@@ -99,7 +99,7 @@ def hidden_gradient_(
 
 
 def add_weight_gradient_(
-    grad_weight_VD: Tensor, grad_product_CV: Tensor, hidden_CD: Tensor, way: Way, tile_rows: int
+    grad_weight_VD: Tensor, grad_product_CV: Tensor, hidden_CD: Tensor, way: Way
 ) -> None:
     """Add (d loss / d product)^T hidden, the gradient of the head's weight, to `grad_weight_VD`.
 
@@ -108,21 +108,19 @@ def add_weight_gradient_(
         grad_product_CV: gradient of hidden W^T; with "mixed" already rounded to the hidden states' dtype.
         hidden_CD: the hidden states.
         way: from `product_way`.
-        tile_rows: vocabulary rows whose product is made at a time with "mixed".
     """
-    if way != "mixed":
+    if way == "mixed":
+        _mixed_mm(grad_product_CV.T, hidden_CD, out=grad_weight_VD, accumulate=True)
+    else:
         grad_weight_VD.addmm_(grad_product_CV.T, hidden_CD.to(grad_weight_VD.dtype))
-        return
-    for rows in _tiles(grad_weight_VD.shape[0], tile_rows):
-        product = torch.empty_like(grad_weight_VD[rows])
-        _mixed_mm(grad_product_CV[:, rows].T, hidden_CD, out=product)
-        grad_weight_VD[rows].add_(product)
-        del product
 
 
-def _mixed_mm(left: Tensor, right: Tensor, *, out: Tensor) -> None:
-    """The float32 product of two bfloat16 matrices; only CUDA has it."""
-    torch.mm(left, right, out_dtype=torch.float32, out=out)
+def _mixed_mm(left: Tensor, right: Tensor, *, out: Tensor, accumulate: bool = False) -> None:
+    """The float32 product of two bfloat16 matrices, stored in `out` or added to it; only CUDA has it."""
+    if accumulate:
+        torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
 
 
 def _tiles(num_rows: int, tile_rows: int) -> Iterator[slice]:

@@ -1,6 +1,7 @@
 """Sampled accuracy: the share of questions that one completion at temperature 1 answers rightly."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -33,7 +34,7 @@ def sample_completions(
         for start in range(0, len(prompts), BATCH_SIZE):
             rows = [list(prompt) for prompt in prompts[start : start + BATCH_SIZE]]
             batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
-            output = model.generate(
+            output = cast(Any, model).generate(
                 **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
             )
             completions = output[:, batch["input_ids"].shape[1] :]

@@ -49,7 +49,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output_dir", type=Path, default=Path("outputs/quickstart"), help="default: %(default)s"
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--steps", type=_positive, default=120, help="of each method (default: %(default)s)")
+    parser.add_argument("--steps", type=_positive, default=100, help="of each method (default: %(default)s)")
     parser.add_argument("--eval_every", type=_positive, default=10, help="steps (default: %(default)s)")
     parser.add_argument("--eval_questions", type=_positive, default=384, help="default: %(default)s")
     parser.add_argument(
@@ -173,7 +173,7 @@ def _train(
             recipe,
             held_out,
             start_accuracy,
-            start_folder.parent / "trainer",
+            start_folder.parent,
             advance,
         )
     console.print(

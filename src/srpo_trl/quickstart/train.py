@@ -26,12 +26,12 @@ from srpo_trl.quickstart.task import (
 class TrainingRecipe:
     """Everything that the three methods share; they differ in `SRPOConfig.routing` alone."""
 
-    num_steps: int = 120
+    num_steps: int = 100
     eval_every: int = 10
     prompts_per_step: int = 16
     num_generations: int = 8
     learning_rate: float = 2e-4
-    max_completion_length: int = SOLUTION_TOKENS + 3
+    max_completion_length: int = SOLUTION_TOKENS + 1
 
     def config(self, method: str, seed: int, output_dir: Path) -> SRPOConfig:
         """Return the trainer's configuration; every option that is not named here has its default."""

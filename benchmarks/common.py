@@ -1,0 +1,76 @@
+"""What all benchmarks have: options, the header with hardware, versions and commit, and a tiny Qwen3."""
+
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from srpo_trl.bench.peers import QWEN3_VOCABULARY
+from srpo_trl.bench.tables import Table, environment, parser, report
+
+Tables = Callable[[torch.device, bool], Iterator[Table]]
+
+# What differs between the published Qwen3 models; the rest is the same.
+QWEN3_SHAPES: dict[str, dict[str, int]] = {
+    "Qwen3-0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28},
+    "Qwen3-1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28},
+}
+TINY_SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 4096,
+}
+
+
+def run(description: str, table_makers: Sequence[Tables], argv: Sequence[str] | None) -> int:
+    """Print the tables that the makers give for the options in `argv`."""
+    options = parser(description).parse_args(argv)
+    tables = (table for make in table_makers for table in make(options.device, options.quick))
+    report(tables, environment(options.device) | {"commit": commit()}, options.json)
+    return 0
+
+
+def commit() -> str:
+    """Return the checkout's commit, and whether files differ from it."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    revision = git("rev-parse", "--short", "HEAD") or "unknown"
+    return f"{revision} and uncommitted changes" if git("status", "--porcelain") else revision
+
+
+def random_qwen3(shape: str, device: torch.device, longest: int, **overrides: Any) -> Qwen3ForCausalLM:
+    """Return a Qwen3 model with random weights: bfloat16 on a GPU, float32 elsewhere.
+
+    Args:
+        shape: a key of `QWEN3_SHAPES`, or "tiny".
+        device: of the weights.
+        longest: sequence that it must take.
+        overrides: further fields of `Qwen3Config`.
+    """
+    fields: dict[str, Any] = {
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": QWEN3_VOCABULARY,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": longest,
+        "rope_theta": 1_000_000.0,
+    }
+    fields |= TINY_SHAPE if shape == "tiny" else QWEN3_SHAPES[shape]
+    torch.manual_seed(0)
+    with device:
+        model = Qwen3ForCausalLM(Qwen3Config(**(fields | overrides)))
+    return model.bfloat16() if device.type == "cuda" else model

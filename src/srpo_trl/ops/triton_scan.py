@@ -1,0 +1,211 @@
+# mypy: disallow-untyped-defs=False
+"""Triton kernels that read logits: softmax statistics of each row, and its top K.
+
+A product hidden W^T is stored in float32, its rows `stride` elements apart, and becomes a finished logit
+wherever it is read, so that the matrix itself is never rewritten before the gradient replaces it:
+
+    logit = outer * tanh(inner * (product + bias))        with a softcap c: inner = scale / c, outer = c / temperature
+    logit = outer * (product + bias)                      without: outer = scale / temperature
+
+The top K is chosen without sorting the vocabulary. The maxima of groups of neighbouring tokens are kept while
+the row is scanned for its softmax; the K groups with the largest maxima hold a top K of the row, because every
+token elsewhere is no larger than each of these K maxima. So K groups are chosen among the maxima, then K tokens
+within those groups. Both choices take exactly K, ties going to the lowest index, and together they give equal
+logits at the threshold to the lowest token ids. torch.topk may choose others among equal ones: what is
+reported about the student does not depend on it, the divergence does where the teacher tells them apart.
+
+Log-probabilities are kept as logit - max - log(sum): subtracting a log-sum-exp of the size of the logits would
+cost digits that matter near the self-teacher.
+
+Shapes: C tokens of a chunk (one row each), V vocabulary, S segments that a row is cut into, G groups, K top
+K, W = 1 + K support columns: the sampled token, then the top K in the order of their ids.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def finished(
+    product, columns, in_range, bias_ptr, inner, outer, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr
+):
+    """Finished logits of the given products."""
+    if HAS_BIAS:
+        product += tl.load(bias_ptr + columns, mask=in_range, other=0.0).to(tl.float32)
+    if HAS_SOFTCAP:
+        product = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * inner * product))  # tanh; an infinite exp is 1 as it should
+    return outer * product
+
+
+@triton.jit
+def _choose_largest(value, valid, count):
+    """Which `count` valid elements are the largest, ties to the lowest index, and their places in index order.
+
+    The order of floats is that of their bits read as integers, once the negative ones are mirrored; the
+    count-th largest integer is found bit by bit.
+
+    Args: value (B,) float32; valid (B,), at least `count` of them; count, above 0.
+    Returns: chosen (B,) bool, exactly `count` of them; place (B,) int32, from 0 where chosen.
+    """
+    bits = value.to(tl.int32, bitcast=True)
+    key = tl.where(valid, bits ^ ((bits >> 31) & 0x7FFFFFFF), -2147483648)
+    threshold = tl.where(tl.sum((key >= 0).to(tl.int32), axis=0) >= count, 0, -2147483648)
+    bit = tl.full([], 1073741824, tl.int32)
+    for _ in range(31):
+        candidate = threshold + bit
+        threshold = tl.where(tl.sum((key >= candidate).to(tl.int32), axis=0) >= count, candidate, threshold)
+        bit = bit >> 1
+    above = key > threshold
+    tied = key == threshold
+    num_tied_chosen = count - tl.sum(above.to(tl.int32), axis=0)
+    chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), axis=0) <= num_tied_chosen))
+    return chosen, tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+
+
+@triton.jit
+def scan_segments(
+    product_ptr,
+    stride,
+    bias_ptr,
+    first_column,
+    num_columns,
+    inner,
+    outer,
+    partial_ptr,
+    num_segments,
+    maxima_ptr,
+    num_groups,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    KEEP_MAXIMA: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Softmax statistics of each segment of BLOCK columns, and the maxima of its groups. Grid: (C, segments).
+
+    In: product (C, num_columns), the columns from `first_column`, a multiple of BLOCK, on; bias (V,).
+    Out: partial (C, S, 3): max m, sum exp(x - m), sum exp(x - m) (x - m); maxima (C, G) if KEEP_MAXIMA.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    start = tl.program_id(1) * BLOCK
+    group = tl.arange(0, BLOCK // GROUP)
+    column = start + group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    in_range = column < num_columns
+    product = tl.load(product_ptr + row * stride + column, mask=in_range, other=0.0)
+    bias_column = first_column + column
+    logit = finished(product, bias_column, in_range, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
+    group_max = tl.max(tl.where(in_range, logit, float("-inf")), axis=1)
+    largest = tl.max(group_max, axis=0)
+    shifted = tl.where(in_range, logit - largest, 0.0)
+    weight = tl.where(in_range, tl.exp(shifted), 0.0)
+    partial = partial_ptr + (row * num_segments + (first_column + start) // BLOCK) * 3
+    tl.store(partial, largest)
+    tl.store(partial + 1, tl.sum(tl.sum(weight, axis=1), axis=0))
+    tl.store(partial + 2, tl.sum(tl.sum(weight * shifted, axis=1), axis=0))
+    if KEEP_MAXIMA:
+        group += (first_column + start) // GROUP
+        tl.store(maxima_ptr + row * num_groups + group, group_max, mask=group < num_groups)
+
+
+@triton.jit
+def merge_segments(partial_ptr, num_segments, sums_ptr, BLOCK: tl.constexpr):
+    """Statistics of each row from those of its segments. Grid: (C,).
+
+    In: partial (C, S, 3) from `scan_segments`; BLOCK >= S.
+    Out: sums (C, 3): max m, sum exp(x - m), entropy in nats.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    segment = tl.arange(0, BLOCK)
+    valid = segment < num_segments
+    partial = partial_ptr + (row * num_segments + segment) * 3
+    segment_max = tl.load(partial, mask=valid, other=float("-inf"))
+    segment_sum = tl.load(partial + 1, mask=valid, other=0.0)
+    segment_moment = tl.load(partial + 2, mask=valid, other=0.0)
+    largest = tl.max(segment_max, axis=0)
+    shift = tl.where(valid, segment_max - largest, 0.0)
+    weight = tl.exp(shift)
+    total = tl.sum(weight * segment_sum, axis=0)
+    moment = tl.sum(weight * (segment_moment + segment_sum * shift), axis=0)
+    tl.store(sums_ptr + row * 3, largest)
+    tl.store(sums_ptr + row * 3 + 1, total)
+    tl.store(sums_ptr + row * 3 + 2, tl.maximum(tl.log(total) - moment / total, 0.0))
+
+
+@triton.jit
+def choose_groups(maxima_ptr, num_groups, chosen_ptr, num_chosen, BLOCK: tl.constexpr):
+    """The groups with the largest maxima. Grid: (C,).
+
+    In: maxima (C, G); num_chosen <= G <= BLOCK.
+    Out: chosen (C, num_chosen) int32, group indices in ascending order.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, BLOCK)
+    valid = group < num_groups
+    maxima = tl.load(maxima_ptr + row * num_groups + group, mask=valid, other=0.0)
+    chosen, place = _choose_largest(maxima, valid, num_chosen)
+    tl.store(chosen_ptr + row * num_chosen + place, group, mask=chosen)
+
+
+@triton.jit
+def choose_tokens(
+    product_ptr,
+    stride,
+    bias_ptr,
+    num_columns,
+    inner,
+    outer,
+    chosen_ptr,
+    num_chosen,
+    ids_ptr,
+    topk,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The top K tokens among those of the chosen groups. Grid: (C,).
+
+    In: product (C, V), bias (V,), chosen (C, num_chosen) from `choose_groups`; BLOCK >= num_chosen * GROUP.
+    Out: columns 1 to K of ids (C, 1 + K) int32, in ascending order.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    slot = place // GROUP
+    group = tl.load(chosen_ptr + row * num_chosen + slot, mask=slot < num_chosen, other=0)
+    column = group * GROUP + place % GROUP
+    valid = (slot < num_chosen) & (column < num_columns)
+    product = tl.load(product_ptr + row * stride + column, mask=valid, other=0.0)
+    logit = finished(product, column, valid, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
+    chosen, rank = _choose_largest(logit, valid, topk)
+    tl.store(ids_ptr + row * (topk + 1) + 1 + rank, column, mask=chosen)
+
+
+@triton.jit
+def gather_support(
+    product_ptr,
+    stride,
+    bias_ptr,
+    first_column,
+    num_columns,
+    inner,
+    outer,
+    ids_ptr,
+    support_ptr,
+    width,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Finished logits of the support's tokens, those of the given columns. Grid: (C,).
+
+    In: product (C, num_columns), the columns from `first_column` on; bias (V,); ids (C, W); BLOCK >= W.
+    Out: support (C, W), where the token is one of the columns.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    ids = tl.load(ids_ptr + row * width + place, mask=place < width, other=-1)
+    column = ids - first_column
+    here = (column >= 0) & (column < num_columns) & (place < width)
+    product = tl.load(product_ptr + row * stride + column, mask=here, other=0.0)
+    logit = finished(product, ids, here, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
+    tl.store(support_ptr + row * width + place, logit, mask=here)
