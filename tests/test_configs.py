@@ -49,7 +49,9 @@ def comments(path: Path) -> dict[str, str]:
 
 def test_configs_are_found() -> None:
     assert {by_name(path) for path in TRAINING_CONFIGS} >= {"smoke_cpu.yaml", "qwen3_0.6b.yaml"}
-    assert {by_name(path) for path in ACCELERATE_CONFIGS} >= {"accelerate/single.yaml", "accelerate/ddp.yaml"}
+    engines = ("single", "ddp", "fsdp2", "fsdp2_no_reshard", "zero1", "zero2", "zero3", "zero3_offload")
+    names = {f"accelerate/{engine}.yaml" for engine in (*engines, "multi_node")}
+    assert {by_name(path) for path in ACCELERATE_CONFIGS} >= names
 
 
 @pytest.mark.parametrize("path", TRAINING_CONFIGS, ids=by_name)

@@ -7,7 +7,7 @@ from harness import tiny_model
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.ops import DistillationSpec, distillation_loss
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
-from srpo_trl.teacher_pass import TeacherRow, plan_passes, row_layout, score_pass
+from srpo_trl.teacher_pass import TeacherRow, num_backbone_calls, plan_passes, row_layout, score_pass
 from srpo_trl.trl_seams import add_fused_lm_head
 
 LAYOUTS = ["shared", "packed", "padded"]
@@ -85,6 +85,17 @@ def test_passes_keep_to_the_budget_and_cover_every_row(layout):
         num_tokens["shared"] = once if len(prompts) < len(rows) else num_tokens["padded"]
         assert num_tokens[layout] <= 18
     assert list(plan_passes([], max_tokens=18, layout=layout)) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:2], [ROWS[1]] * 2, [ROWS[0]]])
+def test_number_of_backbone_calls_is_known_before_the_pass(layout, rows):
+    """Processes whose parameters are sharded agree on it."""
+    model, calls = tiny_model().eval(), []
+    model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        score_pass(model.base_model, rows, layout)
+    assert len(calls) == num_backbone_calls(rows, layout)
 
 
 def test_siblings_of_one_prompt_stay_in_one_pass_where_its_tokens_fit():

@@ -8,6 +8,7 @@ from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 
 from srpo_trl.config import SRPOConfig
+from srpo_trl.sharding import is_zero3, shards_parameters
 from srpo_trl.trl_seams import get_callable_name, get_config_model_id
 
 if TYPE_CHECKING:
@@ -77,22 +78,27 @@ def check_correctness_reward(args: SRPOConfig, names: Sequence[str]) -> None:
         )
 
 
-def refuse_unsupported(model: nn.Module, accelerator: Accelerator, is_vision_language_model: bool) -> None:
+def refuse_unsupported(
+    args: SRPOConfig, model: nn.Module, accelerator: Accelerator, is_vision_language_model: bool
+) -> None:
     """Raise ValueError where the teacher cannot be built, rather than train with another one."""
     remedy = "Use routing='grpo' there, or"
-    is_sharded = accelerator.distributed_type == DistributedType.FSDP or (
-        accelerator.state.deepspeed_plugin is not None and accelerator.state.deepspeed_plugin.zero_stage == 3
-    )
-    if is_sharded:
+    _refuse_engines(accelerator)
+    if args.gradient_share_steps and shards_parameters(accelerator):
         raise ValueError(
-            f"Self-distillation does not run on sharded parameters (FSDP, ZeRO-3) yet. {remedy} train with DDP or "
-            "ZeRO-1/2."
+            f"gradient_share_steps={args.gradient_share_steps} differentiates by whole parameters, which FSDP and "
+            "ZeRO-3 do not keep. Leave it out, or measure under DDP or ZeRO-1/2."
         )
     if is_vision_language_model:
         raise ValueError(
             f"Self-distillation does not show images to the teacher yet. {remedy} a text-only model."
         )
     if is_peft_model(model):
+        if model.peft_config[model.active_adapter].is_prompt_learning:  # type: ignore[index,union-attr]
+            raise ValueError(
+                "The adapter learns a prompt, which would not stand in the teacher's pass. "
+                f"{remedy} train a LoRA adapter."
+            )
         saved = set(model.peft_config[model.active_adapter].modules_to_save or ())  # type: ignore[index,union-attr]
         if saved & {"lm_head", "embed_tokens"}:
             raise ValueError(
@@ -101,3 +107,25 @@ def refuse_unsupported(model: nn.Module, accelerator: Accelerator, is_vision_lan
             )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("The model has no trainable parameter.")
+
+
+def _refuse_engines(accelerator: Accelerator) -> None:
+    """Raise ValueError where the engine keeps parameters in a way that the teacher's values cannot follow."""
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError(
+            "Self-distillation does not run under FSDP version 1, whose flattened parameters the teacher does not "
+            "follow. Set fsdp_version: 2 in the accelerate config."
+        )
+    if not is_zero3(accelerator):
+        return
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    if (zero.get("offload_param") or {}).get("device") == "nvme":
+        raise ValueError(
+            "Self-distillation does not run with parameters offloaded to NVMe: the teacher exchanges its values with "
+            "the student's in memory. Set offload_param's device to 'cpu' or 'none'."
+        )
+    if zero.get("zero_hpz_partition_size", 1) > 1 or zero.get("mics_shard_size", -1) > 0:
+        raise ValueError(
+            "Self-distillation does not run with a second partition of the parameters (zero_hpz_partition_size, "
+            "mics_shard_size): a teacher pass would gather the student's. Leave these options out."
+        )

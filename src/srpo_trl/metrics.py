@@ -26,7 +26,6 @@ RATIOS: dict[str, tuple[str, str]] = {
     "srpo/teacher/cut_tokens": ("teacher_cut_tokens", "rollout_batches"),
     "srpo/teacher/prompts_too_long": ("teacher_prompts_too_long", "rollout_batches"),
     "srpo/teacher/entropy": ("teacher_entropy", "teacher_tokens"),
-    "srpo/teacher/distance": ("teacher_distance", "ticks"),
     "srpo/weight/raw_mean": ("raw_weight", "teacher_tokens"),
     "srpo/loss/grpo": ("loss_grpo", "optimizer_steps"),
     "srpo/loss/sdpo": ("loss_sdpo", "optimizer_steps"),
@@ -42,7 +41,15 @@ RATIOS: dict[str, tuple[str, str]] = {
     "srpo/seconds/loss": ("seconds_loss", "optimizer_steps"),
 }
 _RAW_WEIGHT_SQUARED = "raw_weight_squared"
-SUMS = tuple(dict.fromkeys([*(name for pair in RATIOS.values() for name in pair), _RAW_WEIGHT_SQUARED]))
+_TEACHER_DISTANCE = (
+    "teacher_squared_distance",
+    "student_squared_norm",
+)  # summed over shards, or over replicas
+SUMS = tuple(
+    dict.fromkeys(
+        [*(name for pair in RATIOS.values() for name in pair), _RAW_WEIGHT_SQUARED, *_TEACHER_DISTANCE]
+    )
+)
 
 
 class MetricSums:
@@ -91,6 +98,9 @@ def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
         metrics["srpo/weight/ess_frac"] = (
             float(effective_sample_size(sums["raw_weight"], sums[_RAW_WEIGHT_SQUARED])) / count
         )
+    squared_distance, squared_norm = (sums[name] for name in _TEACHER_DISTANCE)
+    if squared_norm:
+        metrics["srpo/teacher/distance"] = math.sqrt(squared_distance / squared_norm)
     for kind, total, part in (
         ("loss", "srpo/loss/grpo", "srpo/loss/sdpo"),
         ("gradient", "srpo/gradient/grpo_norm", "srpo/gradient/sdpo_norm"),

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.ops import DistillationResult, DistillationSpec, Head, distillation_loss
-from srpo_trl.trl_seams import FusedCausalLMOutput
+from srpo_trl.trl_seams import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class DistillationRequest:
     Attributes:
         scored_BT: bool, completion tokens that are distilled; they are packed row by row into N.
         teacher_hidden_ND: the teacher's hidden states of those tokens.
-        teacher_head: the teacher's LM head.
+        teacher_head: the teacher's LM head; None: the student's own, which is frozen.
         coefficient_N: everything that multiplies a token's loss and is known before the pass.
         old_logps_N: log pi_old of those tokens; None on-policy.
         spec: divergence and support.
@@ -35,7 +36,7 @@ class DistillationRequest:
 
     scored_BT: Tensor
     teacher_hidden_ND: Tensor
-    teacher_head: Head
+    teacher_head: Head | None
     coefficient_N: Tensor
     old_logps_N: Tensor | None
     spec: DistillationSpec
@@ -67,30 +68,40 @@ class RoutedOutput(FusedCausalLMOutput):
 def add_distillation_head(model: PreTrainedModel) -> None:
     """Let `model(..., fused_lm_head=True, distillation=request)` also return the distillation loss.
 
-    Call after TRL has added its fused LM head. Without `distillation` the forward is unchanged.
+    `model(..., hidden_states_only=True)` is the backbone alone, for passes that must go through the wrapped
+    forward. Call after TRL has added its fused LM head. Without these arguments the forward is unchanged.
     """
     trl_forward = model.forward
 
     @functools.wraps(type(model).forward)
     def forward(
-        self: PreTrainedModel, *args: Any, distillation: DistillationRequest | None = None, **kwargs: Any
+        self: PreTrainedModel,
+        *args: Any,
+        distillation: DistillationRequest | None = None,
+        hidden_states_only: bool = False,
+        **kwargs: Any,
     ) -> Any:
+        if hidden_states_only:  # PEFT passes every argument of a causal model on, most of them None
+            given = {name: value for name, value in kwargs.items() if value is not None}
+            return self.base_model(*args, **given)
         if distillation is None:
             return trl_forward(*args, **kwargs)
-        with _last_hidden_state(self.base_model) as captured:
+        with last_hidden_state(self.base_model) as captured:
             outputs = trl_forward(*args, **kwargs)
         num_completion = distillation.scored_BT.shape[1]
         hidden_BTD = captured[0][:, -num_completion - 1 : -1]
-        result = distillation_loss(
-            hidden_BTD[distillation.scored_BT],
-            lm_head_of(self),
-            distillation.teacher_hidden_ND,
-            distillation.teacher_head,
-            kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
-            distillation.coefficient_N,
-            distillation.old_logps_N,
-            spec=distillation.spec,
-        )
+        head = _gathered_by_fsdp(lm_head_of(self))
+        with maybe_gather_lm_head_ctx(head.weight_VD, head.bias_V):  # type: ignore[arg-type]
+            result = distillation_loss(
+                hidden_BTD[distillation.scored_BT],
+                head,
+                distillation.teacher_hidden_ND,
+                distillation.teacher_head or head,
+                kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
+                distillation.coefficient_N,
+                distillation.old_logps_N,
+                spec=distillation.spec,
+            )
         return RoutedOutput(
             **outputs,
             distillation_loss=result.loss,
@@ -104,8 +115,22 @@ def add_distillation_head(model: PreTrainedModel) -> None:
     model.forward = types.MethodType(forward, model)
 
 
+def _gathered_by_fsdp(head: Head) -> Head:
+    """Return the head as the backbone's forward left it, whole; a frozen one that is still sharded is gathered."""
+    if not isinstance(head.weight_VD, DTensor):
+        return head
+    if head.weight_VD.requires_grad:
+        raise ValueError(
+            "FSDP2 keeps the trainable LM head sharded while the loss is computed, and a gradient through a copy of "
+            "it would not be averaged over processes. Let the LM head share a unit with the last norm or the root: "
+            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP."
+        )
+    bias_V = head.bias_V.full_tensor() if isinstance(head.bias_V, DTensor) else head.bias_V
+    return head._replace(weight_VD=head.weight_VD.full_tensor(), bias_V=bias_V)
+
+
 @contextmanager
-def _last_hidden_state(backbone: nn.Module) -> Iterator[list[Tensor]]:
+def last_hidden_state(backbone: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the hidden states that the backbone returns while the block runs."""
     captured: list[Tensor] = []
     handle = backbone.register_forward_hook(lambda _m, _i, output: captured.append(output.last_hidden_state))

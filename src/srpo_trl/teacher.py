@@ -3,10 +3,10 @@
 The teacher is no second module. It is one tensor per trainable parameter, exchanged with the student's values
 for the length of a teacher pass. Frozen parameters (the base model under LoRA, say) are shared by construction,
 so the same few lines serve full fine-tuning, LoRA and QLoRA, a copied module can never keep running the
-student's weights, and each process ticks just the parameters it holds.
+student's weights, and each process holds and ticks just its part of the parameters (FSDP2, ZeRO-3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from srpo_trl.sharding import named_trainable, own_part, part_of, whole_of
+
 TEACHER_FILE = "srpo_teacher.safetensors"
 
 
 class TeacherDistance(NamedTuple):
-    """Squared L2 norms over all trainable parameters, in float64."""
+    """Squared L2 norms over this process's parts of all trainable parameters, in float64."""
 
     squared_distance: Tensor
     squared_student_norm: Tensor
@@ -29,26 +31,56 @@ class TeacherDistance(NamedTuple):
 class TeacherWeights:
     """The teacher's values of the student's trainable parameters.
 
+    Values are laid out like the parameters. Where an engine shards these, make the teacher after the sharding.
+
     Args:
-        model: the student, unwrapped, with its initial weights.
+        model: the student with its initial weights; PEFT's wrapper included, a parallel engine's not.
         kind: "ema", "base" (frozen initial weights) or "live" (the student itself; nothing is stored).
         update_rate: EMA rate in (0, 1]; SDPO and SRPO use 0.05.
+        release_gathered: frees gathered copies of sharded parameters; called before parameters are looked up,
+            because sharding replaces them and a gathered copy hides them.
+        device: that whole values of sharded parameters are gathered on.
     """
 
-    def __init__(self, model: nn.Module, kind: str, update_rate: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        kind: str,
+        update_rate: float,
+        *,
+        release_gathered: Callable[[], None] = lambda: None,
+        device: torch.device | None = None,
+    ) -> None:
         self.kind = kind
         self.update_rate = update_rate
         self.num_ticks = 0
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._model = model
+        self._release_gathered = release_gathered
+        self._device = device or torch.device("cpu")
         # A bfloat16 average at rate 0.05 does not move for updates of RL's size: average in float32.
         self._values: dict[str, Tensor] = {}
         if kind != "live":
             self._values = {
-                n: p.detach().to(self._store_dtype(p), copy=True) for n, p in self._parameters.items()
+                name: part_of(parameter).to(self._store_dtype(parameter), copy=True)
+                for name, parameter in self._parameters().items()
             }
 
     def _store_dtype(self, parameter: Tensor) -> torch.dtype:
         return torch.promote_types(parameter.dtype, torch.float32) if self.kind == "ema" else parameter.dtype
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        self._release_gathered()
+        return dict(named_trainable(self._model))
+
+    def _parts(self) -> dict[str, Tensor]:
+        """Return this process's parts of the student's parameters, each beside its value on one device.
+
+        Some engines move the model after the teacher was made.
+        """
+        parts = {name: part_of(parameter) for name, parameter in self._parameters().items()}
+        for name, value in self._values.items():
+            self._values[name] = value.to(parts[name].device)
+        return parts
 
     @torch.no_grad()
     def tick(self) -> TeacherDistance | None:
@@ -60,11 +92,11 @@ class TeacherWeights:
         self.num_ticks += 1
         if self.kind == "live":
             return None
-        self._follow_devices()
+        parts = self._parts()
         device = next(iter(self._values.values())).device
         distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         for name, value in self._values.items():
-            student = self._parameters[name].detach().to(value.dtype)
+            student = parts[name].to(value.dtype)
             if self.kind == "ema":
                 value.lerp_(student, self.update_rate)
             distance += (value - student).square().sum(dtype=torch.float64)
@@ -78,53 +110,60 @@ class TeacherWeights:
         Values of the parameter's own dtype are exchanged in place, which needs memory for one parameter; a
         float32 average of a bfloat16 parameter stays, and the student's value is set aside.
         """
-        self._follow_devices()
-        set_aside = {n: self._parameters[n].detach().clone() for n in self._values if not self._same_dtype(n)}
-        self._exchange(set_aside)
+        parts = self._parts()
+        set_aside = {n: parts[n].clone() for n, v in self._values.items() if v.dtype != parts[n].dtype}
+        self._exchange(parts, set_aside)
         try:
             yield
         finally:
-            self._exchange(set_aside, back=True)
-
-    def _follow_devices(self) -> None:
-        """Keep each value beside its parameter: some engines move the model after the teacher was made."""
-        for name, parameter in self._parameters.items():
-            if name in self._values:
-                self._values[name] = self._values[name].to(parameter.device)
-
-    def _same_dtype(self, name: str) -> bool:
-        return self._values[name].dtype == self._parameters[name].dtype
+            self._exchange(self._parts(), set_aside, back=True)
 
     @torch.no_grad()
-    def _exchange(self, set_aside: dict[str, Tensor], *, back: bool = False) -> None:
+    def _exchange(
+        self, parts: dict[str, Tensor], set_aside: dict[str, Tensor], *, back: bool = False
+    ) -> None:
         for name, value in self._values.items():
-            parameter = self._parameters[name]
+            part = parts[name]
             if name in set_aside:
-                parameter.copy_(set_aside[name] if back else value)
+                part.copy_(set_aside[name] if back else value)
             else:
-                held = parameter.detach().clone()
-                parameter.copy_(value)
+                held = part.clone()
+                part.copy_(value)
                 value.copy_(held)
 
     def value_of(self, parameter: Tensor) -> Tensor:
-        """Return the teacher's value of one of the student's parameters, in the parameter's dtype, detached.
+        """Return the teacher's whole value of one of the student's parameters, in its dtype, detached.
 
-        Frozen parameters, and all of the live teacher's, are the student's own.
+        Frozen parameters, and all of the live teacher's, are the student's own. Every process calls it alike.
         """
-        for name, own in self._parameters.items():
+        part = part_of(parameter)
+        for name, own in self._parameters().items():
             if own is parameter and name in self._values:
-                return self._values[name].to(parameter.dtype)
-        return parameter.detach()
+                part = self._values[name].to(parameter.dtype)
+        return whole_of(parameter, part, self._device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the stored values by parameter name; empty for the live teacher."""
+        """Return this process's parts of the values by parameter name; empty for the live teacher."""
         return dict(self._values)
 
-    def save(self, folder: Path) -> None:
-        """Write the values and the number of ticks to `TEACHER_FILE` in an existing folder."""
-        values = {name: value.contiguous().cpu() for name, value in self._values.items()}
-        metadata = {"kind": self.kind, "num_ticks": str(self.num_ticks), "update_rate": str(self.update_rate)}
-        save_file(values, folder / TEACHER_FILE, metadata=metadata)
+    def save(self, folder: Path, *, writes: bool = True) -> None:
+        """Write the whole values and the number of ticks to `TEACHER_FILE` in an existing folder.
+
+        Every process calls it alike, since values are gathered one by one; those with `writes` write the file.
+        """
+        parameters = self._parameters()
+        values = {}
+        for name, value in self._values.items():
+            whole = whole_of(parameters[name], value, self._device)
+            if writes:
+                values[name] = whole.contiguous().cpu()
+        if writes:
+            metadata = {
+                "kind": self.kind,
+                "num_ticks": str(self.num_ticks),
+                "update_rate": str(self.update_rate),
+            }
+            save_file(values, folder / TEACHER_FILE, metadata=metadata)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -154,6 +193,7 @@ class TeacherWeights:
                     f"{path} and the model differ in {len(differing)} trainable parameters, {differing[:3]} first. "
                     "Resume with the same model, adapter and frozen parameters."
                 )
+            parameters = self._parameters()
             for name, value in self._values.items():
-                value.copy_(file.get_tensor(name))
+                value.copy_(own_part(parameters[name], file.get_tensor(name)))
         self.num_ticks = int(metadata["num_ticks"])

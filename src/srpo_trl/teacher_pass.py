@@ -7,9 +7,9 @@ Legend: B rollouts of this process, R rows of one pass, U different teacher prom
 T completion length, D hidden, N packed distilled tokens (row by row).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.ops import Head, teacher_entropy
+from srpo_trl.sharding import part_of, whole_of
+from srpo_trl.student_pass import last_hidden_state
 from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import TeacherPrompt
 
@@ -28,12 +30,48 @@ class TeacherScores(NamedTuple):
     Attributes:
         hidden: per rollout (T_i, D) hidden states of its distilled tokens; (0, D) where it has none.
         entropy_N: full-vocabulary entropy of the teacher at those tokens, in nats.
-        head: the LM head that projects these hidden states, valid until the teacher moves.
+        head: the LM head that projects these hidden states, valid until the teacher moves; None where it is
+            frozen, so that it is the student's own.
     """
 
     hidden: list[Tensor]
     entropy_N: Tensor
-    head: Head
+    head: Head | None
+
+
+class BackboneOutput(NamedTuple):
+    """The one field of a backbone's output that is read here."""
+
+    last_hidden_state: Tensor
+
+
+class ShardedBackbone:
+    """The backbone of a model whose parameters are sharded: called through the forward that gathers them.
+
+    Args:
+        model: the model whose forward the engine has hooks on, PEFT's wrapper included.
+        student: the transformers model inside, with its distillation head.
+        device: that the engine computes on.
+    """
+
+    def __init__(self, model: nn.Module, student: PreTrainedModel, device: torch.device) -> None:
+        self._model = model
+        self._student = student
+        self.config = student.config
+        self.device = device
+        self.num_calls = 0
+
+    def __call__(self, **inputs: Any) -> BackboneOutput:
+        """Return the backbone's output; as its dtype was, whatever wrappers of the forward make of it."""
+        self.num_calls += 1
+        with last_hidden_state(self._student.base_model) as captured:
+            self._model(**inputs, hidden_states_only=True)
+        return BackboneOutput(captured[0])
+
+    def idle(self) -> None:
+        """Make a call that scores nothing: the engine gathers parameters on all processes or on none."""
+        token_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        self(input_ids=token_11, attention_mask=torch.ones_like(token_11), use_cache=False)
 
 
 @torch.no_grad()
@@ -48,6 +86,8 @@ def score_rollouts(
     max_tokens: int,
     temperature: float,
     on_host: bool = False,
+    sharded: ShardedBackbone | None = None,
+    max_over_processes: Callable[[int], int] = lambda number: number,
 ) -> TeacherScores:
     """Return the teacher's hidden states and entropies of this process's distilled tokens.
 
@@ -61,25 +101,40 @@ def score_rollouts(
         max_tokens: most tokens of one pass.
         temperature: that logits are divided by.
         on_host: keep the hidden states in the host's memory until they are needed.
+        sharded: how the backbone is called where its parameters are sharded; every process then makes as many
+            calls as the one with most.
+        max_over_processes: the largest of the processes' numbers; called only where parameters are sharded.
     """
     chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
     rows = [TeacherRow(prompts[i].ids, completions[i]) for i in chosen]  # type: ignore[union-attr]
     layout = row_layout(student)
+    backbone = sharded or student.base_model
+    passes = list(plan_passes(rows, max_tokens=max_tokens, layout=layout))
+    num_idle = 0
+    if sharded is not None:  # before the first call: processes in different collectives hang or abort
+        num_calls = sum(num_backbone_calls([rows[i] for i in batch], layout) for batch in passes)
+        num_idle = max_over_processes(num_calls) - num_calls
     hidden: dict[int, Tensor] = {}
     entropies: dict[int, Tensor] = {}
     with _in_evaluation(student), teacher.installed(), autocast:
-        head = lm_head_of(student)
-        for batch in plan_passes(rows, max_tokens=max_tokens, layout=layout):
+        pass_head = _whole_head(lm_head_of(student), distilled_BT.device)
+        for batch in passes:
             numbers = [chosen[i] for i in batch]
-            states = score_pass(student.base_model, [rows[i] for i in batch], layout)
+            states = score_pass(backbone, [rows[i] for i in batch], layout)
             kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(numbers, states, strict=True)]
-            entropy_N = teacher_entropy(torch.cat(kept), head, temperature)
+            entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature)
             hidden |= {i: state.cpu() if on_host else state for i, state in zip(numbers, kept, strict=True)}
             entropies |= dict(zip(numbers, entropy_N.split([len(state) for state in kept]), strict=True))
-    head = teacher_head(student, teacher)
-    example = next(iter(hidden.values()), head.weight_VD)
-    nothing = example.new_empty(0, head.weight_VD.shape[1])
-    no_entropy = teacher_entropy(nothing.to(head.weight_VD.device), head, temperature)
+        if sharded is not None:
+            assert sharded.num_calls == num_calls
+            for _ in range(num_idle):
+                sharded.idle()
+    nothing = next(iter(hidden.values()), pass_head.weight_VD).new_empty(0, pass_head.weight_VD.shape[1])
+    no_entropy = teacher_entropy(nothing.to(distilled_BT.device), pass_head, temperature)
+    if sharded is not None and _is_trainable(lm_head_of(student)):
+        head: Head | None = pass_head  # gathered while the parameters held the teacher's values
+    else:
+        head = teacher_head(student, teacher)
     return TeacherScores(
         [hidden.get(i, nothing) for i in range(len(completions))],
         torch.cat([no_entropy, *(entropies[i] for i in chosen)]),
@@ -97,15 +152,35 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head:
-    """Return the teacher's LM head, valid until the teacher's next tick."""
+def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head | None:
+    """Return the teacher's LM head, valid until the teacher's next tick; None where it is the student's, frozen.
+
+    Every process calls it alike.
+    """
     head = lm_head_of(student)
+    if not _is_trainable(head):
+        return None
     weight_VD = teacher.value_of(head.weight_VD)
     bias_V = None if head.bias_V is None else teacher.value_of(head.bias_V)
-    if teacher.kind == "live" and head.weight_VD.requires_grad:
+    if teacher.kind == "live":
         # The optimizer may change the student's head before these rollouts are used up.
         weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
     return head._replace(weight_VD=weight_VD, bias_V=bias_V)
+
+
+def _is_trainable(head: Head) -> bool:
+    return head.weight_VD.requires_grad or (head.bias_V is not None and head.bias_V.requires_grad)
+
+
+def _whole_head(head: Head, device: torch.device) -> Head:
+    """Return the head of gathered parameters, or itself where nothing is sharded."""
+
+    def whole(parameter: Tensor) -> Tensor:
+        return whole_of(parameter, part_of(parameter), device)
+
+    return head._replace(
+        weight_VD=whole(head.weight_VD), bias_V=None if head.bias_V is None else whole(head.bias_V)
+    )
 
 
 class TeacherRow(NamedTuple):
@@ -170,15 +245,27 @@ def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) 
 
 def _num_tokens(rows: Sequence[TeacherRow], layout: Layout) -> int:
     """Return how many tokens one pass over these rows runs, padding included."""
-    prompts = {row.prompt_ids for row in rows} if layout == "shared" else set()
-    if prompts and len(prompts) < len(rows):
+    if _shares_prompts(rows, layout):
+        prompts = {row.prompt_ids for row in rows}
         longest_completion = max(len(row.completion_ids) for row in rows)
         return len(prompts) * max(map(len, prompts)) + len(rows) * longest_completion
     lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
     return sum(lengths) if layout == "packed" else max(lengths) * len(lengths)
 
 
-def score_pass(backbone: nn.Module, rows: Sequence[TeacherRow], layout: Layout) -> list[Tensor]:
+def num_backbone_calls(rows: Sequence[TeacherRow], layout: Layout) -> int:
+    """Return how often `score_pass` calls the backbone: a shared prompt, then what is left to run after it."""
+    shares = _shares_prompts(rows, layout)
+    return 2 if shares and any(len(row.completion_ids) > 1 for row in rows) else 1
+
+
+def _shares_prompts(rows: Sequence[TeacherRow], layout: Layout) -> bool:
+    return layout == "shared" and len({row.prompt_ids for row in rows}) < len(rows)
+
+
+def score_pass(
+    backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow], layout: Layout
+) -> list[Tensor]:
     """Return, per row, the hidden states that predict its completion tokens, in one pass.
 
     Args:
@@ -188,12 +275,12 @@ def score_pass(backbone: nn.Module, rows: Sequence[TeacherRow], layout: Layout) 
     Returns:
         List of (T_i, D) tensors in the order of `rows`; position t predicts completion token t.
     """
-    if layout == "shared" and len({row.prompt_ids for row in rows}) < len(rows):
+    if _shares_prompts(rows, layout):
         return _score_shared(backbone, rows)
     return _score_packed(backbone, rows) if layout == "packed" else _score_padded(backbone, rows)
 
 
-def _score_padded(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
+def _score_padded(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow]) -> list[Tensor]:
     """Score whole sequences: right-padded, so that causal attention never sees padding before a token."""
     sequences = [row.prompt_ids + row.completion_ids for row in rows]
     ids_RL, mask_RL = _right_pad(sequences, _device(backbone))
@@ -205,7 +292,7 @@ def _score_padded(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tenso
     ]
 
 
-def _score_packed(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
+def _score_packed(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow]) -> list[Tensor]:
     """Score all sequences as one, positions starting anew with each."""
     device = _device(backbone)
     sequences = [row.prompt_ids + row.completion_ids for row in rows]
@@ -216,7 +303,7 @@ def _score_packed(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tenso
     return [state[len(row.prompt_ids) - 1 : -1].clone() for state, row in zip(states, rows, strict=True)]
 
 
-def _score_shared(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tensor]:
+def _score_shared(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow]) -> list[Tensor]:
     """Score completions after a key-value cache of their prompts, each different prompt encoded once."""
     device = _device(backbone)
     prompts = list(dict.fromkeys(row.prompt_ids for row in rows))
@@ -249,8 +336,8 @@ def _score_shared(backbone: nn.Module, rows: Sequence[TeacherRow]) -> list[Tenso
     return [first_hidden_R1D[r, : len(row.completion_ids)].clone() for r, row in enumerate(rows)]
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+def _device(backbone: nn.Module | ShardedBackbone) -> torch.device:
+    return backbone.device if isinstance(backbone, ShardedBackbone) else next(backbone.parameters()).device
 
 
 def _right_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ rollouts, scores the routed ones with the teacher, and adds the distillation los
 `routing`, `normalizers`, `losses` and `ops`.
 """
 
+import functools
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -39,10 +40,11 @@ from srpo_trl.ops import DistillationSpec, Head
 from srpo_trl.resumable import ResumableGRPOTrainer
 from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, rollout_counts, route_rollouts
 from srpo_trl.routing import ROUTE_NAMES, Route
+from srpo_trl.sharding import release_gathered, shards_parameters
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder
-from srpo_trl.teacher_pass import score_rollouts, teacher_head
+from srpo_trl.teacher_pass import ShardedBackbone, score_rollouts, teacher_head
 from srpo_trl.trl_seams import EnvironmentFactory, RewardFunc, RolloutFunc
 
 if TYPE_CHECKING:
@@ -149,7 +151,7 @@ class SRPOTrainer(ResumableGRPOTrainer):
         if not self._is_routed:
             return
         check_correctness_reward(args, self.reward_func_names)
-        refuse_unsupported(self.model, self.accelerator, self._is_vlm)
+        refuse_unsupported(args, self.model, self.accelerator, self._is_vlm)
         self._spec = DistillationSpec(
             alpha=args.distillation_alpha,
             topk=args.distillation_topk,
@@ -163,8 +165,7 @@ class SRPOTrainer(ResumableGRPOTrainer):
         self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0
         self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0
         add_distillation_head(self._student)
-        self._teacher = TeacherWeights(self.model, args.teacher_model_kind, args.teacher_update_rate)
-        self._teacher_head: Head | None = None
+        self._teacher_head: Head | None = None  # of the rollouts in use; None: the student's own, frozen
         self._encoder = self._teacher_prompt_encoder()
         self._rollouts: RoutedRollouts | None = None  # of the rollout batch being generated
         self._coming_batches: list[Any] = []  # the dataloader's batches of the coming optimizer step
@@ -184,6 +185,17 @@ class SRPOTrainer(ResumableGRPOTrainer):
     def _student(self) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if is_peft_model(model) else model
+
+    @functools.cached_property
+    def _teacher(self) -> TeacherWeights:
+        """Made at first use, which comes after the engine has sharded the model and before it has trained."""
+        return TeacherWeights(
+            self.model,
+            self.args.teacher_model_kind,
+            self.args.teacher_update_rate,
+            release_gathered=lambda: release_gathered(self.model, self.accelerator),
+            device=self.accelerator.device,
+        )
 
     def _teacher_prompt_encoder(self) -> TeacherPromptEncoder:
         args = self.args
@@ -211,6 +223,9 @@ class SRPOTrainer(ResumableGRPOTrainer):
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
+
+    def _max_over_processes(self, number: int) -> int:
+        return int(gather(torch.tensor([number], device=self.accelerator.device)).max())
 
     # ---------------------------------------------------------------- rollouts and rewards
 
@@ -310,6 +325,12 @@ class SRPOTrainer(ResumableGRPOTrainer):
             max_tokens=self.args.teacher_tokens_per_pass,
             temperature=self.args.temperature,
             on_host=self.args.teacher_states_on_host,
+            sharded=(
+                ShardedBackbone(self.model, self._student, self.accelerator.device)
+                if shards_parameters(self.accelerator)
+                else None
+            ),
+            max_over_processes=self._max_over_processes,
         )
         self._teacher_head = scores.head
         entropy_N = scores.entropy_N
@@ -405,7 +426,6 @@ class SRPOTrainer(ResumableGRPOTrainer):
 
     def _distillation_request(self, routed: RoutedBatch) -> DistillationRequest:
         assert self._totals is not None
-        assert self._teacher_head is not None
         distilled_BT = routed.distilled_BT
         return DistillationRequest(
             scored_BT=distilled_BT,
@@ -440,8 +460,10 @@ class SRPOTrainer(ResumableGRPOTrainer):
             return
         distance = self._teacher.tick()
         if distance is not None:
-            relative = (distance.squared_distance / distance.squared_student_norm).sqrt()
-            self._sums.add(ticks=1, teacher_distance=relative)
+            self._sums.add(
+                teacher_squared_distance=distance.squared_distance,
+                student_squared_norm=distance.squared_student_norm,
+            )
 
     def _save_run_state(self, folder: Path) -> None:
         """Save the teacher, the counters and the rollouts that are still to be trained on."""
@@ -455,8 +477,8 @@ class SRPOTrainer(ResumableGRPOTrainer):
                 self._buffered_inputs, head and (head.weight_VD, head.bias_V)
             )
             checkpointing.save_rollouts(folder, self.accelerator.process_index, rollouts)
+        self._teacher.save(folder, writes=self.args.should_save)
         if self.args.should_save:
-            self._teacher.save(folder)
             state = checkpointing.RunState(self._step, self.accelerator.num_processes, has_rollouts)
             checkpointing.save_state(folder, state)
 
@@ -474,6 +496,7 @@ class SRPOTrainer(ResumableGRPOTrainer):
             self._buffered_inputs = rollouts.batches
             self._teacher_head = teacher_head(self._student, self._teacher)
             if rollouts.live_head is not None:
+                assert self._teacher_head is not None
                 weight_VD, bias_V = rollouts.live_head
                 self._teacher_head = self._teacher_head._replace(weight_VD=weight_VD, bias_V=bias_V)
 

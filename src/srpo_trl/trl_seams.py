@@ -18,6 +18,7 @@ from trl.trainer.utils import (
     add_fused_lm_head,
     get_callable_name,
     get_config_model_id,
+    maybe_gather_lm_head_ctx,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "check",
     "get_callable_name",
     "get_config_model_id",
+    "maybe_gather_lm_head_ctx",
     "rotate_checkpoints",
 ]
 

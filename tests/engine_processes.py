@@ -1,0 +1,268 @@
+"""Run by `torchrun` from test_engines.py: one engine's scenarios, and what each process ended with.
+
+    torchrun --standalone --nproc_per_node 2 tests/engine_processes.py ENGINE FOLDER [NAME ...]
+
+ENGINE is a key of `ENGINES`, a NAME one of the runs below, or `continue=CHECKPOINT`. Imported, it makes the same
+runs in one process.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+# (accelerate's name of the engine, whether parameters are sharded)
+ENGINES = {
+    "fsdp2": ("FSDP", True),
+    "fsdp2_no_reshard": ("FSDP", True),
+    "zero1": ("DEEPSPEED", False),
+    "zero2": ("DEEPSPEED", False),
+    "zero3": ("DEEPSPEED", True),
+    "zero3_offload": ("DEEPSPEED", True),
+    "ddp": ("MULTI_CPU", False),
+}
+
+
+def fsdp_on_cpu(reshard: bool) -> None:
+    """Let accelerate take its FSDP path where there is no GPU: it asks for a GPU engine before it looks for FSDP."""
+    os.environ |= {
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": str(reshard).lower(),
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    }
+    if not reshard:
+        os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"  # whose wrappers rename parameters
+    from accelerate import state
+    from accelerate.utils import DistributedType
+
+    def prepare_backend(self, *args, **kwargs):
+        return "gloo", DistributedType.MULTI_GPU
+
+    state.PartialState._prepare_backend = prepare_backend
+
+
+def deepspeed_config(stage: int, *, offload: bool) -> dict:
+    """A tiny model is really sharded, and prefetched, only below thresholds of its own size."""
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension that a start would build
+    zero: dict = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
+    if stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 10_000,
+            "stage3_max_live_parameters": 100_000,
+            "stage3_max_reuse_distance": 100_000,
+            "reduce_bucket_size": 50_000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    if offload:  # of the weights; the optimizer's would need DeepSpeed's compiled AdamW
+        zero["offload_param"] = {"device": "cpu", "pin_memory": False}
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def engine_options(engine: str) -> dict:
+    """Options of the training config; called before accelerate is imported."""
+    if engine.startswith("fsdp2"):
+        fsdp_on_cpu(reshard=engine == "fsdp2")
+        # With use_cpu, accelerate would silently choose DDP.
+        return {"use_cpu": False, "ddp_backend": "gloo"}
+    if engine.startswith("zero"):
+        return {"deepspeed": deepspeed_config(int(engine[4]), offload="offload" in engine)}
+    return {"ddp_find_unused_parameters": False}
+
+
+ENGINE = sys.argv[1] if __name__ == "__main__" else None
+OPTIONS = engine_options(ENGINE) if ENGINE else {}
+
+from harness import LORA, chat_dataset, logged, make_trainer, replay, tiny_model, tiny_tokenizer  # noqa: E402
+from srpo_trl.sharding import named_trainable, part_of, whole_of  # noqa: E402
+from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
+
+TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
+# name: rollouts, micro-batch of each of two processes (of six rollouts a process), options
+SCENARIOS = {
+    "straddling": (STRADDLING, 6, {}),
+    "one sided": (ONE_SIDED, 2, {}),
+    "two steps": (STRADDLING, 2, TWO_STEPS),
+    "iterations": (STRADDLING, 6, {"max_steps": 4, "num_iterations": 2, "learning_rate": 0.1}),
+    "lora": (STRADDLING, 2, TWO_STEPS | {"peft_config": LORA}),
+    # odd sizes: the last process's shards are shorter, and ZeRO-3 pads them
+    "untied, uneven": (
+        STRADDLING,
+        6,
+        TWO_STEPS | {"sizes": {"hidden_size": 33, "tie_word_embeddings": False}},
+    ),
+}
+LOADED = "loaded by name"  # under ZeRO-3, transformers shards it while it loads
+SCENARIOS[LOADED] = (STRADDLING, 6, TWO_STEPS)
+# A run that is stopped after its second step, there inside a rollout batch or at the end of one.
+RESUMED = {
+    "inside a rollout batch": {"max_steps": 4, "num_iterations": 3},
+    "end of a rollout batch": {"max_steps": 4},
+    "resumed lora": {"max_steps": 4, "peft_config": LORA},
+}
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-3}  # smooth where gradients vanish
+BFLOAT16 = {"bfloat16": {}, "bfloat16 lora": {"peft_config": LORA}}
+
+
+def make(folder, rollouts, num_processes, micro_batch, *, sizes=None, **options):
+    defaults = {
+        "model": tiny_model(**(sizes or {})),
+        "train_dataset": chat_dataset(rollouts),
+        "rollout_func": replay(tiny_tokenizer(), rollouts),
+        "per_device_train_batch_size": micro_batch * 2 // num_processes,
+        "gradient_accumulation_steps": 6 // micro_batch,
+    }
+    return make_trainer(folder, **(defaults | options | OPTIONS))
+
+
+def flat(parameters_and_parts):
+    """Gather each value and return all of them as one vector."""
+    wholes = [whole_of(p, part.detach(), torch.device("cpu")) for p, part in parameters_and_parts]
+    return torch.cat([value.double().reshape(-1) for value in wholes])
+
+
+def whole(trainer, values=None):
+    """The trainable parameters, or the teacher's values of them, gathered into one vector."""
+    parameters = trainer._teacher._parameters()
+    return flat((p, part_of(p) if values is None else values[name]) for name, p in parameters.items())
+
+
+def saved_model(folder):
+    tiny_model().save_pretrained(folder / "model")  # on the first process alone
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return str(folder / "model")
+
+
+def sharded_fraction(trainer):
+    parameters = trainer._teacher._parameters()
+    wholes = [whole_of(p, part_of(p), torch.device("cpu")).numel() for p in parameters.values()]
+    return sum(part_of(p).numel() for p in parameters.values()) / sum(wholes)
+
+
+def run(folder, num_processes, rollouts, micro_batch, options):
+    if folder.name == LOADED:
+        options = options | {"model": saved_model(folder)}
+    trainer = make(folder, rollouts, num_processes, micro_batch, **options)
+    initial = flat((p, part_of(p)) for _, p in named_trainable(trainer.model))
+    trainer.train()
+    teacher = whole(trainer, trainer._teacher.state_dict())
+    return {
+        "engine": trainer.accelerator.distributed_type.value,
+        "num_processes": trainer.accelerator.num_processes,
+        "held": sharded_fraction(trainer),
+        "update": whole(trainer) - initial,
+        "teacher": teacher,
+        "teacher_moved": teacher - initial,
+        "num_ticks": trainer._teacher.num_ticks,
+        "routes": [logged(trainer, f"srpo/route/{route}_frac") for route in ("grpo", "sdpo", "skip")],
+        "loss": logged(trainer, "loss"),
+        "grad_norm": [float(norm) for norm in logged(trainer, "grad_norm")],
+        "distance": logged(trainer, "srpo/teacher/distance"),
+    }
+
+
+def results(folder, num_processes, scenarios):
+    return {name: run(folder / name, num_processes, *SCENARIOS[name]) for name in scenarios}
+
+
+def half(completions, **kwargs):
+    """A reward that is neither always nor never won by random text."""
+    return [float(sum(map(ord, c[0]["content"])) % 2) for c in completions]
+
+
+def bfloat16(folder, **more):
+    """A bfloat16 run with sampled rollouts, then the teacher's ticks toward a student that no longer moves."""
+    options = {
+        "model": tiny_model(dtype=torch.bfloat16),
+        "rollout_func": None,
+        "reward_funcs": half,
+        "bf16": True,
+        "gradient_checkpointing": "FSDP_ACTIVATION_CHECKPOINTING" not in os.environ,
+        "max_completion_length": 8,
+        "max_steps": 2,
+    } | ADAMW
+    if OPTIONS.get("use_cpu") is False:  # transformers refuses bf16 without a GPU there; accelerate does not
+        options["bf16"] = False
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    trainer = make(folder, STRADDLING, 2, 2, **(options | more))
+    trainer.train()
+    teacher, student = trainer._teacher, whole(trainer)
+    held = {name: part_of(p).clone() for name, p in teacher._parameters().items()}
+    with teacher.installed():
+        installed = whole(trainer)
+    restored = all(torch.equal(part_of(p), held[name]) for name, p in teacher._parameters().items())
+    with torch.no_grad():
+        for parameter in teacher._parameters().values():
+            part_of(parameter).mul_(1.01)
+    start, target = whole(trainer, teacher.state_dict()), whole(trainer)
+    for _ in range(10):
+        teacher.tick()
+    moved = whole(trainer, teacher.state_dict()) - start
+    return {
+        "student": student,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "dtypes": sorted({str(p.dtype) for p in teacher._parameters().values()}),
+        "teacher_dtypes": sorted({str(v.dtype) for v in teacher.state_dict().values()}),
+        "installed": installed,
+        "restored": restored,
+        "moved": float(moved.norm() / (target - start).norm()),
+        "routed": logged(trainer, "srpo/route/sdpo_frac"),
+        "loss": logged(trainer, "loss"),
+    }
+
+
+def continued(folder, num_processes, checkpoint):
+    """A run that goes on from a checkpoint, perhaps of another number of processes."""
+    trainer = make(folder, STRADDLING, num_processes, 6, **RESUMED["end of a rollout batch"], **ADAMW)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return {"student": whole(trainer), "teacher": whole(trainer, trainer._teacher.state_dict())}
+
+
+def resumed(folder, num_processes, options):
+    options = options | ADAMW | {"save_strategy": "steps", "save_steps": 1}
+    trainers = []
+    for _ in range(2):
+        trainer = make(folder, STRADDLING, num_processes, 6, **options)
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if trainers else None)
+        trainers.append(trainer)
+    uninterrupted, second = trainers
+    return {
+        "uninterrupted": (whole(uninterrupted), whole(uninterrupted, uninterrupted._teacher.state_dict())),
+        "resumed": (whole(second), whole(second, second._teacher.state_dict())),
+        "num_ticks": (uninterrupted._teacher.num_ticks, second._teacher.num_ticks),
+        "folders": sorted(path.name for path in folder.iterdir()),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output, num_processes = Path(sys.argv[2]), int(os.environ["WORLD_SIZE"])
+    names = sys.argv[3:] or [*SCENARIOS, *RESUMED, *BFLOAT16]
+    found = {
+        "scenarios": results(output / "runs", num_processes, [name for name in SCENARIOS if name in names]),
+        "resume": {n: resumed(output / n, num_processes, RESUMED[n]) for n in RESUMED if n in names},
+        "bfloat16": {n: bfloat16(output / n, **BFLOAT16[n]) for n in BFLOAT16 if n in names},
+        "continued": [
+            continued(output / "continued", num_processes, name.removeprefix("continue="))
+            for name in names
+            if name.startswith("continue=")
+        ],
+    }
+    torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,202 @@
+"""FSDP2, ZeRO-1, -2, -3 and DDP with two processes make the update of one process, teacher and checkpoints included.
+
+On CPUs: gloo in place of NCCL. Each test first asserts that the engine ran and sharded what it is said to shard.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from peft import PromptTuningConfig, get_peft_model
+
+from engine_processes import BFLOAT16, ENGINES, LOADED, RESUMED, SCENARIOS, results
+from harness import config, relative_error, tiny_model
+from srpo_trl.arguments import refuse_unsupported
+from srpo_trl.teacher import TeacherWeights
+
+HERE = Path(__file__).parent
+EVERYTHING = [*SCENARIOS, *RESUMED, *BFLOAT16]
+# What else differs little from one of those that run everything.
+RUNS = {
+    "fsdp2": EVERYTHING,
+    "zero2": EVERYTHING,
+    "zero3": EVERYTHING,
+    "fsdp2_no_reshard": ["two steps", "one sided", "lora", *BFLOAT16],
+    "zero1": ["two steps", "lora", "inside a rollout batch"],
+    "zero3_offload": ["two steps", "lora", "inside a rollout batch"],
+    "ddp": ["two steps", "lora", "resumed lora", *BFLOAT16],
+}
+
+
+def runs_of(kind):
+    return [(engine, name) for engine, names in RUNS.items() for name in names if name in kind]
+
+
+def launch(engine, folder, *names, num_processes=2):
+    if engine.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc_per_node", str(num_processes)),
+        *(str(HERE / "engine_processes.py"), engine, str(folder), *names),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr.decode()[-6000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(num_processes)]
+
+
+@pytest.fixture(scope="module")
+def engine_run(tmp_path_factory):
+    """Return an engine's runs: what each process ended with, and their folder. Each engine is started once."""
+    made = {}
+
+    def run(engine):
+        if engine not in made:
+            folder = tmp_path_factory.mktemp(engine)
+            made[engine] = launch(engine, folder, *RUNS[engine]), folder
+        return made[engine]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return results(tmp_path_factory.mktemp("alone"), 1, SCENARIOS)
+
+
+def assert_same(found, expected, engine):
+    name, is_sharded = ENGINES[engine]
+    assert (found["engine"], found["num_processes"]) == (name, 2)
+    assert found["held"] == pytest.approx(0.5, abs=0.01) if is_sharded else found["held"] == 1.0
+    assert relative_error(found["update"], expected["update"]) < 1e-5
+    assert relative_error(found["teacher"], expected["teacher"]) < 1e-7
+    # its move is 1/1000 of its float32 values, whose rounding it carries
+    assert relative_error(found["teacher_moved"], expected["teacher_moved"]) < 1e-4
+    assert found["num_ticks"] == expected["num_ticks"] > 0
+    assert found["routes"] == expected["routes"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4, abs=1e-5)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    assert found["distance"] == pytest.approx(expected["distance"], rel=1e-4)
+
+
+def test_fsdp2_makes_the_update_of_one_process(tmp_path):
+    expected = results(tmp_path / "alone", 1, ["two steps"])["two steps"]
+    for rank in launch("fsdp2", tmp_path, "two steps"):
+        assert_same(rank["scenarios"]["two steps"], expected, "fsdp2")
+
+
+def accelerator(engine="DEEPSPEED", stage=3, is_fsdp2=False, **zero):
+    plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"zero_optimization": zero})
+    state = SimpleNamespace(deepspeed_plugin=plugin if engine == "DEEPSPEED" else None)
+    return SimpleNamespace(distributed_type=DistributedType(engine), is_fsdp2=is_fsdp2, state=state)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "remedy"),
+    [
+        (accelerator("FSDP"), {}, "fsdp_version: 2"),
+        (accelerator(offload_param={"device": "nvme"}), {}, "offload_param"),
+        (accelerator(zero_hpz_partition_size=8), {}, "zero_hpz_partition_size"),
+        (accelerator(mics_shard_size=2), {}, "mics_shard_size"),
+        (accelerator(), {"gradient_share_steps": 1}, "gradient_share_steps=1"),
+        (accelerator("FSDP", is_fsdp2=True), {"gradient_share_steps": 1}, "gradient_share_steps=1"),
+    ],
+)
+def test_what_the_teacher_cannot_follow_is_refused(tmp_path, given, options, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        refuse_unsupported(config(tmp_path, **options), tiny_model(), given, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (accelerator("FSDP", is_fsdp2=True), {}),
+        (accelerator(offload_param={"device": "cpu"}), {}),
+        (accelerator(stage=2), {"gradient_share_steps": 1}),
+        (accelerator("NO"), {"gradient_share_steps": 1}),
+    ],
+)
+def test_what_it_can_follow_is_taken(tmp_path, given, options):
+    refuse_unsupported(config(tmp_path, **options), tiny_model(), given, False)
+
+
+def test_an_adapter_that_learns_a_prompt_is_refused(tmp_path):
+    adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="learns a prompt"):
+        refuse_unsupported(config(tmp_path), get_peft_model(tiny_model(), adapter), accelerator("NO"), False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "scenario"), runs_of(SCENARIOS))
+def test_every_engine_makes_the_update_of_one_process(engine_run, alone, engine, scenario):
+    """Groups on both processes, one process without a routed row, iterations, LoRA, shards of unequal size."""
+    for rank in engine_run(engine)[0]:
+        assert_same(rank["scenarios"][scenario], alone[scenario], engine)
+
+
+@pytest.mark.slow
+def test_a_model_loaded_by_name_is_the_model_given(alone):
+    for found in ("update", "teacher"):
+        assert torch.equal(alone[LOADED][found], alone["two steps"][found]) or (
+            relative_error(alone[LOADED][found], alone["two steps"][found]) < 1e-5
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "name"), runs_of(RESUMED))
+def test_resumed_run_equals_uninterrupted_run(engine_run, engine, name):
+    ranks, folder = engine_run(engine)
+    for rank in ranks:
+        found = rank["resume"][name]
+        for resumed, uninterrupted in zip(found["resumed"], found["uninterrupted"], strict=True):
+            assert torch.equal(resumed, uninterrupted)
+        assert found["num_ticks"][0] == found["num_ticks"][1] > 0
+    checkpoints = [f"checkpoint-{step}" for step in range(1, 5)]
+    assert sorted(p.name for p in (folder / name).iterdir() if p.is_dir()) == checkpoints
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_teacher_of_two_processes_loads_on_one(engine_run, engine):
+    (first, _), folder = engine_run(engine)
+    name = "end of a rollout batch"
+    teacher = TeacherWeights(tiny_model(), "ema", 0.05)
+    teacher.load(folder / name / "checkpoint-4")
+    values = torch.cat([value.double().reshape(-1) for value in teacher.state_dict().values()])
+    assert torch.equal(values, first["resume"][name]["uninterrupted"][1])
+    assert teacher.num_ticks == 4
+
+
+@pytest.mark.slow
+def test_fsdp2_run_goes_on_with_another_number_of_processes(engine_run, tmp_path):
+    (first, _), folder = engine_run("fsdp2")
+    name = "end of a rollout batch"
+    (found,) = launch("fsdp2", tmp_path, f"continue={folder / name / 'checkpoint-2'}", num_processes=1)
+    student, teacher = first["resume"][name]["uninterrupted"]
+    assert relative_error(found["continued"][0]["student"], student) < 1e-5
+    assert relative_error(found["continued"][0]["teacher"], teacher) < 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "name"), runs_of(BFLOAT16))
+def test_bfloat16_run_with_sampled_rollouts(engine_run, engine, name):
+    """The teacher is float32, moves by 1 - 0.95^n, and gives the student back to the bit."""
+    first, second = (rank["bfloat16"][name] for rank in engine_run(engine)[0])
+    assert torch.equal(first["student"], second["student"])
+    for found in (first, second):
+        assert found["mixed_precision"] == "bf16"
+        assert found["teacher_dtypes"] == ["torch.float32"]
+        assert found["restored"]
+        assert not torch.equal(found["installed"], found["student"])
+        assert found["moved"] == pytest.approx(1 - 0.95**10, abs=1e-5)
+        assert max(found["routed"]) > 0
