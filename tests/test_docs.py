@@ -16,7 +16,7 @@ from accelerate.commands.launch import launch_command_parser
 from trl import GRPOConfig, ModelConfig
 
 from srpo_trl import SRPOConfig
-from srpo_trl.config import JOINT_DENOMINATOR_LOSSES, ROUTINGS, TEACHER_SOURCES
+from srpo_trl.config_problems import JOINT_DENOMINATOR_LOSSES, ROUTINGS, TEACHER_SOURCES
 from srpo_trl.metrics import RATIOS, SUMS, metrics_from_sums
 from srpo_trl.routing import ROUTE_NAMES, Correctness, Route, route_samples
 from srpo_trl.smoke_model import save_tiny_random_qwen3

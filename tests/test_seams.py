@@ -10,12 +10,11 @@ from trl import GRPOTrainer
 
 import srpo_trl
 from srpo_trl import trl_seams
-from srpo_trl.resumable import ResumableGRPOTrainer
 from srpo_trl.trainer import SRPOTrainer
 
 PACKAGE = Path(srpo_trl.__file__).parent
 PUBLIC_MODULES = ("trl", "trl.rewards")  # what TRL documents
-OUR_TRAINERS = (SRPOTrainer, ResumableGRPOTrainer)
+OUR_TRAINERS = SRPOTrainer.__mro__[: SRPOTrainer.__mro__.index(GRPOTrainer)]
 
 
 def report(monkeypatch, source=None):

@@ -10,7 +10,7 @@ rollouts, scores the routed ones with the teacher, and adds the distillation los
 import functools
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,10 +37,10 @@ from srpo_trl.losses import raw_entropy_weights
 from srpo_trl.metrics import MetricSums
 from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
 from srpo_trl.ops import DistillationSpec, Head
-from srpo_trl.resumable import ResumableGRPOTrainer
 from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, rollout_counts, route_rollouts
 from srpo_trl.routing import ROUTE_NAMES, Route
 from srpo_trl.sharding import release_gathered, shards_parameters
+from srpo_trl.step_window import StepWindowGRPOTrainer
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
 
-class SRPOTrainer(ResumableGRPOTrainer):
+class SRPOTrainer(StepWindowGRPOTrainer):
     """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288).
 
     The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. With
@@ -128,7 +128,7 @@ class SRPOTrainer(ResumableGRPOTrainer):
     ) -> None:
         args = default_config(model) if args is None else args
         check_arguments(args, reward_funcs, train_dataset, environment_factory)
-        self._is_routed = args.routing != "grpo"
+        self._is_routed = self._has_step_window = args.routing != "grpo"
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -168,8 +168,6 @@ class SRPOTrainer(ResumableGRPOTrainer):
         self._teacher_head: Head | None = None  # of the rollouts in use; None: the student's own, frozen
         self._encoder = self._teacher_prompt_encoder()
         self._rollouts: RoutedRollouts | None = None  # of the rollout batch being generated
-        self._coming_batches: list[Any] = []  # the dataloader's batches of the coming optimizer step
-        self._window: list[trl_batch.TrlBatch] = []  # micro-batches of the optimizer step, in order
         self._totals: WindowTotals | None = None
         self._sums = MetricSums()
         self._branch_gradients = (
@@ -345,35 +343,23 @@ class SRPOTrainer(ResumableGRPOTrainer):
             raw_weight_squared=raw_weight_N**2,
         )
 
-    # ---------------------------------------------------------------- the optimizer step's window
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """Remember the batches of the coming optimizer step: its totals are needed before its first loss."""
-        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._coming_batches, self._window = list(batch_samples), []
-        return batch_samples, num_items_in_batch
+    # ---------------------------------------------------------------- the optimizer step's totals
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Return the next micro-batch; at the start of an optimizer step, prepare all of the step's."""
-        if not (self._is_routed and self.model.training):
-            return super()._prepare_inputs(generation_batch)
-        if not self._window:
-            self._open_window()
-        return self._window.pop(0)
-
-    def _open_window(self) -> None:
         start = time.perf_counter()
-        first_step = self._step
-        for position, generation_batch in enumerate(self._coming_batches):
-            self._step = first_step + position  # TRL generates by it
-            self._window.append(super()._prepare_inputs(generation_batch))
-        self._step = first_step
+        micro_batch = super()._prepare_inputs(generation_batch)
+        if self._is_routed and self.model.training:  # rollouts are not the loss's time: see training_step
+            self._sums.add(seconds_loss=start - time.perf_counter())
+        return micro_batch
+
+    def _window_opened(self, window: list[trl_batch.TrlBatch]) -> None:
+        """Take the totals of the optimizer step, over its micro-batches and processes."""
         self._totals = window_totals(
-            [trl_batch.routed_batch(micro_batch) for micro_batch in self._window],
+            [trl_batch.routed_batch(micro_batch) for micro_batch in window],
             self.args.entropy_weight_beta,
             self._sum_over_processes,
         )
-        self._sums.add(optimizer_steps=1, seconds_loss=start - time.perf_counter())  # see training_step
+        self._sums.add(optimizer_steps=1)
 
     # ---------------------------------------------------------------- loss
 

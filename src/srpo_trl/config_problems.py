@@ -1,0 +1,142 @@
+"""What can be wrong with an `SRPOConfig`: each problem says what was given, what is required, and what to do."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from srpo_trl.config import SRPOConfig
+
+ROUTINGS = ("srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix")
+TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference")
+JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
+MAX_ENTROPY_WEIGHT_BETA = (
+    50.0  # exp(-beta * H) stays a normal float64 for every vocabulary up to a million tokens
+)
+
+
+def problems_of(config: "SRPOConfig") -> Iterator[str]:
+    """Yield every problem of SRPO's own options: what was given, what is required, what to do."""
+    yield from _routing_problems(config)
+    yield from _distillation_problems(config)
+    yield from _teacher_problems(config)
+    yield from _template_problems(config)
+    if config.routing != "grpo":
+        yield from _inherited_problems(config)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> Iterator[str]:
+    if value not in allowed:
+        yield f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}."
+
+
+def _in_range(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> Iterator[str]:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
+        yield f"{name}={value!r} must be a number in {'(' if open_low else '['}{low:g}, {high:g}]."
+
+
+def _positive_int(name: str, value: object) -> Iterator[str]:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        yield f"{name}={value!r} must be a whole number of at least 1."
+
+
+def _routing_problems(config: "SRPOConfig") -> Iterator[str]:
+    yield from _one_of("routing", config.routing, ROUTINGS)
+    yield from _in_range("advantage_mix_lambda", config.advantage_mix_lambda, 0.0, 1.0)
+    yield from _in_range("success_reward_threshold", config.success_reward_threshold, -1e30, 1e30)
+    if config.correctness_reward is not None and not isinstance(config.correctness_reward, str):
+        yield (
+            f"correctness_reward={config.correctness_reward!r} must be the name of a reward function or None."
+        )
+
+
+def _distillation_problems(config: "SRPOConfig") -> Iterator[str]:
+    yield from _in_range("distillation_alpha", config.distillation_alpha, 0.0, 1.0)
+    if config.distillation_topk is not None:
+        yield from _positive_int("distillation_topk", config.distillation_topk)
+    if not isinstance(config.distillation_add_tail, bool):
+        yield f"distillation_add_tail={config.distillation_add_tail!r} must be true or false."
+    yield from _one_of("distillation_mode", config.distillation_mode, ("logits", "sampled_token"))
+    if config.distillation_mode == "sampled_token" and config.distillation_alpha != 1.0:
+        yield (
+            f"distillation_mode='sampled_token' estimates the reverse KL, but distillation_alpha="
+            f"{config.distillation_alpha!r}. Set distillation_alpha=1.0, or distillation_mode='logits'."
+        )
+    if config.distillation_is_clip is not None:
+        yield from _in_range("distillation_is_clip", config.distillation_is_clip, 0.0, 1e30, open_low=True)
+    yield from _in_range("entropy_weight_beta", config.entropy_weight_beta, 0.0, MAX_ENTROPY_WEIGHT_BETA)
+    if config.gradient_share_steps is not None:
+        yield from _positive_int("gradient_share_steps", config.gradient_share_steps)
+
+
+def _teacher_problems(config: "SRPOConfig") -> Iterator[str]:
+    yield from _one_of("teacher_model_kind", config.teacher_model_kind, ("ema", "base", "live"))
+    yield from _in_range("teacher_update_rate", config.teacher_update_rate, 0.0, 1.0, open_low=True)
+    yield from _positive_int("max_reprompt_length", config.max_reprompt_length)
+    yield from _positive_int("teacher_tokens_per_pass", config.teacher_tokens_per_pass)
+    for name in ("teacher_states_on_host", "liger_layers", "remove_thinking_from_demonstration"):
+        if not isinstance(getattr(config, name), bool):
+            yield f"{name}={getattr(config, name)!r} must be true or false."
+    sources = config.teacher_context
+    if not isinstance(sources, list) or not sources or len(set(map(str, sources))) != len(sources):
+        yield f"teacher_context={sources!r} must be a list of one or more different sources."
+        return
+    for source in sources:
+        yield from _one_of("teacher_context entry", source, TEACHER_SOURCES)
+    if ("reference" in sources) != (config.reference_column is not None):
+        yield (
+            f"teacher_context={sources!r} and reference_column={config.reference_column!r} do not fit: give "
+            "both 'reference' in teacher_context and the column's name, or neither."
+        )
+
+
+def _template_problems(config: "SRPOConfig") -> Iterator[str]:
+    required = {
+        "reprompt_template": {"prompt", "solution", "feedback"},
+        "solution_template": {"successful_previous_attempt"},
+        "feedback_template": {"feedback_raw"},
+    }
+    for name, fields in required.items():
+        template = getattr(config, name)
+        if not isinstance(template, str):
+            yield f"{name}={template!r} must be a string."
+            continue
+        missing = sorted(f for f in fields if template.count(f"{{{f}}}") != 1)
+        if missing:
+            yield f"{name} must contain each of {', '.join(f'{{{f}}}' for f in missing)} exactly once."
+        unknown = sorted(set(re.findall(r"\{(\w+)\}", template)) - fields)
+        if unknown:
+            yield f"{name} has unknown fields {', '.join(f'{{{f}}}' for f in unknown)}."
+
+
+def _inherited_problems(config: "SRPOConfig") -> Iterator[str]:
+    if config.loss_type not in JOINT_DENOMINATOR_LOSSES:
+        yield (
+            f"loss_type={config.loss_type!r} has no joint token denominator over an optimizer step, which "
+            f"routing={config.routing!r} needs. Use one of {', '.join(map(repr, JOINT_DENOMINATOR_LOSSES))}, or "
+            "routing='grpo'."
+        )
+    yield from _in_range("temperature", config.temperature, 0.0, 1e30, open_low=True)
+    if config.loss_type == "cispo" and (config.epsilon_high or 0.0) < 1.0:
+        yield (
+            f"epsilon_high={config.epsilon_high!r} caps CISPO's ratio itself, which is 1 on-policy. Give one of at "
+            "least 1 (5 is usual), or another loss_type."
+        )
+
+
+def derived_problems(config: "SRPOConfig") -> Iterator[str]:
+    """Yield problems of values that TRL has derived from others by now."""
+    assert config.steps_per_generation is not None
+    steps, accumulation = (
+        config.steps_per_generation * config.num_iterations,
+        config.gradient_accumulation_steps,
+    )
+    is_aligned = steps % accumulation == 0 or accumulation % steps == 0
+    if config.teacher_model_kind == "live" and config.routing != "grpo" and not is_aligned:
+        yield (
+            f"teacher_model_kind='live' with steps_per_generation * num_iterations = {steps} and "
+            f"gradient_accumulation_steps={accumulation}: an optimizer step would hold rollouts of two live teachers. "
+            "Let one of the two numbers divide the other, or take another teacher."
+        )
