@@ -46,7 +46,7 @@ test: lint ## Lint, type-check and run the fast tests
 
 test-all: lint ## Everything: slow tests, then the mutants
 	$(PYTEST)
-	@if [ -f scripts/mutants.py ]; then $(TEST_ENV) $(BIN)/python scripts/mutants.py; fi
+	$(TEST_ENV) $(BIN)/python scripts/mutants
 
 lint: setup ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

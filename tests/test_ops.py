@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import oracle
+from srpo_trl import ops
 from srpo_trl.ops import DistillationSpec, Head, distillation_loss, products, teacher_entropy
 from srpo_trl.ops.plan import plan_distillation, plan_entropy
 
@@ -606,6 +607,30 @@ def test_inputs_that_do_not_fit_are_refused(field, value, message):
     problem = dataclasses.replace(make_problem(7, 33, dtype=torch.float32), **{field: value})
     with pytest.raises(ValueError, match=message):
         problem.run(SPECS["tail"], "chunked")
+
+
+def head_with_logit(problem, value):
+    """The student's head with its last token's logit at `value`, whatever the hidden state."""
+    vocab_size = problem.head.weight_VD.shape[0]
+    bias = torch.zeros(vocab_size, dtype=problem.hidden.dtype)
+    bias[-1] = value
+    return problem.head._replace(bias_V=bias)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+@pytest.mark.parametrize("mode", SPECS)
+def test_infinite_logits_are_refused(backend, value, mode, monkeypatch):
+    problem = make_problem(3, 33, dtype=torch.float32)
+    head = head_with_logit(problem, value)
+    with pytest.raises(ValueError, match="the teacher's logits hold an infinite value or NaN"):
+        teacher_entropy(problem.hidden.detach(), head, 1.0, backend=backend)
+    problem.head = head
+    with pytest.raises(ValueError, match="the student's logits hold an infinite value or NaN"):
+        problem.run(SPECS[mode], backend)
+    # A GPU must not wait for the answer: there the loss itself says it.
+    monkeypatch.setattr(ops, "_refuse_infinite_logits", lambda side, is_finite: None)
+    assert problem.run(SPECS[mode], backend).loss.isnan()
 
 
 def test_unknown_backend_and_temperature_are_refused():

@@ -176,6 +176,13 @@ def test_triton_refuses_what_it_cannot_compute(results):
     assert re.search("at most 2048, and 2049 is asked for. Use 'chunked'", results["refusals"]["topk"])
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_infinite_logits_are_refused(results, value):
+    key = next(k for k in results["infinite"] if k == value or (k != k and value != value))
+    said = results["infinite"][key]
+    assert [text.split("'")[0] for text in said] == ["the student", "the student", "the teacher"]
+
+
 def test_triton_on_a_cpu_is_refused_with_the_remedy(monkeypatch):
     from srpo_trl.ops import fused
 

@@ -181,6 +181,25 @@ def _refusal(spec: DistillationSpec, dtype: torch.dtype, vocab_size: int) -> str
     return ""
 
 
+def _infinite_logit(value: float) -> list[str]:
+    """What loss and entropy say to one logit of that value."""
+    problem = make_problem(3, 1001, dtype=torch.float32)
+    bias = torch.zeros(1001)
+    bias[-1] = value
+    problem.head = problem.head._replace(bias_V=bias)
+    said = []
+    for call in (
+        lambda: problem.run(_spec("tail"), "triton"),
+        lambda: problem.run(_spec("full"), "triton"),
+        lambda: teacher_entropy(problem.hidden.detach(), problem.head, 1.0, backend="triton"),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
 def _memory(mode: str, dtype: torch.dtype) -> tuple[int, int, int]:
     """What the sweep held at the most beyond outputs and gradients, its plan, and the bound."""
     from srpo_trl.ops.fused_plan import plan_fused
@@ -217,6 +236,7 @@ def main(path: str) -> None:
         )
         for name, (problem, temperature, chunk_bytes) in entropy_problems().items()
     }
+    results["infinite"] = {value: _infinite_logit(value) for value in (-torch.inf, torch.inf, torch.nan)}
     results["refusals"] = {
         "float64": _refusal(_spec("tail"), torch.float64, 33),
         "topk": _refusal(_spec("tail", topk=2049), torch.float32, 2100),

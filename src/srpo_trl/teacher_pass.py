@@ -226,31 +226,55 @@ def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) 
     once; a longer row comes alone.
     """
 
-    def length(i: int) -> int:
-        return len(rows[i].prompt_ids) + len(rows[i].completion_ids)
-
     def order(i: int) -> tuple:
         prompt, completion = rows[i]
-        return (len(prompt), prompt, len(completion)) if layout == "shared" else (length(i),)
+        if layout == "shared":
+            return len(prompt), prompt, len(completion)
+        return (len(prompt) + len(completion),)
 
     batch: list[int] = []
+    size = _PassSize(layout)
     for i in sorted(range(len(rows)), key=order):
-        if batch and _num_tokens([rows[j] for j in (*batch, i)], layout) > max_tokens:
+        larger = size.with_row(rows[i], shares_last_prompt=bool(batch) and rows[i][0] == rows[batch[-1]][0])
+        if batch and larger.num_tokens > max_tokens:
             yield batch
-            batch = []
+            batch, larger = [], _PassSize(layout).with_row(rows[i], shares_last_prompt=False)
         batch.append(i)
+        size = larger
     if batch:
         yield batch
 
 
-def _num_tokens(rows: Sequence[TeacherRow], layout: Layout) -> int:
-    """Return how many tokens one pass over these rows runs, padding included."""
-    if _shares_prompts(rows, layout):
-        prompts = {row.prompt_ids for row in rows}
-        longest_completion = max(len(row.completion_ids) for row in rows)
-        return len(prompts) * max(map(len, prompts)) + len(rows) * longest_completion
-    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
-    return sum(lengths) if layout == "packed" else max(lengths) * len(lengths)
+class _PassSize(NamedTuple):
+    """What decides how many tokens one pass runs."""
+
+    layout: Layout
+    num_rows: int = 0
+    num_prompts: int = 0
+    longest_prompt: int = 0
+    longest_completion: int = 0
+    longest_row: int = 0
+    sum_of_rows: int = 0
+
+    def with_row(self, row: TeacherRow, *, shares_last_prompt: bool) -> "_PassSize":
+        """Return the size with one row more."""
+        prompt_length, completion_length = len(row.prompt_ids), len(row.completion_ids)
+        return _PassSize(
+            self.layout,
+            self.num_rows + 1,
+            self.num_prompts + (not shares_last_prompt),
+            max(self.longest_prompt, prompt_length),
+            max(self.longest_completion, completion_length),
+            max(self.longest_row, prompt_length + completion_length),
+            self.sum_of_rows + prompt_length + completion_length,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the pass runs, padding included."""
+        if self.layout == "shared" and self.num_prompts < self.num_rows:
+            return self.num_prompts * self.longest_prompt + self.num_rows * self.longest_completion
+        return self.sum_of_rows if self.layout == "packed" else self.longest_row * self.num_rows
 
 
 def num_backbone_calls(rows: Sequence[TeacherRow], layout: Layout) -> int:

@@ -59,8 +59,8 @@ def distillation_loss(
     The product with the head, the log-softmax and everything after it is float32 (float64 where any hidden
     state or weight is). Under bfloat16 autocast on a GPU its factors are rounded to bfloat16, as autocast rounds
     them everywhere, and the product is not. No gradient flows to the teacher, even where both sides share a
-    tensor, nor through the ratio, the coefficients or the choice of the top K. Logits must be finite; this is
-    not checked, as it would wait for the device.
+    tensor, nor through the ratio, the coefficients or the choice of the top K. Student logits must be finite: on a
+    CPU others are refused; on a GPU, which a check would wait for, they make the loss NaN.
 
     Args:
         student_hidden_ND: last hidden states at the positions that predict the sampled tokens. Receives the
@@ -83,7 +83,8 @@ def distillation_loss(
         `DistillationResult`; N = 0 gives a loss of 0 that still makes (zero) gradients.
 
     Raises:
-        ValueError: shapes do not fit together, or `backend` is unknown or cannot run these inputs.
+        ValueError: shapes do not fit together, `backend` is unknown or cannot run these inputs, or, on a CPU,
+            a student logit is not finite.
     """
     student_hidden_ND, student_head = _round_as_autocast(student_hidden_ND, student_head)
     teacher_hidden_ND, teacher_head = _round_as_autocast(teacher_hidden_ND, teacher_head)
@@ -113,8 +114,13 @@ def distillation_loss(
         topk = spec.support_size(student_head.weight_VD.shape[0]) or 0
         name = _resolve(backend, student_hidden_ND.device, dtype, topk)
         if name == "reference":
-            return reference.distillation_loss(*arguments)
-        return _bounded(name).distillation_loss(*arguments, chunk_bytes or _chunk_bytes(student_hidden_ND))
+            result = reference.distillation_loss(*arguments)
+        else:
+            chunk_bytes = chunk_bytes or _chunk_bytes(student_hidden_ND)
+            result = _bounded(name).distillation_loss(*arguments, chunk_bytes)
+    is_finite = result.student_entropy_N.isfinite().all()
+    _refuse_infinite_logits("student", is_finite)
+    return result._replace(loss=torch.where(is_finite, result.loss, torch.nan))
 
 
 def teacher_entropy(
@@ -137,11 +143,12 @@ def teacher_entropy(
         chunk_bytes: as in `distillation_loss`.
 
     Returns:
-        (N,) float32 (float64 where hidden states or weight are), from 0 to log V, no gradient.
+        (N,) float32 (float64 where hidden states or weight are), from 0 to log V, no gradient. NaN on a GPU
+        where a logit is not finite.
 
     Raises:
-        ValueError: the head does not fit the hidden states, temperature is not above 0, or `backend` is
-            unknown or cannot run these inputs.
+        ValueError: the head does not fit the hidden states, temperature is not above 0, `backend` is unknown
+            or cannot run these inputs, or, on a CPU, a logit is not finite.
     """
     check_head("teacher", hidden_ND, head)
     if not temperature > 0:
@@ -150,9 +157,20 @@ def teacher_entropy(
     with _without_autocast(hidden_ND):
         name = _resolve(backend, hidden_ND.device, compute_dtype(hidden_ND, head.weight_VD), 0)
         if name == "reference":
-            return reference.teacher_entropy(hidden_ND, head, temperature)
-        return _bounded(name).teacher_entropy(
-            hidden_ND, head, temperature, chunk_bytes or _chunk_bytes(hidden_ND)
+            entropy_N = reference.teacher_entropy(hidden_ND, head, temperature)
+        else:
+            chunk_bytes = chunk_bytes or _chunk_bytes(hidden_ND)
+            entropy_N = _bounded(name).teacher_entropy(hidden_ND, head, temperature, chunk_bytes)
+    _refuse_infinite_logits("teacher", entropy_N.isfinite().all())
+    return entropy_N
+
+
+def _refuse_infinite_logits(side: str, is_finite: Tensor) -> None:
+    """An entropy over the whole vocabulary is NaN where any logit is infinite or NaN; only a CPU need not wait."""
+    if not is_finite.is_cuda and not is_finite:
+        raise ValueError(
+            f"the {side}'s logits hold an infinite value or NaN; finite ones are required. A vocabulary padded with "
+            "-inf needs a large negative number there instead; otherwise its weights have diverged."
         )
 
 

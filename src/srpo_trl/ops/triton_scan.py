@@ -128,7 +128,9 @@ def merge_segments(partial_ptr, num_segments, sums_ptr, BLOCK: tl.constexpr):
     moment = tl.sum(weight * (segment_moment + segment_sum * shift), axis=0)
     tl.store(sums_ptr + row * 3, largest)
     tl.store(sums_ptr + row * 3 + 1, total)
-    tl.store(sums_ptr + row * 3 + 2, tl.maximum(tl.log(total) - moment / total, 0.0))
+    # An infinite logit makes its moment NaN, and NaN must come out: callers refuse such logits by it.
+    entropy = tl.maximum(tl.log(total) - moment / total, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(sums_ptr + row * 3 + 2, entropy)
 
 
 @triton.jit

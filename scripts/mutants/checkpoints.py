@@ -1,0 +1,67 @@
+"""Mutants of checkpoints and resuming."""
+
+from mutant import mutant
+
+GAPS = "test_mutation_gaps.py"
+
+MUTANTS = [
+    mutant(
+        "resume_without_rollouts",
+        "a run resumed inside a rollout batch samples a new one",
+        ("trainer.py", "self._buffered_inputs = rollouts.batches", "self._buffered_inputs = None"),
+        tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",),
+    ),
+    mutant(
+        "resume_without_teacher",
+        "a resumed run starts with a new teacher",
+        ("trainer.py", "        self._teacher.load(folder)\n", ""),
+        tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
+    ),
+    mutant(
+        "resume_without_counters",
+        "a resumed run counts its micro-batches from 0",
+        (
+            "trainer.py",
+            "self._step, self._buffered_inputs = state.micro_step, None",
+            "self._step, self._buffered_inputs = 0, None",
+        ),
+        tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",),
+    ),
+    mutant(
+        "resume_without_sampler_epoch",
+        "a resumed run meets the first epoch's order of prompts",
+        ("sampler.py", "        if self.shuffle:\n", "        if False:\n"),
+        tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
+    ),
+    mutant(
+        "resume_on_processes_without_epoch",
+        "on several processes a resumed run meets the first epoch's order of prompts",
+        (
+            "resumable.py",
+            "        if self._trainer._train_sampler is not None:",
+            "        if self._trainer.accelerator.num_processes == 1:",
+        ),
+        tests=("test_processes.py::test_resume_on_two_processes[epochs]",),
+    ),
+    mutant(
+        "every_epoch_in_the_same_order",
+        "each epoch, resumed or not, has the first one's order of prompts",
+        ("sampler.py", "for _ in range(epoch):", "for _ in range(0):"),
+        tests=(f"{GAPS}::test_an_epoch_that_is_set_has_the_order_of_trls_sampler",),
+    ),
+    mutant(
+        "checkpoint_published_before_the_teacher",
+        "a checkpoint takes its final name before the teacher is saved in it",
+        (
+            "resumable.py",
+            "        self._save_run_state(staged)\n"
+            "        self.accelerator.wait_for_everyone()\n"
+            "        if self.args.should_save:\n"
+            "            self._publish(run_dir, staged)\n",
+            "        if self.args.should_save:\n"
+            "            self._publish(run_dir, staged)\n"
+            "        self._save_run_state(Path(run_dir) / name)\n",
+        ),
+        tests=("test_resume.py::test_interrupted_save_is_never_chosen_and_costs_nothing[save_state]",),
+    ),
+]

@@ -1,0 +1,162 @@
+"""Mutants of token counts and weight sums."""
+
+from mutant import mutant
+
+OBJECTIVE = "test_objective.py::test_loss_and_gradient_equal_the_oracles"
+SPLIT = "test_split_invariance.py::test_update_does_not_depend_on_the_split[(4, 4, 4)]"
+GAPS = "test_mutation_gaps.py"
+
+MUTANTS = [
+    mutant(
+        "weights_per_micro_batch",
+        "entropy weights have the mean 1 in each micro-batch instead of over the optimizer step",
+        (
+            "normalizers.py",
+            "weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, totals.mean_raw_weight)",
+            "local = WindowTotals(*_local_totals(batch, beta).unbind())\n"
+            "    weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, local.mean_raw_weight)",
+        ),
+        tests=(SPLIT,),
+    ),
+    mutant(
+        "weights_not_normalised",
+        "weights are exp(-beta H) as they are, without the mean of 1",
+        (
+            "losses/token_weights.py",
+            "return (raw_weights / mean_raw_weight).to(dtype)",
+            "return raw_weights.to(dtype)",
+        ),
+        tests=("test_losses.py::test_entropy_weights_have_the_mean_1[dtype0-1.0]", f"{OBJECTIVE}[srpo]"),
+    ),
+    mutant(
+        "weights_over_policy_tokens",
+        "the mean of the weights runs over every routed token instead of the distilled ones",
+        (
+            "normalizers.py",
+            "            distilled_BT.sum(dtype=torch.float64),\n",
+            "            batch.routed_BT.sum(dtype=torch.float64),\n",
+        ),
+        tests=(f"{GAPS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
+    ),
+    mutant(
+        "weights_favour_unsure_tokens",
+        "the weight's sign: exp(+beta H)",
+        ("losses/token_weights.py", "torch.exp(-beta * ", "torch.exp(beta * "),
+        tests=(
+            "test_losses.py::test_raw_weights_by_hand_in_float64_without_gradient",
+            f"{OBJECTIVE}[srpo with sharp weights]",
+        ),
+    ),
+    mutant(
+        "beta_ignored",
+        "weights are exp(-H) whatever beta is",
+        ("losses/token_weights.py", "torch.exp(-beta * ", "torch.exp(-"),
+        tests=(
+            "test_losses.py::test_raw_weights_by_hand_in_float64_without_gradient",
+            f"{OBJECTIVE}[srpo with sharp weights]",
+        ),
+    ),
+    mutant(
+        "denominator_of_distillation_alone",
+        "the distillation branch is divided by its own tokens instead of all routed ones",
+        (
+            "normalizers.py",
+            "totals.num_routed_tokens.clamp(min=1)",
+            "totals.num_distilled_tokens.clamp(min=1)",
+        ),
+        tests=(f"{GAPS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
+    ),
+    mutant(
+        "denominator_of_policy_alone",
+        "the policy branch is divided by its own tokens instead of all routed ones",
+        (
+            "trainer.py",
+            "self._totals.num_routed_tokens * rescaling",
+            "(self._totals.num_routed_tokens - self._totals.num_distilled_tokens) * rescaling",
+        ),
+        tests=(f"{OBJECTIVE}[srpo]",),
+    ),
+    mutant(
+        "distillation_denominator_per_micro_batch",
+        "the distillation branch is a mean of the micro-batches' means",
+        (
+            "trainer.py",
+            "                self._totals,\n",
+            "                self._totals._replace(\n"
+            "                    num_routed_tokens=routed.routed_BT.sum().double()\n"
+            "                    * self.current_gradient_accumulation_steps\n"
+            "                ),\n",
+        ),
+        tests=(SPLIT,),
+    ),
+    mutant(
+        "policy_denominator_per_micro_batch",
+        "the policy branch is a mean of the micro-batches' means",
+        (
+            "trainer.py",
+            "self._totals.num_routed_tokens * rescaling",
+            "routed.routed_BT.sum().double() * self.current_gradient_accumulation_steps * rescaling",
+        ),
+        tests=(SPLIT,),
+    ),
+    mutant(
+        "trls_rescaling_left_in",
+        "TRL's own division by accumulation over generation steps is not undone",
+        (
+            "trainer.py",
+            "rescaling = self._steps_per_generation / self.current_gradient_accumulation_steps",
+            "rescaling = 1.0",
+        ),
+        tests=("test_split_invariance.py::test_update_does_not_depend_on_the_split[(4, 4, 1)]",),
+    ),
+    mutant(
+        "skipped_rows_in_the_denominator",
+        "rollouts that nothing trains still count in the joint denominator",
+        (
+            "batch.py",
+            "return self.scored_BT & (self.route_B != Route.SKIP).unsqueeze(1)",
+            "return self.scored_BT",
+        ),
+        tests=(
+            f"{OBJECTIVE}[srpo]",
+            "test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
+        ),
+    ),
+    mutant(
+        "totals_of_one_process",
+        "each process divides by its own totals: they are not summed over processes",
+        ("trainer.py", 'return self.accelerator.reduce(tensor, reduction="sum")', "return tensor"),
+        tests=("test_processes.py::test_two_processes_make_the_update_of_one[one sided-whole]",),
+    ),
+    mutant(
+        "averaging_over_processes_left_in",
+        "the averaging of gradients over processes is not undone in the distillation branch",
+        (
+            "normalizers.py",
+            "totals.num_routed_tokens.clamp(min=1) / num_processes",
+            "totals.num_routed_tokens.clamp(min=1)",
+        ),
+        tests=(f"{GAPS}::test_coefficients_by_hand",),
+    ),
+    mutant(
+        "samplers_ratio_ignored",
+        "vLLM's importance ratio is left out of the distillation branch",
+        ("normalizers.py", "if batch.sampler_ratio_BT is not None:", "if False:"),
+        tests=(f"{GAPS}::test_coefficients_carry_the_samplers_importance_ratio",),
+    ),
+    mutant(
+        "mix_weights_swapped",
+        "advantage mix: lambda weighs distillation and 1 - lambda the policy branch",
+        (
+            "trainer.py",
+            "self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0",
+            "self._policy_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0",
+        ),
+        (
+            "trainer.py",
+            "self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0",
+            "self._distillation_weight = args.advantage_mix_lambda if is_mix else 1.0",
+        ),
+        tests=(f"{OBJECTIVE}[advantage mix]",),
+    ),
+]

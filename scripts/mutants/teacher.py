@@ -1,0 +1,114 @@
+"""Mutants of the teacher's weights and ticks."""
+
+from mutant import mutant
+
+TICKS = "test_teacher.py::test_trainer_ticks_once_per_rollout_batch_after_its_last_step"
+GAPS = "test_mutation_gaps.py"
+
+MUTANTS = [
+    mutant(
+        "ema_direction_swapped",
+        "teacher <- rate * teacher + (1 - rate) * student",
+        (
+            "teacher.py",
+            "value.lerp_(student, self.update_rate)",
+            "value.lerp_(student, 1 - self.update_rate)",
+        ),
+        tests=(
+            "test_teacher.py::test_ema_direction_is_toward_the_student_at_the_rate_given",
+            "test_teacher.py::test_trainer_teacher_moves_by_the_ema_law_of_its_students",
+        ),
+    ),
+    mutant(
+        "ema_in_the_models_dtype",
+        "the average of a bfloat16 model is kept in bfloat16 and stands still",
+        (
+            "teacher.py",
+            'torch.promote_types(parameter.dtype, torch.float32) if self.kind == "ema" else parameter.dtype',
+            "parameter.dtype",
+        ),
+        tests=("test_teacher.py::test_ema_follows_one_minus_point_95_to_the_n[dtype1]",),
+    ),
+    mutant(
+        "teacher_aliases_the_student",
+        "the teacher's values are the student's own memory: it is always the live student",
+        (
+            "teacher.py",
+            "part_of(parameter).to(self._store_dtype(parameter), copy=True)",
+            "part_of(parameter).to(self._store_dtype(parameter))",
+        ),
+        tests=("test_teacher.py::test_a_moved_student_does_not_move_the_teacher",),
+    ),
+    mutant(
+        "live_teacher_scores",
+        "rollouts are scored with the live student's backbone instead of the EMA's",
+        (
+            "teacher_pass.py",
+            "with _in_evaluation(student), teacher.installed(), autocast:",
+            "with _in_evaluation(student), autocast:",
+        ),
+        tests=(f"{GAPS}::test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students[ema]",),
+    ),
+    mutant(
+        "students_head_for_the_teacher",
+        "the teacher's hidden states are projected with the student's head, its gradient attached",
+        ("teacher_pass.py", "weight_VD = teacher.value_of(head.weight_VD)", "weight_VD = head.weight_VD"),
+        tests=(f"{GAPS}::test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students[ema]",),
+    ),
+    mutant(
+        "live_head_follows_the_student",
+        "under the live teacher, old hidden states are projected with the present head",
+        ("teacher_pass.py", '    if teacher.kind == "live":', "    if False:"),
+        tests=("test_teacher.py::test_live_teacher_keeps_the_head_of_its_rollouts",),
+    ),
+    mutant(
+        "student_not_restored",
+        "after the teacher's pass the student keeps the teacher's values",
+        ("teacher.py", "self._exchange(self._parts(), set_aside, back=True)", "pass"),
+        tests=("test_teacher.py::test_the_student_is_restored_to_the_bit",),
+    ),
+    mutant(
+        "teacher_with_dropout",
+        "the teacher scores in training mode",
+        ("teacher_pass.py", "    model.eval()\n", ""),
+        tests=(f"{GAPS}::test_the_teacher_has_no_dropout_and_the_student_keeps_its_own",),
+    ),
+    mutant(
+        "teacher_ticks_every_optimizer_step",
+        "the teacher moves at every optimizer step of a rollout batch",
+        ("trainer.py", "if not self._rollout_batch_ends:\n", "if False:\n"),
+        tests=(f"{TICKS}[iterations]", f"{TICKS}[steps of a batch]"),
+    ),
+    mutant(
+        "teacher_ticks_every_micro_step",
+        "the teacher moves at every micro-batch of an optimizer step",
+        (
+            "trainer.py",
+            '        """Let the teacher move, before the step is logged or saved."""\n'
+            "        self._trainer._tick_teacher()\n",
+            '        """Let the teacher move, before the step is logged or saved."""\n'
+            "        self._trainer._tick_teacher()\n\n    on_substep_end = on_step_end\n",
+        ),
+        tests=(f"{TICKS}[batches of a step]",),
+    ),
+    mutant(
+        "teacher_ticks_twice",
+        "the teacher moves twice after a rollout batch",
+        (
+            "trainer.py",
+            "        distance = self._teacher.tick()\n",
+            "        self._teacher.tick()\n        distance = self._teacher.tick()\n",
+        ),
+        tests=(f"{TICKS}[every step]",),
+    ),
+    mutant(
+        "teacher_ticks_before_the_step",
+        "the teacher moves toward the student of before the optimizer step",
+        (
+            "trainer.py",
+            "def on_step_end(self, args: Any",
+            "def on_pre_optimizer_step(self, args: Any",
+        ),
+        tests=(f"{GAPS}::test_the_teacher_moves_toward_the_student_of_after_the_step",),
+    ),
+]
