@@ -97,7 +97,7 @@ class TestRefusals:
     def test_nothing_to_train_on(self, capsys: pytest.CaptureFixture[str]) -> None:
         message = refused(capsys, "--use_cpu", "true", "--bf16", "false")
         assert (
-            "give benchmark (one of chemistry, physics, biology, materials, tooluse) or dataset_name"
+            "give benchmark (one of chemistry, physics, biology, materials, tooluse, gsm8k) or dataset_name"
             in message
         )
         assert "model_name_or_path is missing" in message

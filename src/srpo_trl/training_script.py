@@ -12,13 +12,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from datasets import Dataset, load_dataset
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from srpo_trl.config import SRPOConfig
-from srpo_trl.data import load_benchmark
+from srpo_trl.config_file import read_config_file
+from srpo_trl.data import load_benchmark, load_gsm8k
+from srpo_trl.data.gsm8k import GSM8K, GSM8K_CONFIG, GSM8K_HUB_ID
 from srpo_trl.rewards import BENCHMARK_REWARDS
 from srpo_trl.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
 from srpo_trl.trainer import SRPOTrainer
@@ -37,12 +38,12 @@ class TrainArguments:
     benchmark: str | None = field(
         default=None,
         metadata={
-            "help": "One of the paper's benchmarks: its prompts, its splits, and its rewards by default."
+            "help": "One of the paper's benchmarks, or gsm8k: its prompts, its splits, and its rewards by default."
         },
     )
     data_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder that holds the benchmark's published JSON-lines files."},
+        metadata={"help": "Folder that holds the published JSON-lines files of the paper's benchmarks."},
     )
     dataset_name: str | None = field(
         default=None,
@@ -137,7 +138,9 @@ def read_arguments(
     config_file.add_argument("--config")
     path, arguments = config_file.parse_known_args(argv)
     problems: list[str] = []
-    values = next(iter(_attempt(problems, _read_yaml, path.config)), {})
+    values: dict[str, Any] = {}
+    if path.config is not None:
+        values.update(*_attempt(problems, read_config_file, path.config))
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
 
     parser.set_defaults_with_config(**values)
@@ -184,6 +187,13 @@ def load_rows(script: TrainArguments, split: str, max_rows: int | None) -> Datas
         ValueError: a file is malformed, or there is no column `prompt`.
         OSError: a file, folder or hub repository cannot be read.
     """
+    if script.benchmark == GSM8K:
+        return load_gsm8k(
+            split,
+            name_or_path=script.dataset_name or GSM8K_HUB_ID,
+            config_name=script.dataset_config or GSM8K_CONFIG,
+            max_rows=max_rows,
+        )
     if script.benchmark is not None:
         source = script.dataset_name or script.benchmark
         try:
@@ -230,20 +240,6 @@ def _attempt(problems: list[str], function: Callable[..., Result], *args: Any, *
         return []
 
 
-def _read_yaml(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--config {path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("env", {}), dict):
-        raise ValueError(f"--config {path} must hold `option: value` lines (and `env:` `NAME: value` lines).")
-    return values
-
-
 def _unknown_options(values: dict[str, Any], unread: list[str], known: set[str]) -> Iterator[str]:
     """Yield the YAML keys and command-line words that belong to no option."""
     names = [name for name in values if name not in known]
@@ -263,6 +259,11 @@ def _data_problems(script: TrainArguments) -> Iterator[str]:
         yield f"benchmark={script.benchmark!r} is not one of {names}. For other data use dataset_name."
     if script.data_dir is not None and script.benchmark is None:
         yield f"data_dir={script.data_dir!r} belongs to benchmark. Give other data's path as dataset_name."
+    if script.data_dir is not None and script.benchmark == GSM8K:
+        yield (
+            f"data_dir={script.data_dir!r} belongs to the paper's benchmarks. Leave it out for gsm8k, or give a "
+            "local copy of the data set as dataset_name."
+        )
     if script.dataset_name is not None and script.benchmark is None and not script.reward_funcs:
         yield f"dataset_name={script.dataset_name!r} has no rewards of its own: give reward_funcs."
     for name in ("max_train_rows", "max_eval_rows"):

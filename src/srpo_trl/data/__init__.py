@@ -1,5 +1,6 @@
-"""The paper's five benchmarks as datasets for TRL."""
+"""The paper's five benchmarks and GSM8K as datasets for TRL."""
 
 from srpo_trl.data.benchmarks import BENCHMARKS, Benchmark, load_benchmark
+from srpo_trl.data.gsm8k import load_gsm8k
 
-__all__ = ["BENCHMARKS", "Benchmark", "load_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "load_benchmark", "load_gsm8k"]

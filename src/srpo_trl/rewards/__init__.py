@@ -16,6 +16,7 @@ BENCHMARK_REWARDS: dict[str, GradedReward] = {
     "biology": multiple_choice_reward,
     "materials": multiple_choice_reward,
     "tooluse": tool_use_reward,
+    "gsm8k": math_reward,
 }
 
 __all__ = [
