@@ -49,6 +49,10 @@ def test_mappings_and_lists_are_replaced_whole(tmp_path: Path) -> None:
             {"own": "base: b.yaml", "b": "base: ../{folder}/own.yaml"},
             "base b.yaml, base ../{folder}/own.yaml: the file builds on itself",
         ),
+        (
+            {"own": "base: b.yaml", "b": "base: c.yaml", "c": "base: b.yaml"},
+            "own.yaml, base b.yaml, base c.yaml, base b.yaml: the file builds on itself",
+        ),
         ({"own": "base: gone.yaml"}, "own.yaml, base gone.yaml cannot be read: No such file"),
         ({"own": "base: b.yaml", "b": "a: [1"}, "own.yaml, base b.yaml is not valid YAML"),
         ({"own": "base: b.yaml", "b": "- 1"}, "own.yaml, base b.yaml must hold `option: value` lines"),

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 
 from harness import flat_parameters
@@ -33,12 +34,12 @@ RECIPES = [
     *((path, "gsm8k") for path in sorted((CONFIGS / "small").glob("*.yaml"))),
     *((path, "chemistry") for path in sorted(CONFIGS.glob("*.yaml"))),
 ]
-NUM_QUESTIONS = 32  # of 4 rollouts: enough for 64 micro-batches of 2
+NUM_QUESTIONS = 8
 TINY = {
     "use_cpu": "true",
     "use_vllm": "false",
     "num_generations": "4",
-    "per_device_train_batch_size": "2",
+    "per_device_train_batch_size": "4",
     "max_completion_length": "64",
     "warmup_steps": "0",  # the first step of a warm-up has learning rate 0
     "max_steps": "1",
@@ -106,6 +107,15 @@ def half_right(benchmark: str) -> Callable[[list, SRPOTrainer], dict[str, Any]]:
     return rollout
 
 
+def fewer_micro_batches(options: dict[str, Any]) -> list[str]:
+    """Options with as many rollout batches per optimizer step, or steps per rollout batch, as `options` has."""
+    accumulation = options["gradient_accumulation_steps"]
+    per_generation = options.get("steps_per_generation", accumulation)
+    factor = min(accumulation, per_generation)
+    sizes = ("--gradient_accumulation_steps", accumulation, "--steps_per_generation", per_generation)
+    return [word if isinstance(word, str) else str(word // factor) for word in sizes]
+
+
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny_random_qwen3(tmp_path_factory.mktemp("model")))
@@ -127,7 +137,9 @@ def test_every_recipe_takes_one_step(
 
     monkeypatch.setattr(training_script, "SRPOTrainer", build)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    options = read_config_file(path)
     tiny = [word for name, value in TINY.items() for word in (f"--{name}", value)]
+    tiny += fewer_micro_batches(options)
     data = ["--benchmark", benchmark, *write_rows(tmp_path / "data", benchmark)]
     places = ["--model_name_or_path", tiny_model, "--output_dir", str(tmp_path / "run")]
     assert main(["train", "--config", str(path), *tiny, *data, *places]) == 0
@@ -138,7 +150,7 @@ def test_every_recipe_takes_one_step(
     assert change.isfinite().all()
     assert 0 < change.abs().max() <= 2 * trainer.args.learning_rate  # AdamW's first step, weight decay
 
-    options = read_config_file(path)
+    assert is_peft_model(trainer.model) == options.get("use_peft", False)
     logs = trainer.state.log_history[0]
     assert logs["reward"] == 0.5
     assert torch.isfinite(torch.tensor(logs["grad_norm"]))
