@@ -19,9 +19,13 @@ OPTIONS = {  # name: default; a change here is a change of the public interface
     "distillation_mode": "logits",
     "distillation_is_clip": 2.0,
     "entropy_weight_beta": 1.0,
+    "distillation_hold_steps": 0,
+    "distillation_decay_steps": None,
+    "distillation_until_accuracy": None,
     "teacher_model_kind": "ema",
     "teacher_update_rate": 0.05,
     "teacher_context": ["sibling"],
+    "earlier_answers_kept": 4096,
     "reference_column": None,
     "reprompt_template": "{prompt}{solution}{feedback}\n\nCorrectly solve the original question.",
     "solution_template": "\nCorrect solution:\n\n{successful_previous_attempt}",
@@ -32,6 +36,7 @@ OPTIONS = {  # name: default; a change here is a change of the public interface
     "teacher_states_on_host": False,
     "liger_layers": False,
     "gradient_share_steps": None,
+    "guard_action": "warn",
 }
 CHANGED = {
     "epsilon_high": 0.28,

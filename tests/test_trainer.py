@@ -330,9 +330,12 @@ def test_completions_table_names_each_rollouts_route(tmp_path):
 
 
 def test_every_metric_is_logged(tmp_path):
-    trainer = make_trainer(tmp_path, gradient_share_steps=1)
+    # Answers of the first step are the second's earlier ones.
+    trainer = make_trainer(
+        tmp_path, gradient_share_steps=1, teacher_context=["earlier", "sibling"], max_steps=2
+    )
     trainer.train()
-    entry = trainer.state.log_history[0]
+    entry = trainer.state.log_history[1]
     assert set(RATIOS) <= set(entry)
     derived = {
         "srpo/weight/raw_std",

@@ -30,11 +30,13 @@ class RunState:
         micro_step: training micro-batches so far; decides when the next rollouts are generated.
         num_processes: that wrote the checkpoint.
         has_rollouts: the checkpoint lies inside a rollout batch, whose rest is saved beside it.
+        distillation_share: `DistillationShare.state`.
     """
 
     micro_step: int
     num_processes: int
     has_rollouts: bool
+    distillation_share: dict[str, Any]
 
     def check_processes(self, folder: Path, num_processes: int) -> None:
         """Raise ValueError where rollouts of other processes would have to be shared out anew."""

@@ -103,6 +103,24 @@ class SRPOConfig(GRPOConfig):
         default=1.0,
         metadata={"help": "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1."},
     )
+    distillation_hold_steps: int = field(
+        default=0,
+        metadata={"help": "Optimizer steps before the share of distilled rollouts starts to fall."},
+    )
+    distillation_decay_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps over which the share of rollouts that may be distilled then falls from 1 to 0, "
+            "linearly. None: it stays 1."
+        },
+    )
+    distillation_until_accuracy: float | None = field(
+        default=None,
+        metadata={
+            "help": "Distil nothing any more once the running mean of srpo/correct_frac has reached this. None: never "
+            "stop."
+        },
+    )
 
     # Teacher
     teacher_model_kind: Literal["ema", "base", "live"] = field(
@@ -121,8 +139,13 @@ class SRPOConfig(GRPOConfig):
         metadata={
             "help": "What the teacher is shown, first available one first, among 'sibling' (a correct rollout "
             "of the same group), 'feedback' (given by a reward function with log_extra('feedback', texts)), "
-            "'sibling+feedback' (both, where both exist) and 'reference' (see reference_column)."
+            "'sibling+feedback' (both, where both exist), 'reference' (see reference_column) and 'earlier' (a "
+            "correct answer to the same prompt from an earlier step)."
         },
+    )
+    earlier_answers_kept: int = field(
+        default=4096,
+        metadata={"help": "Prompts whose newest correct answer is kept for the source 'earlier'."},
     )
     reference_column: str | None = field(
         default=None, metadata={"help": "Dataset column with a reference answer, for the source 'reference'."}
@@ -179,6 +202,17 @@ class SRPOConfig(GRPOConfig):
         metadata={
             "help": "Every so many optimizer steps, measure each branch's gradient norm. It costs two more "
             "backward passes on those steps. None: never."
+        },
+    )
+
+    guard_action: Literal[
+        "off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"
+    ] = field(
+        default="warn",
+        metadata={
+            "help": "What the guards (srpo_trl.guards) do when a run goes wrong in a known way: 'warn'; besides, where "
+            "it is a remedy, 'lower_distillation' (halve the share of distilled rollouts), 'freeze_teacher', "
+            "'resynchronise_teacher' (give it the student's weights) or 'stop'."
         },
     )
 

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
 ROUTINGS = ("srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix")
-TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference")
+TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference", "earlier")
 JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
+GUARD_ACTIONS = ("off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop")
 MAX_ENTROPY_WEIGHT_BETA = (
     50.0  # exp(-beta * H) stays a normal float64 for every vocabulary up to a million tokens
 )
@@ -20,6 +21,8 @@ def problems_of(config: "SRPOConfig") -> Iterator[str]:
     """Yield every problem of SRPO's own options: what was given, what is required, what to do."""
     yield from _routing_problems(config)
     yield from _distillation_problems(config)
+    yield from _share_problems(config)
+    yield from _one_of("guard_action", config.guard_action, GUARD_ACTIONS)
     yield from _teacher_problems(config)
     yield from _template_problems(config)
     if config.routing != "grpo":
@@ -71,11 +74,29 @@ def _distillation_problems(config: "SRPOConfig") -> Iterator[str]:
         yield from _positive_int("gradient_share_steps", config.gradient_share_steps)
 
 
+def _share_problems(config: "SRPOConfig") -> Iterator[str]:
+    hold, decay = config.distillation_hold_steps, config.distillation_decay_steps
+    if not isinstance(hold, int) or isinstance(hold, bool) or hold < 0:
+        yield f"distillation_hold_steps={hold!r} must be a whole number of at least 0."
+    if decay is not None:
+        yield from _positive_int("distillation_decay_steps", decay)
+    elif hold:
+        yield (
+            f"distillation_hold_steps={hold!r} does nothing without distillation_decay_steps: give the number of steps "
+            "over which the share then falls to 0."
+        )
+    if config.distillation_until_accuracy is not None:
+        yield from _in_range(
+            "distillation_until_accuracy", config.distillation_until_accuracy, 0.0, 1.0, open_low=True
+        )
+
+
 def _teacher_problems(config: "SRPOConfig") -> Iterator[str]:
     yield from _one_of("teacher_model_kind", config.teacher_model_kind, ("ema", "base", "live"))
     yield from _in_range("teacher_update_rate", config.teacher_update_rate, 0.0, 1.0, open_low=True)
     yield from _positive_int("max_reprompt_length", config.max_reprompt_length)
     yield from _positive_int("teacher_tokens_per_pass", config.teacher_tokens_per_pass)
+    yield from _positive_int("earlier_answers_kept", config.earlier_answers_kept)
     for name in ("teacher_states_on_host", "liger_layers", "remove_thinking_from_demonstration"):
         if not isinstance(getattr(config, name), bool):
             yield f"{name}={getattr(config, name)!r} must be true or false."

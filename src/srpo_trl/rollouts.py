@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from srpo_trl.config import SRPOConfig
+from srpo_trl.distillation_share import within_share
+from srpo_trl.earlier_answers import EarlierAnswer, EarlierAnswers, prompt_key
 from srpo_trl.routing import (
     NOT_A_DEMONSTRATION,
     Correctness,
@@ -66,6 +68,8 @@ class RoutedRollouts:
         teacher_prompts: of the distilled rollouts, None elsewhere.
         is_correct_B, wants_teacher_B: bool.
         num_too_long: rollouts whose teacher prompt could not hold any information.
+        earlier_ages: optimizer steps since the answer was sampled, of each earlier answer that is shown.
+        accuracy: share of correct rollouts among the scored ones of all processes; None where nothing was scored.
     """
 
     route_B: Tensor
@@ -73,6 +77,8 @@ class RoutedRollouts:
     is_correct_B: Tensor
     wants_teacher_B: Tensor
     num_too_long: int
+    earlier_ages: Sequence[int]
+    accuracy: float | None
 
 
 def deciding_score(
@@ -96,6 +102,8 @@ def route_rollouts(
     *,
     num_generations: int,
     step: int,
+    share: float = 1.0,
+    earlier_answers: EarlierAnswers | None = None,
     gather: Callable[[Tensor], Tensor],
     gather_object: Callable[[list[Any]], list[Any]],
 ) -> RoutedRollouts:
@@ -108,31 +116,53 @@ def route_rollouts(
         encoder: of teacher prompts.
         num_generations: G.
         step: optimizer steps so far; with the seed it decides which demonstration is chosen.
+        share: of the rollouts that want a teacher, how many may have one.
+        earlier_answers: for the source "earlier"; takes this batch's correct answers.
         gather, gather_object: over all processes, in their order; every process calls both alike.
     """
     num_rows = len(group.completions)
     local = slice(group.first_row, group.first_row + num_rows)
     correctness = judge_correctness(score_B, config.success_reward_threshold)
     wanted_B = wants_teacher(config.routing, correctness)
+    if share < 1.0:
+        wanted_B &= within_share(len(wanted_B), share, config.seed, step).to(wanted_B.device)
     siblings = _sibling_texts(
         group, correctness, wanted_B, local, config, num_generations, step, gather, gather_object
     )
+    earlier = [EarlierAnswer("", step)] * num_rows
+    if earlier_answers is not None:
+        keys = [prompt_key(prompt) for prompt in group.prompts]
+        earlier = [earlier_answers.recall(key) or nothing for key, nothing in zip(keys, earlier, strict=True)]
+        texts = _demonstration_texts(group, correctness, local, config)
+        solved = [(keys[row - group.first_row], text) for row, text in texts.items() if text]
+        earlier_answers.remember(gather_object(list(dict(solved).items())), step)
 
     prompts: list[TeacherPrompt | None] = [None] * num_rows
-    num_too_long = 0
+    num_too_long, earlier_ages = 0, []
     for i, wanted in enumerate(wanted_B[local].tolist()):
         information = select_information(
-            config.teacher_context, siblings[i], group.feedback[i], group.references[i]
+            config.teacher_context, siblings[i], group.feedback[i], group.references[i], earlier[i].text
         )
         if wanted and information:
             prompts[i] = encoder.encode(group.prompts[i], information, group.tools[i])
             num_too_long += prompts[i] is None
+            if prompts[i] is not None and earlier[i].text and information.solution is earlier[i].text:
+                earlier_ages.append(step - earlier[i].step)
 
     local_correctness = Correctness(*(verdict[local] for verdict in correctness))
     has_teacher_B = torch.tensor([prompt is not None for prompt in prompts], device=score_B.device)
     route_B = route_samples(config.routing, local_correctness, has_teacher_B)
     kept = [p if route >= Route.DISTILL else None for p, route in zip(prompts, route_B.tolist(), strict=True)]
-    return RoutedRollouts(route_B, kept, local_correctness.is_correct_B, wanted_B[local], num_too_long)
+    num_scored = int(correctness.is_scored_B.sum())
+    return RoutedRollouts(
+        route_B,
+        kept,
+        local_correctness.is_correct_B,
+        wanted_B[local],
+        num_too_long,
+        earlier_ages,
+        int(correctness.is_correct_B.sum()) / num_scored if num_scored else None,
+    )
 
 
 def rollout_counts(rollouts: RoutedRollouts) -> dict[str, float | Tensor]:
@@ -153,6 +183,8 @@ def rollout_counts(rollouts: RoutedRollouts) -> dict[str, float | Tensor]:
         "teacher_prompts_cut": sum(prompt.num_cut > 0 for prompt in prompts),
         "teacher_cut_tokens": sum(prompt.num_cut for prompt in prompts),
         "teacher_prompts_too_long": rollouts.num_too_long,
+        "teacher_prompts_earlier": len(rollouts.earlier_ages),
+        "teacher_earlier_age": sum(rollouts.earlier_ages),
     }
 
 
@@ -170,13 +202,7 @@ def _sibling_texts(
     """Return the demonstration that each local rollout is shown, empty where it has no correct sibling."""
     if not any("sibling" in source for source in config.teacher_context):
         return [""] * len(group.completions)
-    keep_thinking = not config.remove_thinking_from_demonstration
-    is_correct = correctness.is_correct_B[local].tolist()
-    texts = {
-        group.first_row + i: demonstration_text(completion, keep_thinking=keep_thinking)
-        for i, completion in enumerate(group.completions)
-        if is_correct[i]
-    }
+    texts = _demonstration_texts(group, correctness, local, config)
     keys = [
         demonstration_key(ids, config.seed, step) if texts.get(group.first_row + i) else NOT_A_DEMONSTRATION
         for i, ids in enumerate(group.completion_ids)
@@ -187,3 +213,16 @@ def _sibling_texts(
     offered = gather_object([(row, text) for row, text in texts.items() if row in needed])
     text_of_row = dict(offered)
     return [text_of_row.get(row, "") for row in chosen_B[local].tolist()]
+
+
+def _demonstration_texts(
+    group: Group, correctness: Correctness, local: slice, config: SRPOConfig
+) -> dict[int, str]:
+    """Return each correct local rollout as the text of a demonstration, by its row; empty where nothing is left."""
+    keep_thinking = not config.remove_thinking_from_demonstration
+    is_correct = correctness.is_correct_B[local].tolist()
+    return {
+        group.first_row + i: demonstration_text(completion, keep_thinking=keep_thinking)
+        for i, completion in enumerate(group.completions)
+        if is_correct[i]
+    }

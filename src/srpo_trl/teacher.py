@@ -54,6 +54,8 @@ class TeacherWeights:
         self.kind = kind
         self.update_rate = update_rate
         self.num_ticks = 0
+        self.is_frozen = False  # an average that moves no more
+        self._resynchronises = False
         self._model = model
         self._release_gathered = release_gathered
         self._device = device or torch.device("cpu")
@@ -97,11 +99,22 @@ class TeacherWeights:
         distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         for name, value in self._values.items():
             student = parts[name].to(value.dtype)
-            if self.kind == "ema":
+            if self._resynchronises:
+                value.copy_(student)
+            elif self.kind == "ema" and not self.is_frozen:
                 value.lerp_(student, self.update_rate)
             distance += (value - student).square().sum(dtype=torch.float64)
             norm += student.square().sum(dtype=torch.float64)
+        self._resynchronises = False
         return TeacherDistance(distance, norm)
+
+    def freeze(self) -> None:
+        """Let the average stay as it is."""
+        self.is_frozen = True
+
+    def resynchronise(self) -> None:
+        """Let the next tick give the teacher the student's values; rollouts in use belong to the ones it has now."""
+        self._resynchronises = True
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -162,6 +175,8 @@ class TeacherWeights:
                 "kind": self.kind,
                 "num_ticks": str(self.num_ticks),
                 "update_rate": str(self.update_rate),
+                "is_frozen": str(int(self.is_frozen)),
+                "resynchronises": str(int(self._resynchronises)),
             }
             save_file(values, folder / TEACHER_FILE, metadata=metadata)
 
@@ -197,3 +212,6 @@ class TeacherWeights:
             for name, value in self._values.items():
                 value.copy_(own_part(parameters[name], file.get_tensor(name)))
         self.num_ticks = int(metadata["num_ticks"])
+        self.is_frozen, self._resynchronises = (
+            metadata.get(name) == "1" for name in ("is_frozen", "resynchronises")
+        )

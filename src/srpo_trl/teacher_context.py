@@ -106,13 +106,13 @@ def message_text(message: dict[str, Any]) -> str:
 
 
 def select_information(
-    sources: Sequence[str], sibling: str = "", feedback: str = "", reference: str = ""
+    sources: Sequence[str], sibling: str = "", feedback: str = "", reference: str = "", earlier: str = ""
 ) -> TeacherInformation:
     """Return the first source, in the configured order, that has something to show.
 
     Args:
-        sources: among "sibling", "feedback", "sibling+feedback", "reference".
-        sibling, feedback, reference: the texts at hand; empty where there is none.
+        sources: among "sibling", "feedback", "sibling+feedback", "reference", "earlier".
+        sibling, feedback, reference, earlier: the texts at hand; empty where there is none.
     """
     candidates = {
         "sibling": TeacherInformation(solution=sibling),
@@ -121,6 +121,7 @@ def select_information(
         if sibling and feedback
         else TeacherInformation(),
         "reference": TeacherInformation(solution=reference),
+        "earlier": TeacherInformation(solution=earlier),
     }
     return next((candidates[source] for source in sources if candidates[source]), TeacherInformation())
 

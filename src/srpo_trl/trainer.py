@@ -31,7 +31,10 @@ from srpo_trl import batch as trl_batch
 from srpo_trl import checkpointing
 from srpo_trl.arguments import check_arguments, check_correctness_reward, default_config, refuse_unsupported
 from srpo_trl.batch import RoutedBatch
+from srpo_trl.distillation_share import DistillationShare
+from srpo_trl.earlier_answers import EarlierAnswers
 from srpo_trl.gradient_share import BranchGradients
+from srpo_trl.guards import GuardCallback
 from srpo_trl.liger_layers import apply_liger_layers, check_liger_layers
 from srpo_trl.losses import raw_entropy_weights
 from srpo_trl.metrics import MetricSums
@@ -167,6 +170,12 @@ class SRPOTrainer(StepWindowGRPOTrainer):
         add_distillation_head(self._student)
         self._teacher_head: Head | None = None  # of the rollouts in use; None: the student's own, frozen
         self._encoder = self._teacher_prompt_encoder()
+        self._share = DistillationShare(
+            args.distillation_hold_steps, args.distillation_decay_steps, args.distillation_until_accuracy
+        )
+        self._earlier_answers = (
+            EarlierAnswers(args.earlier_answers_kept) if "earlier" in args.teacher_context else None
+        )
         self._rollouts: RoutedRollouts | None = None  # of the rollout batch being generated
         self._totals: WindowTotals | None = None
         self._sums = MetricSums()
@@ -176,6 +185,13 @@ class SRPOTrainer(StepWindowGRPOTrainer):
             else None
         )
         self.add_callback(_TeacherTick(self))
+        if args.guard_action != "off":
+            remedies = {
+                "lower_distillation": self._share.lower,
+                "freeze_teacher": lambda: self._teacher.freeze(),
+                "resynchronise_teacher": lambda: self._teacher.resynchronise(),
+            }
+            self.add_callback(GuardCallback(args.guard_action, remedies))
 
     # ---------------------------------------------------------------- the pieces
 
@@ -276,6 +292,7 @@ class SRPOTrainer(StepWindowGRPOTrainer):
         else:
             tools = [self.tools] * num_rows
         column = args.reference_column
+        share = self._share.at(self.state.global_step)
         rollouts = route_rollouts(
             Group(
                 prompts=prompts,
@@ -292,10 +309,14 @@ class SRPOTrainer(StepWindowGRPOTrainer):
             self._encoder,
             num_generations=self.num_generations,
             step=self.state.global_step,
+            share=share,
+            earlier_answers=self._earlier_answers,
             gather=gather,
             gather_object=gather_object,
         )
-        self._sums.add(**rollout_counts(rollouts))
+        if rollouts.accuracy is not None:
+            self._share.observe(rollouts.accuracy)
+        self._sums.add(**rollout_counts(rollouts), distillation_share=share)
         return rollouts
 
     # ---------------------------------------------------------------- teacher pass
@@ -465,14 +486,21 @@ class SRPOTrainer(StepWindowGRPOTrainer):
             checkpointing.save_rollouts(folder, self.accelerator.process_index, rollouts)
         self._teacher.save(folder, writes=self.args.should_save)
         if self.args.should_save:
-            state = checkpointing.RunState(self._step, self.accelerator.num_processes, has_rollouts)
+            state = checkpointing.RunState(
+                self._step, self.accelerator.num_processes, has_rollouts, self._share.state()
+            )
             checkpointing.save_state(folder, state)
+            if self._earlier_answers is not None:
+                self._earlier_answers.save(folder)
 
     def _load_run_state(self, folder: Path) -> None:
         if not self._is_routed:
             return
         state = checkpointing.load_state(folder)
         self._teacher.load(folder)
+        self._share.restore(state.distillation_share)
+        if self._earlier_answers is not None:
+            self._earlier_answers.load(folder)
         self._step, self._buffered_inputs = state.micro_step, None
         if state.has_rollouts:
             state.check_processes(folder, self.accelerator.num_processes)
