@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input $(if 
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Tests read no model or data set from a hub and report nowhere; tests/conftest.py sets the same for plain pytest.
-TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WANDB_MODE=disabled
+# SRPO_STAND_IN: the notebooks take a tiny model and a few rows.
+TEST_ENV := SRPO_STAND_IN=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WANDB_MODE=disabled
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # One stamp for each set of extras; a newer pyproject.toml or constraints.txt makes the set-up run again.
@@ -17,7 +18,7 @@ comma := ,
 STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart bench test test-all lint format clean
+.PHONY: help setup quickstart bench test test-all docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,12 +42,15 @@ quickstart: setup ## Train a tiny model with GRPO, SDPO and SRPO in minutes on a
 bench: setup ## Time ours and its peers at CPU sizes, on one thread (minutes; a GPU: python -m benchmarks)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --device cpu
 
-test: lint ## Lint, type-check and run the fast tests
-	$(PYTEST) -m "not slow"
+test: lint ## Lint, type-check, run the fast tests and the notebooks
+	$(PYTEST) -m "not slow" --nbmake tests notebooks
 
 test-all: lint ## Everything: slow tests, then the mutants
-	$(PYTEST)
+	$(PYTEST) --nbmake tests notebooks
 	$(TEST_ENV) $(BIN)/python scripts/mutants
+
+docs: setup ## Build the documentation as a site in build/site, warnings as errors
+	$(BIN)/mkdocs build --strict
 
 lint: setup ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

@@ -406,3 +406,72 @@ def test_yaml_blocks_hold_known_options(path):
     for block in blocks(path, "yaml"):
         values = yaml.safe_load(block)
         assert set(values) <= known
+
+
+def test_quickstart_page_trains_and_grades_as_it_says(tmp_path, monkeypatch):
+    (block,) = blocks(ROOT / "docs" / "quickstart.md", "python")
+    small = "max_steps=1, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to='none'"
+    block = block.replace("gradient_accumulation_steps=8", small).replace(
+        "SRPOTrainer", "SRPOTrainer as Trainer"
+    )
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block, "quickstart.md", "exec"), names)
+    texts = ["101", "100", "103.", "a prime", "111"]
+    chats = [[{"role": "assistant", "content": text}] for text in texts]
+    logged: dict[str, list] = {}
+    assert names["is_prime"](chats, [100] * 5, log_extra=logged.__setitem__) == [1.0, 0.0, 1.0, 0.0, 0.0]
+    assert [bool(text) for text in logged["feedback"]] == [False, True, False, True, True]
+    model = str(save_tiny_random_qwen3(tmp_path / "model"))
+    trainer = names["Trainer"](
+        model, reward_funcs=names["is_prime"], args=names["args"], train_dataset=names["rows"]
+    )
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_two_changed_imports_make_a_grpo_script_an_srpo_one():
+    (block,) = blocks(ROOT / "docs" / "coming_from.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(block, "coming_from.md", "exec"), names)
+    import srpo_trl
+
+    assert names["GRPOTrainer"] is srpo_trl.SRPOTrainer
+    assert names["GRPOConfig"] is srpo_trl.SRPOConfig
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_options_of_trls_sdpo_are_those_that_the_page_names(monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.sdpo import SDPOConfig
+
+    known = set(SDPOConfig.__dataclass_fields__)
+    rows = rows_with("docs/coming_from.md", "TRL's `SDPOConfig`")
+    named = [name for row in rows for name in re.findall(r"`(\w+)[`=]", row["TRL's `SDPOConfig`"])]
+    assert set(named) <= known
+    for row in rows:
+        for name, default in re.findall(r"`(\w+)=([^`]+)`", row["TRL's `SDPOConfig`"]):
+            if "topk_logits" not in default:
+                assert repr(SDPOConfig.__dataclass_fields__[name].default).replace("'", '"') == default
+    ours = [name for row in rows for name in re.findall(r"`([a-z]\w+)[`=]", row["`SRPOConfig`"])]
+    assert set(ours) <= set(SRPOConfig.__dataclass_fields__)
+
+
+def test_thresholds_on_the_page_of_guards_are_the_codes():
+    from srpo_trl.guards import GuardThresholds
+
+    page = (ROOT / "docs" / "guards.md").read_text(encoding="utf-8")
+    limits = GuardThresholds()
+    for text in (
+        f"compares the last {limits.window} logs",
+        f"is {limits.format_drop} below its best.",
+        f"is {limits.length_growth:.0f} times the first logs', or a third",
+        f"or {limits.entropy_growth:.0f} times as much",
+        f"below {limits.distilled_low:.0%}".replace("%", " %"),
+        f"less than {limits.mostly_correct:.0%}".replace("%", " %"),
+        f"above {limits.distilled_high:.0%}".replace("%", " %"),
+        f"is {limits.teacher_growth:.0f} times the first logs'",
+        f"is {limits.score_drop} below its best while `reward`",
+        f"is below {limits.effective_share}",
+    ):
+        assert text in page, text
