@@ -13,6 +13,7 @@ OPTIONS = {  # name: default; a change here is a change of the public interface
     "advantage_mix_lambda": 0.9,
     "success_reward_threshold": 0.5,
     "correctness_reward": None,
+    "redraw_failed_frac": 0.0,
     "distillation_alpha": 0.5,
     "distillation_topk": 100,
     "distillation_add_tail": True,

@@ -31,12 +31,14 @@ class RunState:
         num_processes: that wrote the checkpoint.
         has_rollouts: the checkpoint lies inside a rollout batch, whose rest is saved beside it.
         distillation_share: `DistillationShare.state`.
+        prompts: `ResumableRepeatSampler.state`; None for an iterable data set.
     """
 
     micro_step: int
     num_processes: int
     has_rollouts: bool
     distillation_share: dict[str, Any]
+    prompts: dict[str, Any] | None
 
     def check_processes(self, folder: Path, num_processes: int) -> None:
         """Raise ValueError where rollouts of other processes would have to be shared out anew."""

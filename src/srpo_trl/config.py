@@ -73,6 +73,14 @@ class SRPOConfig(GRPOConfig):
         },
     )
 
+    redraw_failed_frac: float = field(
+        default=0.0,
+        metadata={
+            "help": "Largest share of a rollout batch's prompts that may be prompts drawn once more because their "
+            "whole group failed. They take the place of prompts at the end of the epoch. 0: none."
+        },
+    )
+
     # Distillation
     distillation_alpha: float = field(
         default=0.5,

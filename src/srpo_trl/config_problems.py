@@ -48,6 +48,9 @@ def _positive_int(name: str, value: object) -> Iterator[str]:
 def _routing_problems(config: "SRPOConfig") -> Iterator[str]:
     yield from _one_of("routing", config.routing, ROUTINGS)
     yield from _in_range("advantage_mix_lambda", config.advantage_mix_lambda, 0.0, 1.0)
+    yield from _in_range("redraw_failed_frac", config.redraw_failed_frac, 0.0, 1.0)
+    if config.redraw_failed_frac and config.routing == "grpo":
+        yield "redraw_failed_frac needs a routing other than 'grpo', which decides what has failed. Set it to 0."
     yield from _in_range("success_reward_threshold", config.success_reward_threshold, -1e30, 1e30)
     if config.correctness_reward is not None and not isinstance(config.correctness_reward, str):
         yield (
@@ -150,6 +153,13 @@ def _inherited_problems(config: "SRPOConfig") -> Iterator[str]:
 def derived_problems(config: "SRPOConfig") -> Iterator[str]:
     """Yield problems of values that TRL has derived from others by now."""
     assert config.steps_per_generation is not None
+    assert config.generation_batch_size is not None
+    num_prompts = config.generation_batch_size // (config.num_generations or 1)
+    if config.redraw_failed_frac and int(config.redraw_failed_frac * num_prompts) < 1:
+        yield (
+            f"redraw_failed_frac={config.redraw_failed_frac!r} of the {num_prompts} prompts of a rollout batch is "
+            f"none. Give at least {1 / num_prompts:.3g}, or 0."
+        )
     steps, accumulation = (
         config.steps_per_generation * config.num_iterations,
         config.gradient_accumulation_steps,

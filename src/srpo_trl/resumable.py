@@ -23,6 +23,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
     """
 
     _is_saving = False
+    _redrawn_frac = 0.0  # largest share of a rollout batch's prompts that may be drawn again
     _train_sampler: ResumableRepeatSampler | None = None  # iterable datasets have none
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -37,6 +38,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         self._train_sampler = ResumableRepeatSampler.like(super()._get_train_sampler(dataset))
+        self._train_sampler.max_again = int(self._redrawn_frac * self._train_sampler.batch_size)
         return self._train_sampler
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -3,7 +3,7 @@
 Everything that needs the whole group happens here, at rollout time, before TRL shuffles the rows; a group may lie
 on several processes.
 
-Legend: B rollouts of all processes, in order; F reward functions; n rollouts of this process.
+Legend: B rollouts of all processes, in order, P groups of G; F reward functions; n rollouts of this process.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,6 +69,7 @@ class RoutedRollouts:
         is_correct_B, wants_teacher_B: bool.
         num_too_long: rollouts whose teacher prompt could not hold any information.
         earlier_ages: optimizer steps since the answer was sampled, of each earlier answer that is shown.
+        has_failed_P: whether a whole group failed: something was scored and nothing correct. Of all processes.
         accuracy: share of correct rollouts among the scored ones of all processes; None where nothing was scored.
     """
 
@@ -78,6 +79,7 @@ class RoutedRollouts:
     wants_teacher_B: Tensor
     num_too_long: int
     earlier_ages: Sequence[int]
+    has_failed_P: Sequence[bool]
     accuracy: float | None
 
 
@@ -153,7 +155,8 @@ def route_rollouts(
     has_teacher_B = torch.tensor([prompt is not None for prompt in prompts], device=score_B.device)
     route_B = route_samples(config.routing, local_correctness, has_teacher_B)
     kept = [p if route >= Route.DISTILL else None for p, route in zip(prompts, route_B.tolist(), strict=True)]
-    num_scored = int(correctness.is_scored_B.sum())
+    is_scored_PG, is_correct_PG = (verdict.view(-1, num_generations) for verdict in correctness)
+    num_scored = int(is_scored_PG.sum())
     return RoutedRollouts(
         route_B,
         kept,
@@ -161,7 +164,8 @@ def route_rollouts(
         wanted_B[local],
         num_too_long,
         earlier_ages,
-        int(correctness.is_correct_B.sum()) / num_scored if num_scored else None,
+        (is_scored_PG.any(1) & ~is_correct_PG.any(1)).tolist(),
+        int(is_correct_PG.sum()) / num_scored if num_scored else None,
     )
 
 

@@ -132,6 +132,7 @@ class SRPOTrainer(StepWindowGRPOTrainer):
         args = default_config(model) if args is None else args
         check_arguments(args, reward_funcs, train_dataset, environment_factory)
         self._is_routed = self._has_step_window = args.routing != "grpo"
+        self._redrawn_frac = args.redraw_failed_frac
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -314,6 +315,8 @@ class SRPOTrainer(StepWindowGRPOTrainer):
             gather=gather,
             gather_object=gather_object,
         )
+        if self._train_sampler is not None:
+            self._train_sampler.report(rollouts.has_failed_P)
         if rollouts.accuracy is not None:
             self._share.observe(rollouts.accuracy)
         self._sums.add(**rollout_counts(rollouts), distillation_share=share)
@@ -486,8 +489,13 @@ class SRPOTrainer(StepWindowGRPOTrainer):
             checkpointing.save_rollouts(folder, self.accelerator.process_index, rollouts)
         self._teacher.save(folder, writes=self.args.should_save)
         if self.args.should_save:
+            epoch, sampler = self.state.epoch or 0.0, self._train_sampler
             state = checkpointing.RunState(
-                self._step, self.accelerator.num_processes, has_rollouts, self._share.state()
+                self._step,
+                self.accelerator.num_processes,
+                has_rollouts,
+                self._share.state(),
+                None if sampler is None else sampler.state(is_inside_epoch=epoch != int(epoch)),
             )
             checkpointing.save_state(folder, state)
             if self._earlier_answers is not None:
@@ -499,6 +507,8 @@ class SRPOTrainer(StepWindowGRPOTrainer):
         state = checkpointing.load_state(folder)
         self._teacher.load(folder)
         self._share.restore(state.distillation_share)
+        if self._train_sampler is not None and state.prompts is not None:
+            self._train_sampler.restore(state.prompts)
         if self._earlier_answers is not None:
             self._earlier_answers.load(folder)
         self._step, self._buffered_inputs = state.micro_step, None
