@@ -85,7 +85,6 @@ ATTRIBUTES = (
     "environment_factories",
     "eos_token_ids",
     "generation_config",
-    "generation_kwargs",
     "max_completion_length",
     "num_generations",
     "num_generations_eval",

@@ -148,7 +148,6 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
                 stack.enter_context(exchanged(self.vllm_generation, **sampling, generation_kwargs=options))
             else:
                 stack.enter_context(exchanged(self.generation_config, **sampling))
-                stack.enter_context(exchanged(self, generation_kwargs={**self.generation_kwargs, **sampling}))
             yield
 
     def prediction_step(
