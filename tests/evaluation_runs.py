@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness import chat_dataset, contains_answer, flat_parameters, make_trainer, replay, tiny_tokenizer
+from harness import chat_dataset, flat_parameters, make_trainer, replay, tiny_tokenizer
 
 # Every sample of a question is alike, so that it does not matter which process draws which.
 ALIKE = (
@@ -31,7 +31,9 @@ def answering(tokenizer, answers, training=None):
             texts.append(own[drawn[prompt] % len(own)])
             drawn[prompt] += 1
         return {
-            "prompt_ids": [tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"] for p in prompts],
+            "prompt_ids": [
+                tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"] for p in prompts
+            ],
             "completion_ids": [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts],
             "logprobs": None,
         }

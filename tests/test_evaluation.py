@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evaluation_runs import ALIKE, QUESTIONS, answering, best_of_peak, peaking_trainer, scores_of_alike
+from evaluation_runs import ALIKE, answering, peaking_trainer, scores_of_alike
 from harness import (
     ROLLOUTS,
     chat_dataset,
@@ -146,7 +146,7 @@ def test_an_empty_or_missing_data_set_is_an_error(tmp_path):
 # ------------------------------------------------------------------ sampling
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -162,7 +162,7 @@ def sampling_state(trainer):
 def test_evaluation_has_its_own_sampling_and_gives_trainings_back(tmp_path, monkeypatch, fails):
     def grader(completions, **kwargs):
         if fails:
-            raise Stop
+            raise StopError
         return contains_answer(completions)
 
     trainer = sampling_trainer(
@@ -184,7 +184,7 @@ def test_evaluation_has_its_own_sampling_and_gives_trainings_back(tmp_path, monk
     monkeypatch.setattr(trainer.model, "generate", spy)
     before = sampling_state(trainer)
     if fails:
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             trainer.evaluate()
     else:
         trainer.evaluate()
@@ -206,7 +206,9 @@ class Engine:
         self._ends_with = ends_with
 
     def generate(self, prompts, images, num_generations, profiler):
-        self.calls.append((len(prompts), num_generations, self.temperature, self.top_p, self.generation_kwargs))
+        self.calls.append(
+            (len(prompts), num_generations, self.temperature, self.top_p, self.generation_kwargs)
+        )
         ids = [[5, 6, self._ends_with] for _ in prompts]
         return prompts, ids, [[[-1.0]] * 3 for _ in prompts], None
 

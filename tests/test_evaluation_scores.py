@@ -275,7 +275,11 @@ CALL = 'Thought: look\nAction: search\nAction Input: {"b": {"c": 2}, "a": 1}\n'
     ("text", "answer", "follows"),
     [
         (CALL, '[["search"], {"a": 1, "b": {"c": 2}}]', True),
-        (CALL + 'Action: find\nAction Input: {"a": 3}', '[["find", "search"], {"a": 3, "b": {"c": 2}}]', True),
+        (
+            CALL + 'Action: find\nAction Input: {"a": 3}',
+            '[["find", "search"], {"a": 3, "b": {"c": 2}}]',
+            True,
+        ),
         (CALL + "Action: find", '[["find", "search"], {"a": 1, "b": {"c": 2}}]', False),
         ("Action: search\nAction Input: {oops", '[["search"], {}]', False),
         ("Action: search\nAction Input: nothing", '[["search"], {}]', False),

@@ -22,8 +22,8 @@ class SRPOConfig(GRPOConfig):
     """Configuration of `SRPOTrainer`: `trl.GRPOConfig` plus routing, self-distillation and the teacher.
 
     Defaults of the method are the paper's (SRPO, arXiv:2604.02288, table 3). Inherited options whose default differs
-    from TRL's: `num_generations_eval` 16, `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and, where vLLM samples,
-    `vllm_importance_sampling_mode` `"token_truncate"` with `vllm_importance_sampling_clip_max` 2.
+    from TRL's: `num_generations_eval` 16, `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and,
+    where vLLM samples, `vllm_importance_sampling_mode` `"token_truncate"` with `vllm_importance_sampling_clip_max` 2.
 
     Raises:
         ValueError: one message with every problem found, what is required, and what to do.
@@ -52,7 +52,9 @@ class SRPOConfig(GRPOConfig):
 
     num_generations_eval: int | None = field(
         default=16,
-        metadata={"help": "Samples of each question in an evaluation (the paper's 16). None: num_generations."},
+        metadata={
+            "help": "Samples of each question in an evaluation (the paper's 16). None: num_generations."
+        },
     )
 
     # Routing

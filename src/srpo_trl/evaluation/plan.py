@@ -37,7 +37,9 @@ def plan_batches(
         tokens_per_batch: on one process. None: everything in one batch, for engines that schedule by themselves.
         num_processes: that share the work.
     """
-    longest_first = sorted(range(len(prompt_lengths)), key=lambda question: (-prompt_lengths[question], question))
+    longest_first = sorted(
+        range(len(prompt_lengths)), key=lambda question: (-prompt_lengths[question], question)
+    )
     waiting = [PlannedSample(question) for question in longest_first for _ in range(num_samples)]
     batches = []
     start = 0

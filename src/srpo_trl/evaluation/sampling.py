@@ -26,7 +26,7 @@ class Questions(Dataset):
         Raises:
             ValueError: it has no row.
         """
-        self.rows = rows if has_length(rows) else list(rows)
+        self.rows: Any = rows if has_length(rows) else list(rows)
         if not len(self.rows):
             raise ValueError("eval_dataset has no rows: there is nothing to evaluate on.")
 
@@ -65,7 +65,10 @@ class SampleCollector:
         self._rewards_BF = torch.empty(0, len(reward_names))
 
     def take_tokens(
-        self, completion_ids: Sequence[Sequence[int]], tool_mask: Sequence[Sequence[int]] | None, ends: set[int]
+        self,
+        completion_ids: Sequence[Sequence[int]],
+        tool_mask: Sequence[Sequence[int]] | None,
+        ends: set[int],
     ) -> None:
         """Take the completions of a batch; `tool_mask` is 0 on tokens of tools, `ends` are tokens that may end one."""
         masks = tool_mask or [[1] * len(ids) for ids in completion_ids]

@@ -62,7 +62,7 @@ def mean_of_samples(values: Iterable[float | None]) -> float | None:
 def pass_at_k(correct: Sequence[bool | None], k: int) -> float | None:
     """Return the unbiased estimate of P(at least one of k samples is right) for one question.
 
-        1 - C(n - c, k) / C(n, k),  n scored samples of which c are right     (Chen et al. 2021, arXiv:2107.03374, eq. 1)
+        1 - C(n - c, k) / C(n, k),  n scored samples of which c are right    (Chen et al. 2021, arXiv:2107.03374, eq. 1)
 
     Args:
         correct: verdict on each sample, None where it has no score.

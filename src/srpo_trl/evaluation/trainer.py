@@ -16,8 +16,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from srpo_trl.evaluation.plan import plan_batches
 from srpo_trl.evaluation.samples import Sample, reading_of, scores_of
-from srpo_trl.evaluation.scores import Estimate, mean_of_estimates, named
 from srpo_trl.evaluation.sampling import Questions, SampleCollector, exchanged
+from srpo_trl.evaluation.scores import Estimate, mean_of_estimates, named
 from srpo_trl.rewards.grading import completion_text
 from srpo_trl.step_window import StepWindowGRPOTrainer
 
@@ -41,6 +41,9 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
     """
 
     args: "SRPOConfig"
+    eval_dataset: Any
+    num_generations_eval: int
+    max_completion_length: int
     evaluated_samples: Sequence[Sample] = ()
     _collector: SampleCollector | None = None  # of the evaluation that runs
 
@@ -61,7 +64,9 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
             tokens_per_batch=None if schedules_itself else self.args.eval_tokens_per_batch,
             num_processes=self.accelerator.num_processes,
         )
-        shares = [batch[self.accelerator.process_index :: self.accelerator.num_processes] for batch in batches]
+        shares = [
+            batch[self.accelerator.process_index :: self.accelerator.num_processes] for batch in batches
+        ]
         return DataLoader(questions, batch_sampler=shares, collate_fn=list)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
@@ -87,7 +92,9 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
             return metrics
         average = f"avg@{self.num_generations_eval}"
         names = [f"{metric_key_prefix}_{data_set}_{average}" for data_set in data_sets]
-        estimates = [Estimate(metrics[name], metrics.get(f"{name}_stderr")) for name in names if name in metrics]
+        estimates = [
+            Estimate(metrics[name], metrics.get(f"{name}_stderr")) for name in names if name in metrics
+        ]
         means = named(f"{metric_key_prefix}_{average}", mean_of_estimates(estimates))
         self.log(dict(means))
         return metrics | means

@@ -140,7 +140,9 @@ def _read_reference(answer: Any, *, strict_paper: bool) -> ToolCalls:
             inputs.update(action_input)
         elif not strict_paper:
             raise ValueError(f"the 'Action_Input' of call {number} is not a JSON object")
-    return ToolCalls(actions=[call["Action"] for call in calls], inputs=inputs, problems=[], num_blocks=len(calls))
+    return ToolCalls(
+        actions=[call["Action"] for call in calls], inputs=inputs, problems=[], num_blocks=len(calls)
+    )
 
 
 def _read_calls(text: str) -> ToolCalls:
