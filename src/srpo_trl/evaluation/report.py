@@ -11,6 +11,8 @@ from rich.table import Table
 from srpo_trl.evaluation.samples import Sample
 
 STDERR = "_stderr"
+# What transformers and TRL log beside the scores and says nothing of them.
+NOT_SCORES = ("model_preparation_time", "samples_per_second", "steps_per_second", "num_tokens")
 
 
 class Score(NamedTuple):
@@ -21,11 +23,12 @@ class Score(NamedTuple):
 
 
 def paired(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str, Score]:
-    """Return the metrics that begin with `prefix`, without it, each with its standard error."""
+    """Return the scores among metrics, and the seconds they took, without `prefix`, each with its standard error."""
+    names = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]
     return {
-        name.removeprefix(prefix): Score(value, metrics.get(f"{name}{STDERR}"))
-        for name, value in metrics.items()
-        if name.startswith(prefix) and not name.endswith(STDERR)
+        name: Score(metrics[f"{prefix}{name}"], metrics.get(f"{prefix}{name}{STDERR}"))
+        for name in names
+        if not name.endswith(STDERR) and name not in NOT_SCORES
     }
 
 
