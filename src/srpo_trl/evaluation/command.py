@@ -51,8 +51,34 @@ class EvalArguments(TrainArguments):
 def evaluate(argv: Sequence[str]) -> int:
     """Evaluate as the command line `argv` and the YAML file it names say, and return the exit status.
 
-    A first word that is no option is the model. Every problem that can be seen without a model is reported in one
-    message, and nothing is started.
+    Every problem that can be seen without a model is reported in one message, and nothing is started.
+    """
+    script, config, model_config, problems = read_arguments(argv)
+    problems_of_data = list(data_problems(script))
+    problems += [*problems_of_data, *_output_problems(script)]
+    rewards = reward_functions(script, problems)
+    if model_config is not None:
+        problems += model_problems(model_config)
+    if config is not None:
+        problems += reward_problems(config, list(map(reward_name, rewards)))
+    rows = None
+    if not problems_of_data:
+        rows = attempt(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
+    if problems or not rows or config is None or model_config is None:
+        return refuse(PROG, problems)
+    _run(script, config, model_config, rewards, rows[0])
+    return 0
+
+
+def read_arguments(
+    argv: Sequence[str],
+) -> tuple[EvalArguments, SRPOConfig | None, ModelConfig | None, list[str]]:
+    """Return the script's, the trainer's and the model's arguments (None where they were refused), the problems.
+
+    A first word that is no option is the model.
+
+    Raises:
+        SystemExit: for `--help`, or a value that cannot be read as its option's type.
     """
     if argv and not argv[0].startswith("-"):
         argv = ["--model_name_or_path", *argv]
@@ -64,20 +90,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "[--output FILE.json] [--config FILE.yaml] [--any_option VALUE ...]",
         defaults=DEFAULTS,
     )
-    problems_of_data = list(data_problems(script))
-    problems += [*problems_of_data, *_output_problems(script)]
-    rewards = reward_functions(script, problems)
-    if model_config is not None:
-        problems += model_problems(model_config)
-    if config is not None:
-        problems += reward_problems(config, list(map(reward_name, rewards)))
-    rows = None
-    if not problems_of_data:
-        rows = attempt(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
-    if problems or not rows:
-        return refuse(PROG, problems)
-    _run(script, config, model_config, rewards, rows[0])
-    return 0
+    return script, config, model_config, problems
 
 
 def _output_problems(script: EvalArguments) -> Iterator[str]:
