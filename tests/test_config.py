@@ -36,6 +36,9 @@ OPTIONS = {  # name: default; a change here is a change of the public interface
     "teacher_tokens_per_pass": 16384,
     "teacher_states_on_host": False,
     "liger_layers": False,
+    "eval_temperature": 0.6,
+    "eval_top_p": 0.95,
+    "eval_tokens_per_batch": 65536,
     "gradient_share_steps": None,
     "guard_action": "warn",
 }
@@ -43,6 +46,7 @@ CHANGED = {
     "epsilon_high": 0.28,
     "scale_rewards": "none",
     "learning_rate": 5e-6,
+    "num_generations_eval": 16,
     "loss_type": "dapo",
     "beta": 0.0,
     "vllm_importance_sampling_mode": "token_truncate",

@@ -17,6 +17,7 @@ from trl import GRPOConfig, ModelConfig
 
 from srpo_trl import SRPOConfig
 from srpo_trl.config_problems import JOINT_DENOMINATOR_LOSSES, ROUTINGS, TEACHER_SOURCES
+from srpo_trl.evaluation import command
 from srpo_trl.metrics import RATIOS, SUMS, metrics_from_sums
 from srpo_trl.routing import ROUTE_NAMES, Correctness, Route, route_samples
 from srpo_trl.smoke_model import save_tiny_random_qwen3
@@ -353,13 +354,15 @@ def commands(path: Path) -> list[list[str]]:
     return [
         shlex.split(line)
         for line in lines
-        if re.match(r"(srpo-trl train --config configs|accelerate launch) ?", line)
+        if re.match(r"(srpo-trl train --config configs|srpo-trl eval \w|accelerate launch) ?", line)
     ]
 
 
-def check_training_words(words: list[str]) -> None:
-    assert words[0] == "train"
-    script, config, model_config, problems = read_arguments([*words[1:], "--use_cpu", "true"])
+READERS = {"train": read_arguments, "eval": command.read_arguments}
+
+
+def check_words(words: list[str]) -> None:
+    script, config, model_config, problems = READERS[words[0]]([*words[1:], "--use_cpu", "true"])
     assert problems == []
     assert config is not None
     assert model_config is not None
@@ -372,14 +375,14 @@ def test_commands_parse(path, monkeypatch):
     launched = 0
     for words in commands(path):
         if words[0] == "srpo-trl":
-            check_training_words(words[1:])
+            check_words(words[1:])
             continue
         options = launch_command_parser().parse_args(words[2:])
         assert options.module
         assert options.training_script == "srpo_trl.cli"
         assert importlib.util.find_spec(options.training_script) is not None
         assert isinstance(yaml.safe_load(Path(options.config_file).read_text(encoding="utf-8")), dict)
-        check_training_words(options.training_script_args)
+        check_words(options.training_script_args)
         launched += 1
     if path == README:
         assert launched == 1

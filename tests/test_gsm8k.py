@@ -11,7 +11,8 @@ from datasets import Dataset
 from srpo_trl.cli import main
 from srpo_trl.data import load_gsm8k
 from srpo_trl.rewards import BENCHMARK_REWARDS
-from srpo_trl.training_script import TrainArguments, load_rows
+from srpo_trl.run_inputs import load_rows
+from srpo_trl.training_script import TrainArguments
 
 # The text format of the published rows: calculator notes in <<>>, the final number after ####
 PUBLISHED = [

@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command",
         choices=list(COMMANDS),
         metavar="COMMAND",
-        help="train: train a model as a YAML file says; quickstart: watch a tiny model learn, in minutes on "
-        "a CPU; bench: time the distillation loss on this machine",
+        help="train: train a model as a YAML file says; eval: sample a model's answers and score them; "
+        "quickstart: watch a tiny model learn, in minutes on a CPU; bench: time the distillation loss on this "
+        "machine",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
@@ -35,6 +36,12 @@ def _train(argv: Sequence[str]) -> int:
     from srpo_trl.training_script import train
 
     return train(argv)
+
+
+def _eval(argv: Sequence[str]) -> int:
+    from srpo_trl.evaluation.command import evaluate
+
+    return evaluate(argv)
 
 
 def _quickstart(argv: Sequence[str]) -> int:
@@ -51,6 +58,7 @@ def _bench(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "eval": _eval,
     "quickstart": _quickstart,
     "bench": _bench,
 }

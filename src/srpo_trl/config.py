@@ -10,6 +10,7 @@ from typing import Literal
 from trl import GRPOConfig
 
 from srpo_trl.config_problems import derived_problems, problems_of
+from srpo_trl.evaluation.options import fit_evaluation
 
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
@@ -21,8 +22,8 @@ class SRPOConfig(GRPOConfig):
     """Configuration of `SRPOTrainer`: `trl.GRPOConfig` plus routing, self-distillation and the teacher.
 
     Defaults of the method are the paper's (SRPO, arXiv:2604.02288, table 3). Inherited options whose default differs
-    from TRL's: `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and, where vLLM samples,
-    `vllm_importance_sampling_mode` `"token_truncate"` with `vllm_importance_sampling_clip_max` 2.
+    from TRL's: `num_generations_eval` 16, `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and,
+    where vLLM samples, `vllm_importance_sampling_mode` `"token_truncate"` with `vllm_importance_sampling_clip_max` 2.
 
     Raises:
         ValueError: one message with every problem found, what is required, and what to do.
@@ -47,6 +48,13 @@ class SRPOConfig(GRPOConfig):
     )
     vllm_importance_sampling_clip_max: float | None = field(
         default=2.0, metadata={"help": "Upper bound of vLLM's importance ratio (the paper's 2)."}
+    )
+
+    num_generations_eval: int | None = field(
+        default=16,
+        metadata={
+            "help": "Samples of each question in an evaluation (the paper's 16). None: num_generations."
+        },
     )
 
     # Routing
@@ -204,6 +212,23 @@ class SRPOConfig(GRPOConfig):
         },
     )
 
+    # Evaluation
+    eval_temperature: float = field(
+        default=0.6,
+        metadata={"help": "Sampling temperature of evaluation; training samples at `temperature`."},
+    )
+    eval_top_p: float = field(
+        default=0.95, metadata={"help": "Nucleus of evaluation's sampling; training's is `top_p`."}
+    )
+    eval_tokens_per_batch: int = field(
+        default=65536,
+        metadata={
+            "help": "Most tokens that one evaluation batch of a process holds, each sample counted as its batch's "
+            "longest prompt plus max_completion_length. vLLM and continuous batching schedule by themselves: there "
+            "everything is one batch."
+        },
+    )
+
     # Observation
     gradient_share_steps: int | None = field(
         default=None,
@@ -227,6 +252,7 @@ class SRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         """Validate SRPO's options and TRL's together."""
         problems = list(problems_of(self))
+        fit_evaluation(self)
         try:
             super().__post_init__()
         except ValueError as error:  # TRL stops at its first problem; report it beside ours

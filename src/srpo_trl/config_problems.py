@@ -25,6 +25,7 @@ def problems_of(config: "SRPOConfig") -> Iterator[str]:
     yield from _one_of("guard_action", config.guard_action, GUARD_ACTIONS)
     yield from _teacher_problems(config)
     yield from _template_problems(config)
+    yield from _evaluation_problems(config)
     if config.routing != "grpo":
         yield from _inherited_problems(config)
 
@@ -133,6 +134,19 @@ def _template_problems(config: "SRPOConfig") -> Iterator[str]:
         unknown = sorted(set(re.findall(r"\{(\w+)\}", template)) - fields)
         if unknown:
             yield f"{name} has unknown fields {', '.join(f'{{{f}}}' for f in unknown)}."
+
+
+def _evaluation_problems(config: "SRPOConfig") -> Iterator[str]:
+    if config.num_generations_eval is not None:
+        yield from _positive_int("num_generations_eval", config.num_generations_eval)
+    yield from _in_range("eval_temperature", config.eval_temperature, 0.0, 1e30, open_low=True)
+    yield from _in_range("eval_top_p", config.eval_top_p, 0.0, 1.0, open_low=True)
+    yield from _positive_int("eval_tokens_per_batch", config.eval_tokens_per_batch)
+    if config.metric_for_best_model in ("loss", "eval_loss"):
+        yield (
+            f"metric_for_best_model={config.metric_for_best_model!r} is not measured: evaluation scores samples and "
+            "computes no loss. Give one of the scores, such as 'eval_avg@16', or leave it out."
+        )
 
 
 def _inherited_problems(config: "SRPOConfig") -> Iterator[str]:

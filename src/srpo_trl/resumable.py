@@ -63,6 +63,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
         finally:
             self._is_saving = False
         self._save_run_state(staged)
+        self._name_best_checkpoint(Path(run_dir), staged)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._publish(run_dir, staged)
@@ -70,10 +71,15 @@ class ResumableGRPOTrainer(GRPOTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(Path(run_dir) / name))
 
+    def _name_best_checkpoint(self, run_dir: Path, staged: Path) -> None:
+        """Point to the best checkpoint where it lies, or is about to; every process loads it from there in the end."""
+        best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.name == staged.name or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+
     def _publish(self, run_dir: str, staged: Path) -> None:
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(Path(run_dir) / staged.name)
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         checkpointing.publish(run_dir, staged.name)
         # Only now may older checkpoints go.
         rotate_checkpoints(

@@ -33,6 +33,7 @@ from srpo_trl.arguments import check_arguments, check_correctness_reward, defaul
 from srpo_trl.batch import RoutedBatch
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
+from srpo_trl.evaluation.trainer import EvaluatingGRPOTrainer
 from srpo_trl.gradient_share import BranchGradients
 from srpo_trl.guards import GuardCallback
 from srpo_trl.liger_layers import apply_liger_layers, check_liger_layers
@@ -43,7 +44,6 @@ from srpo_trl.ops import DistillationSpec, Head
 from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, rollout_counts, route_rollouts
 from srpo_trl.routing import ROUTE_NAMES, Route
 from srpo_trl.sharding import release_gathered, shards_parameters
-from srpo_trl.step_window import StepWindowGRPOTrainer
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
 
-class SRPOTrainer(StepWindowGRPOTrainer):
+class SRPOTrainer(EvaluatingGRPOTrainer):
     """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288).
 
     The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. With

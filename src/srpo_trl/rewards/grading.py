@@ -31,11 +31,26 @@ class GradedReward:
 
     An object and not a closure because TRL sends reward functions to other processes, and closures do not
     pickle. Its options live in `grade`, out of reach of dataset columns that have an option's name.
+
+    Attributes:
+        grade: judges one completion.
+        extract_answer: text -> the answer in it, None where there is none; answers that are equal count as one in a
+            majority vote.
+        follows_format: text -> whether it is written strictly as the prompt asks, whatever its answer.
     """
 
-    def __init__(self, name: str, grade: Callable[[str, Any], Grade]) -> None:
+    def __init__(
+        self,
+        name: str,
+        grade: Callable[[str, Any], Grade],
+        *,
+        extract_answer: Callable[[str], str | None],
+        follows_format: Callable[[str], bool],
+    ) -> None:
         self.__name__ = name  # TRL names the metrics and the column of the completions table after it
         self.grade = grade
+        self.extract_answer = extract_answer
+        self.follows_format = follows_format
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.__name__!r}, {self.grade!r})"

@@ -31,7 +31,12 @@ def get_math_reward(*, reveal_answer: bool = False) -> GradedReward:
     Returns:
         A TRL reward function named `math_reward`.
     """
-    return GradedReward("math_reward", functools.partial(grade_math, reveal_answer=reveal_answer))
+    return GradedReward(
+        "math_reward",
+        functools.partial(grade_math, reveal_answer=reveal_answer),
+        extract_answer=extract_expression,
+        follows_format=has_one_box,
+    )
 
 
 def grade_math(text: str, answer: Any, *, reveal_answer: bool = False) -> Grade:
@@ -50,6 +55,25 @@ def grade_math(text: str, answer: Any, *, reveal_answer: bool = False) -> Grade:
     if reveal_answer:
         feedback += f" The correct answer is {answer}."
     return Grade(reward=0.0, feedback=feedback)
+
+
+def extract_expression(text: str) -> str | None:
+    """The final answer as math-verify read it, white space apart; equal values written differently stay different."""
+    read_texts = _read_texts(_parse(text))
+    return "".join(read_texts[-1].split()) if read_texts else None
+
+
+def has_one_box(text: str) -> bool:
+    r"""Whether `text` has exactly one `\boxed{...}`, closed and not empty."""
+    _, opening, rest = text.partition(r"\boxed{")
+    if not opening or r"\boxed{" in rest:
+        return False
+    depth = 1
+    for position, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return bool(rest[:position].strip())
+    return False
 
 
 def _gold_text(answer: Any) -> str:
@@ -77,11 +101,15 @@ def _parse(text: str) -> list[Any]:
 
 
 def _feedback(predicted: list[Any]) -> str:
-    # The text that math-verify read, not its expression: printing a SymPy expression can take unbounded time.
-    read_texts = [shorten(item) for item in predicted if isinstance(item, str)]
+    read_texts = _read_texts(predicted)
     if not read_texts:
         return "The response has no final answer that can be read; it must be given in \\boxed{}."
-    return f"The answer {read_texts[-1]} is wrong."
+    return f"The answer {shorten(read_texts[-1])} is wrong."
+
+
+def _read_texts(predicted: list[Any]) -> list[str]:
+    """The texts that math-verify read, not its expressions: printing one of SymPy's can take unbounded time."""
+    return [item for item in predicted if isinstance(item, str)]
 
 
 def _in_main_thread() -> bool:

@@ -10,10 +10,14 @@ import re
 from typing import Any
 
 from srpo_trl.rewards.grading import Grade, GradedReward, shorten
+from srpo_trl.rewards.shape import has_elements
 
 # The innermost of elements opened twice, so that a stray opening tag does not swallow the answer after it.
 _ANSWER_ELEMENT = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 _LETTER = re.compile(r"[A-Z]")
+_STRICT_FORMAT = re.compile(
+    r"\s*(?:<think>.*?</think>\s*)?<reasoning>.*</reasoning>\s*<answer>\s*[A-Z]\s*</answer>\s*", re.DOTALL
+)
 
 
 def get_multiple_choice_reward(*, strict_paper: bool = False, reveal_answer: bool = False) -> GradedReward:
@@ -29,7 +33,12 @@ def get_multiple_choice_reward(*, strict_paper: bool = False, reveal_answer: boo
         A TRL reward function named `multiple_choice_reward`.
     """
     grade = functools.partial(grade_multiple_choice, strict_paper=strict_paper, reveal_answer=reveal_answer)
-    return GradedReward("multiple_choice_reward", grade)
+    return GradedReward(
+        "multiple_choice_reward",
+        grade,
+        extract_answer=functools.partial(extract_choice, strict_paper=strict_paper),
+        follows_format=follows_choice_format,
+    )
 
 
 def grade_multiple_choice(
@@ -47,6 +56,19 @@ def grade_multiple_choice(
     if reveal_answer:
         feedback += f" The correct option is {key}."
     return Grade(reward=0.0, feedback=feedback)
+
+
+def extract_choice(text: str, *, strict_paper: bool = False) -> str | None:
+    """What the last `<answer>` element holds, None where there is none or it is empty."""
+    return (_paper_choice(text) if strict_paper else _last_element(text)) or None
+
+
+def follows_choice_format(text: str) -> bool:
+    """Whether `text` is one `<reasoning>` and one `<answer>` element, as the paper's prompts ask, and nothing else.
+
+    The answer is one capital letter; white space is free, and a thinking block may come first.
+    """
+    return has_elements(text, ("reasoning", "answer")) and bool(_STRICT_FORMAT.fullmatch(text))
 
 
 def _last_element(text: str) -> str | None:

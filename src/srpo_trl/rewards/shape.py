@@ -23,7 +23,11 @@ class FormatReward:
 
     def __call__(self, completions: list[Any], **kwargs: Any) -> list[float]:
         """1 for each completion that has the elements, else 0; see `get_format_reward`."""
-        return [float(has_elements(completion_text(completion), self.elements)) for completion in completions]
+        return [float(self.follows_format(completion_text(completion))) for completion in completions]
+
+    def follows_format(self, text: str) -> bool:
+        """Whether `text` has the elements."""
+        return has_elements(text, self.elements)
 
 
 def get_format_reward(elements: Sequence[str] = ("answer",)) -> FormatReward:

@@ -37,11 +37,13 @@ class ToolCalls(NamedTuple):
         actions: names, in order.
         inputs: all inputs merged, later keys winning.
         problems: one sentence per block that could not be read.
+        num_blocks: of inputs, those that could not be read included.
     """
 
     actions: list[str]
     inputs: dict[str, Any]
     problems: list[str]
+    num_blocks: int
 
 
 def get_tool_use_reward(*, strict_paper: bool = False, reveal_answer: bool = False) -> GradedReward:
@@ -57,7 +59,12 @@ def get_tool_use_reward(*, strict_paper: bool = False, reveal_answer: bool = Fal
         A TRL reward function named `tool_use_reward`.
     """
     grade = functools.partial(grade_tool_use, strict_paper=strict_paper, reveal_answer=reveal_answer)
-    return GradedReward("tool_use_reward", grade)
+    return GradedReward(
+        "tool_use_reward",
+        grade,
+        extract_answer=functools.partial(extract_calls, strict_paper=strict_paper),
+        follows_format=follows_call_format,
+    )
 
 
 def grade_tool_use(
@@ -75,6 +82,20 @@ def grade_tool_use(
         return Grade(reward=1.0)
     feedback = _revealing_feedback if reveal_answer else _feedback
     return Grade(reward=0.0, feedback=feedback(predicted, expected))
+
+
+def extract_calls(text: str, *, strict_paper: bool = False) -> str | None:
+    """All that the grader compares, as JSON: sorted action names and merged inputs; None where there is neither."""
+    calls = _read_paper_calls(text) if strict_paper else _read_calls(text)
+    if not calls.actions and not calls.inputs:
+        return None
+    return json.dumps([sorted(calls.actions), calls.inputs], sort_keys=True)
+
+
+def follows_call_format(text: str) -> bool:
+    """Whether `text` has at least one call, and every `Action:` its own `Action Input:` that is a JSON object."""
+    calls = _read_calls(text)
+    return 0 < len(calls.actions) == calls.num_blocks and not calls.problems
 
 
 def parse_reference(answer: Any) -> list[dict[str, Any]]:
@@ -119,7 +140,9 @@ def _read_reference(answer: Any, *, strict_paper: bool) -> ToolCalls:
             inputs.update(action_input)
         elif not strict_paper:
             raise ValueError(f"the 'Action_Input' of call {number} is not a JSON object")
-    return ToolCalls(actions=[call["Action"] for call in calls], inputs=inputs, problems=[])
+    return ToolCalls(
+        actions=[call["Action"] for call in calls], inputs=inputs, problems=[], num_blocks=len(calls)
+    )
 
 
 def _read_calls(text: str) -> ToolCalls:
@@ -143,18 +166,19 @@ def _read_calls(text: str) -> ToolCalls:
             continue
         inputs.update(action_input)
     outside_json.append(text[position:])
-    return ToolCalls(actions=_ACTION.findall("\n".join(outside_json)), inputs=inputs, problems=problems)
+    return ToolCalls(_ACTION.findall("\n".join(outside_json)), inputs, problems, block)
 
 
 def _read_paper_calls(text: str) -> ToolCalls:
     inputs: dict[str, Any] = {}
     problems: list[str] = []
-    for number, block in enumerate(_PAPER_ACTION_INPUT.findall(text), start=1):
+    blocks = _PAPER_ACTION_INPUT.findall(text)
+    for number, block in enumerate(blocks, start=1):
         try:
             inputs.update(json.loads(block))
         except _JSON_ERRORS:
             problems.append(f"Action Input {number} could not be read as one flat JSON object.")
-    return ToolCalls(actions=_PAPER_ACTION.findall(text), inputs=inputs, problems=problems)
+    return ToolCalls(_PAPER_ACTION.findall(text), inputs, problems, len(blocks))
 
 
 def _feedback(predicted: ToolCalls, expected: ToolCalls) -> str:
