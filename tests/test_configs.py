@@ -30,6 +30,9 @@ PAPER = {
     "max_completion_length": 8192,
     "temperature": 1.0,
     "scale_rewards": "none",
+    "num_generations_eval": 16,
+    "eval_temperature": 0.6,
+    "eval_top_p": 0.95,
     "epsilon": 0.2,
     "epsilon_high": 0.28,
     "beta": 0.0,
@@ -146,7 +149,7 @@ def test_paper_recipes_have_the_papers_values(method: str) -> None:
     assert config.vllm_max_model_length == 2048 + 8192
 
 
-@pytest.mark.parametrize("method", set(PAPER_METHODS) - {"srpo"})
+@pytest.mark.parametrize("method", sorted(set(PAPER_METHODS) - {"srpo"}))
 def test_other_methods_say_only_what_differs_from_srpo(method: str) -> None:
     own = own_values(CONFIGS / "paper" / f"{method}.yaml")
     assert own.pop("base") == "srpo.yaml"
@@ -172,7 +175,8 @@ def test_small_recipe_keeps_the_papers_values_but_the_completion_length() -> Non
     method = {option: value for option, value in SRPO.items() if option != "questions"}
     paper = {option: value for option, value in (PAPER | method).items() if option in values}
     assert {option for option, value in paper.items() if values[option] != value} == {"max_completion_length"}
-    left_out = {"optim", "remove_thinking_from_demonstration", *(o for o in PAPER if o.startswith("vllm_"))}
+    left_out = {"optim", "remove_thinking_from_demonstration"}
+    left_out |= {o for o in PAPER if o.startswith(("vllm_", "eval_", "num_generations_eval"))}
     assert set(PAPER) - set(values) == left_out  # defaults
 
 

@@ -36,6 +36,7 @@ RECIPES = [
 ]
 NUM_QUESTIONS = 8
 TINY = {
+    "eval_strategy": "no",
     "use_cpu": "true",
     "use_vllm": "false",
     "num_generations": "4",
