@@ -38,6 +38,7 @@ RATIOS: dict[str, tuple[str, str]] = {
     "srpo/distillation/importance_ratio": ("importance_ratio", "distilled_tokens"),
     "srpo/gradient/grpo_norm": ("gradient_norm_grpo", "gradient_measurements"),
     "srpo/gradient/sdpo_norm": ("gradient_norm_sdpo", "gradient_measurements"),
+    "srpo/nonfinite_steps": ("nonfinite_steps", "processes"),
     "srpo/seconds/generation": ("seconds_generation", "rollout_batches"),
     "srpo/seconds/rewards": ("seconds_rewards", "rollout_batches"),
     "srpo/seconds/teacher": ("seconds_teacher", "rollout_batches"),
@@ -84,6 +85,7 @@ class MetricSums:
             sum_over_processes: adds a tensor over all processes; called exactly once.
             device: that the reduction runs on.
         """
+        self._sums["processes"] = 1.0
         stacked = torch.stack(
             [torch.as_tensor(self._sums[n], dtype=torch.float64, device=device) for n in SUMS]
         )
