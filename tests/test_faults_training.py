@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from harness import LORA, flat_parameters, logged, make_trainer, tiny_model
@@ -180,7 +182,9 @@ def test_the_report_names_the_branch_or_the_parameter(tmp_path, max_grad_norm):
         return made
 
     trainer._distillation_request = request
-    with pytest.raises(NonFiniteStepsError, match="loss of the distillation branch: in micro-batches 0 of 1") as error:
+    with pytest.raises(
+        NonFiniteStepsError, match="loss of the distillation branch: in micro-batches 0 of 1"
+    ) as error:
         trainer.train()
     assert "GRPO branch" not in str(error.value)
 
@@ -234,7 +238,9 @@ def test_a_folder_that_cannot_be_written_hides_nothing(tmp_path, caplog):
 @pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix"])
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_a_teacher_that_has_diverged_trains_nothing_and_is_named(tmp_path, routing, beta):
-    trainer = make_trainer(tmp_path, routing=routing, entropy_weight_beta=beta, max_nonfinite_steps=2, **SPLIT)
+    trainer = make_trainer(
+        tmp_path, routing=routing, entropy_weight_beta=beta, max_nonfinite_steps=2, **SPLIT
+    )
     trainer._teacher._values["model.norm.weight"].fill_(math.nan)
     before, rows = flat_parameters(trainer.model), []
     original = trainer._compute_loss
@@ -267,35 +273,49 @@ def test_a_student_whose_logits_are_not_finite_trains_nothing(tmp_path, routing)
     assert torch.equal(flat_parameters(trainer.model), before)
 
 
+def scaled(trainer, scale):
+    """Let the trainer scale its loss as it does for float16, which transformers refuses on a CPU."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=0.5)
+    trainer.accelerator.scaler = scaler
+    trainer.accelerator.unscale_gradients = lambda: scaler.unscale_(trainer.optimizer.optimizer)
+    return trainer
+
+
 def test_loss_scaling_may_search_its_scale_but_not_for_ever(tmp_path):
-    """float16: steps that overflow by their scale are the scaler's; without a scale to lose they count."""
-    options = ADAMW | {"max_steps": 12, "max_nonfinite_steps": 1}
+    """Steps that overflow by their scale are the scaler's; without a scale to lose, or with a NaN loss, they count."""
+    options = ADAMW | {"max_steps": 6, "max_nonfinite_steps": 1}
     trainer = make_trainer(tmp_path, **options)
-    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-2)
-    kept = States.of(trainer)
+    spoil_gradient(trainer, math.inf, {0, 1})
+    kept = States.of(scaled(trainer, 64.0))
+    before = flat_parameters(trainer.model)
     trainer.train()
-    changed = [not torch.equal(a[0], b[0]) for a, b in zip(kept.states, kept.states[1:], strict=False)]
-    assert changed[0] is False
-    assert changed[-1] is True
-    assert [state[3] for state in kept.states][:2] == [0, 0]  # no tick either
+    assert [torch.equal(state[0], before) for state in kept.states] == [True, True, *[False] * 4]
+    assert [state[3] for state in kept.states] == [0, 0, 1, 2, 3, 4]  # nor does the teacher move
     assert not any(logged(trainer, "srpo/nonfinite_steps"))
     assert not (tmp_path / "nonfinite").exists()
 
-    trainer = spoil_gradient(make_trainer(tmp_path, **options), math.nan, set(range(12)))
-    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, backoff_factor=0.5)
-    with pytest.raises(NonFiniteStepsError, match="Optimizer step 4"):  # 4, 2, 1, then below
-        trainer.train()
-
-    trainer = spoil_loss(make_trainer(tmp_path, **options), math.nan, {0})
-    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer = spoil_gradient(make_trainer(tmp_path, **options), math.nan, set(range(6)))
+    with pytest.raises(NonFiniteStepsError, match="Optimizer step 4"):  # scales 4, 2, 1, and then below
+        scaled(trainer, 4.0).train()
     with pytest.raises(NonFiniteStepsError, match="- loss: in micro-batches 0"):
-        trainer.train()
+        scaled(spoil_loss(make_trainer(tmp_path, **options), math.nan, {0}), 64.0).train()
 
 
-def test_a_step_that_the_engine_took_all_the_same_is_said_to_be_lost():
+def test_a_step_that_deepspeed_took_all_the_same_stops_the_run(tmp_path, monkeypatch):
+    """It does with check_grad_overflow=False in bfloat16."""
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(NonFiniteStepsError, match="DeepSpeed took this step: the weights are lost"):
+        trainer._report(-1.0)
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", True)
+    trainer._report(-1.0)
+
+
+def test_every_process_hears_of_the_others():
     given = {"step": 3, "rank": 1, "grad_norm": -1.0, "num_in_a_row": 1, "max_in_a_row": 3, "path": None}
-    text = report(StepRecord(), num_losses_of_rank=[2, 0], was_taken=True, **given)
-    assert "the weights are lost" in text
-    assert "loss on processes 0, which report their own" in text
-    assert "was skipped" not in text
-    assert "was skipped" in report(StepRecord(), num_losses_of_rank=[2, 0], was_taken=False, **given)
+    text = report(StepRecord(), num_losses_of_rank=[2, 0, 0, 1], was_taken=False, **given)
+    assert "- loss on processes 0, 3, which report their own" in text
+    assert "every loss is finite" not in text
+    assert "every loss is finite" in report(
+        StepRecord(), num_losses_of_rank=[0] * 4, was_taken=False, **given
+    )
