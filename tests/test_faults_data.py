@@ -115,6 +115,12 @@ def test_datasets_that_do_not_fit_are_refused_before_the_model_is_loaded(tmp_pat
         {"reward_funcs": functools.partial(needs_answer, answer=None)},
         {"reward_funcs": needs_answer, "rollout_func": replay(TOKENIZER)},  # it may bring the column
         {"train_dataset": chat_dataset().to_iterable_dataset()},
+        {
+            "train_dataset": chat_dataset(**ANSWERS),
+            "eval_dataset": chat_dataset(),  # evaluation has no teacher
+            "reference_column": "answer",
+            "teacher_context": ["reference"],
+        },
     ],
 )  # fmt: skip
 def test_datasets_that_fit_are_taken(tmp_path, options):

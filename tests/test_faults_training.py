@@ -102,6 +102,8 @@ def test_a_step_that_is_not_finite_leaves_everything_but_the_counters(tmp_path, 
     assert trainer.state.global_step == 3
     assert trainer._step == 12  # micro-batches
     assert logged(trainer, "srpo/nonfinite_steps")[:3] == [0.0, 1.0, 0.0]
+    ours = [value for entry in trainer.state.log_history for name, value in entry.items() if "srpo/" in name]
+    assert all(map(math.isfinite, ours))
     assert [path.name for path in (tmp_path / "nonfinite").iterdir()] == ["step-2-rank-0.pt"]
 
 

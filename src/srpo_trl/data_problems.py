@@ -52,7 +52,8 @@ def dataset_problems(
         shown = ", ".join(map(repr, columns))
         if "prompt" not in columns and not has_environment:
             yield f"{name} has no column 'prompt'; its columns are {shown}. Rename the one that holds the prompts."
-        if args.reference_column is not None and args.reference_column not in columns:
+        is_routed = name == "train_dataset"  # evaluation is not
+        if is_routed and args.reference_column is not None and args.reference_column not in columns:
             yield f"reference_column={args.reference_column!r} is not a column of {name}, which has {shown}."
         if not has_rollout_func:
             kept = _COLUMNS_ALWAYS_KEPT if args.remove_unused_columns else columns
@@ -103,7 +104,8 @@ def chat_template_problems(dataset: Any, processing_class: Any, chat_template: s
     """
     if chat_template is not None or getattr(processing_class, "chat_template", "unknown") is not None:
         return
-    if isinstance(dataset, Dataset) and len(dataset) and is_conversational(dataset[0]):
+    prompt = dataset[0].get("prompt") if isinstance(dataset, Dataset) and len(dataset) else None
+    if prompt and is_conversational({"prompt": prompt}):
         yield (
             "The prompts are conversations, but the tokenizer has no chat template. Set tokenizer.chat_template, take "
             "the tokenizer of an instruction-tuned model, or give prompts of plain text."

@@ -95,7 +95,10 @@ class MetricSums:
 
 
 def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
-    """Return the logged metrics of summed quantities: each ratio of `RATIOS`, and what follows from several."""
+    """Return the logged metrics of summed quantities: each ratio of `RATIOS`, and what follows from several.
+
+    Without those that are not finite, as a skipped step leaves them: trackers that write JSON break on them.
+    """
     metrics = {name: sums[a] / sums[b] for name, (a, b) in RATIOS.items() if sums[b]}
     if count := sums["teacher_tokens"]:
         mean, mean_square = sums["raw_weight"] / count, sums[_RAW_WEIGHT_SQUARED] / count
@@ -113,4 +116,4 @@ def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
         both = abs(metrics.get(total, 0.0)) + abs(metrics.get(part, 0.0))
         if both:
             metrics[f"srpo/{kind}/sdpo_share"] = abs(metrics[part]) / both
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -85,9 +85,8 @@ class FiniteStepGRPOTrainer(CheckedCallsGRPOTrainer):
         elif not self._step_was_skipped:
             self._num_nonfinite_in_a_row = 0
         if self._step_was_skipped and self.accelerator.scaler is None:  # a scaler skips the step itself
-            self.accelerator.sync_gradients = (
-                False  # accelerate's optimizer steps only on synchronised gradients
-            )
+            # Accelerate's optimizer takes it for an accumulation step, and does nothing.
+            self.accelerator.sync_gradients = False
         self._record.clear()
         return grad_norm
 
@@ -114,6 +113,7 @@ class FiniteStepGRPOTrainer(CheckedCallsGRPOTrainer):
         path = save_step(Path(str(self.args.output_dir)) / FOLDER, step, rank, self._record, grad_norm)
         is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         was_taken = is_deepspeed and not self.accelerator.optimizer_step_was_skipped
+        num_losses_of_rank = self._num_nonfinite_losses()
         text = report(
             self._record,
             step=step,
@@ -121,13 +121,14 @@ class FiniteStepGRPOTrainer(CheckedCallsGRPOTrainer):
             grad_norm=grad_norm,
             num_in_a_row=self._num_nonfinite_in_a_row,
             max_in_a_row=self.args.max_nonfinite_steps,
-            num_losses_of_rank=self._num_nonfinite_losses(),
+            num_losses_of_rank=num_losses_of_rank,
             path=path,
             was_taken=was_taken,
         )
         if was_taken or self._num_nonfinite_in_a_row >= self.args.max_nonfinite_steps:
             raise NonFiniteStepsError(text)
-        logger.warning(text)
+        if rank == 0 or num_losses_of_rank[rank]:
+            logger.warning(text)
 
 
 def _as_number(grad_norm: Any) -> float:
