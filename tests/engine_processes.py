@@ -8,6 +8,8 @@ runs in one process.
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import torch
@@ -88,7 +90,17 @@ def engine_options(engine: str) -> dict:
 ENGINE = sys.argv[1] if __name__ == "__main__" else None
 OPTIONS = engine_options(ENGINE) if ENGINE else {}
 
-from harness import LORA, chat_dataset, logged, make_trainer, replay, tiny_model, tiny_tokenizer  # noqa: E402
+from harness import (  # noqa: E402
+    LORA,
+    chat_dataset,
+    contains_answer,
+    logged,
+    make_trainer,
+    replay,
+    tiny_model,
+    tiny_tokenizer,
+)
+from srpo_trl.nonfinite import NonFiniteStepsError  # noqa: E402
 from srpo_trl.sharding import named_trainable, part_of, whole_of  # noqa: E402
 from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 
@@ -250,6 +262,67 @@ def resumed(folder, num_processes, options):
     }
 
 
+def nonfinite(folder):
+    """A run whose second step has an infinite loss on one process, one without that step, and one that is stopped.
+
+    The batches of all steps are the same, and every group has one right answer at the most: the step has no say.
+    """
+
+    def spoiled(name, steps, **options):
+        trainer = make(folder / name, STRADDLING, 2, 2, **(ADAMW | {"weight_decay": 0.1} | options))
+        original = trainer._compute_loss
+
+        def compute(model, inputs):
+            is_spoiled = trainer.state.global_step in steps and trainer.accelerator.process_index == 1
+            return original(model, inputs) + (float("inf") if is_spoiled else 0.0)
+
+        trainer._compute_loss = compute
+        return trainer
+
+    clean, skipping = spoiled("clean", (), max_steps=2), spoiled("skipping", {1}, max_steps=3)
+    stopped = spoiled("stopped", {1, 2}, max_steps=4, max_nonfinite_steps=2)
+    report = None
+    for trainer in (clean, skipping):
+        trainer.train()
+    try:
+        stopped.train()
+    except NonFiniteStepsError as error:
+        report = str(error)
+    return {
+        "engine": clean.accelerator.distributed_type.value,
+        "student": [whole(trainer) for trainer in (clean, skipping, stopped)],
+        "teacher": [whole(t, t._teacher.state_dict()) for t in (clean, skipping, stopped)],
+        "num_ticks": [trainer._teacher.num_ticks for trainer in (clean, skipping, stopped)],
+        "steps": [trainer.state.global_step for trainer in (clean, skipping, stopped)],
+        "counted": logged(skipping, "srpo/nonfinite_steps")[:3],
+        "report": report,
+        "files": sorted(path.name for path in (folder / "stopped" / "nonfinite").iterdir()),
+    }
+
+
+def hanging(folder):
+    """A run of two batches in the first of which the reward function hangs on one process."""
+    released = threading.Event()
+
+    def slow(completions, log_extra, **kwargs):
+        if trainer.state.global_step == 0 and trainer.accelerator.process_index == 1:
+            released.wait(60)
+        log_extra("feedback", ["wrong"] * len(completions))
+        return contains_answer(completions)
+
+    options = {"max_steps": 2, "learning_rate": 0.1, "reward_funcs": slow, "reward_timeout": 2.0}
+    trainer = make(folder, STRADDLING, 2, 6, **options)
+    start = time.monotonic()
+    trainer.train()
+    released.set()
+    return {
+        "seconds": time.monotonic() - start,
+        "student": whole(trainer),
+        "skipped": logged(trainer, "srpo/route/skip_frac"),
+        "timed_out": logged(trainer, "rewards/slow/timed_out_frac"),
+    }
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output, num_processes = Path(sys.argv[2]), int(os.environ["WORLD_SIZE"])
@@ -258,6 +331,8 @@ if __name__ == "__main__":
         "scenarios": results(output / "runs", num_processes, [name for name in SCENARIOS if name in names]),
         "resume": {n: resumed(output / n, num_processes, RESUMED[n]) for n in RESUMED if n in names},
         "bfloat16": {n: bfloat16(output / n, **BFLOAT16[n]) for n in BFLOAT16 if n in names},
+        "nonfinite": nonfinite(output / "nonfinite") if "nonfinite" in names else None,
+        "hanging": hanging(output / "hanging") if "hanging" in names else None,
         "continued": [
             continued(output / "continued", num_processes, name.removeprefix("continue="))
             for name in names

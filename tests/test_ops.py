@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import oracle
-from srpo_trl import ops
 from srpo_trl.ops import DistillationSpec, Head, distillation_loss, products, teacher_entropy
 from srpo_trl.ops.plan import plan_distillation, plan_entropy
 
@@ -44,7 +43,7 @@ class Problem:
         """The student's tensors, which receive gradients."""
         return [t for t in (self.hidden, self.head.weight_VD, self.head.bias_V) if t is not None]
 
-    def run(self, spec, backend, chunk_bytes=256 * 2**20):
+    def run(self, spec, backend, chunk_bytes=256 * 2**20, **options):
         return distillation_loss(
             self.hidden,
             self.head,
@@ -56,11 +55,12 @@ class Problem:
             spec=spec,
             backend=backend,
             chunk_bytes=chunk_bytes,
+            **options,
         )
 
-    def gradients(self, spec, backend, chunk_bytes=256 * 2**20, upstream=1.7):
+    def gradients(self, spec, backend, chunk_bytes=256 * 2**20, upstream=1.7, **options):
         """The result, and the gradients of `leaves` under a random-looking upstream gradient."""
-        result = self.run(spec, backend, chunk_bytes)
+        result = self.run(spec, backend, chunk_bytes, **options)
         return result, torch.autograd.grad(result.loss * upstream, self.leaves())
 
 
@@ -614,13 +614,13 @@ def head_with_logit(problem, value):
     vocab_size = problem.head.weight_VD.shape[0]
     bias = torch.zeros(vocab_size, dtype=problem.hidden.dtype)
     bias[-1] = value
-    return problem.head._replace(bias_V=bias)
+    return problem.head._replace(bias_V=bias.requires_grad_())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
 @pytest.mark.parametrize("mode", SPECS)
-def test_infinite_logits_are_refused(backend, value, mode, monkeypatch):
+def test_infinite_logits_are_refused(backend, value, mode):
     problem = make_problem(3, 33, dtype=torch.float32)
     head = head_with_logit(problem, value)
     with pytest.raises(ValueError, match="the teacher's logits hold an infinite value or NaN"):
@@ -628,9 +628,11 @@ def test_infinite_logits_are_refused(backend, value, mode, monkeypatch):
     problem.head = head
     with pytest.raises(ValueError, match="the student's logits hold an infinite value or NaN"):
         problem.run(SPECS[mode], backend)
-    # A GPU must not wait for the answer: there the loss itself says it.
-    monkeypatch.setattr(ops, "_refuse_infinite_logits", lambda side, is_finite: None)
-    assert problem.run(SPECS[mode], backend).loss.isnan()
+    # A trainer must not wait for the answer: there the loss itself says it, and every gradient.
+    result, gradients = problem.gradients(SPECS[mode], backend, refuse_nonfinite=False)
+    assert all(value.isnan().all() for value in (result.loss, *gradients))
+    hidden = problem.hidden.detach()
+    assert teacher_entropy(hidden, head, 1.0, backend=backend, refuse_nonfinite=False).isnan().all()
 
 
 def test_unknown_backend_and_temperature_are_refused():

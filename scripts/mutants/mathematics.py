@@ -169,13 +169,13 @@ MUTANTS = [
     mutant(
         "infinite_logits_are_trained_on",
         "an infinite student logit outside the top K leaves the loss finite, and nobody hears of it",
-        ("ops/__init__.py", "result._replace(loss=torch.where(is_finite, result.loss, torch.nan))", "result"),
+        ("ops/__init__.py", "result.loss * torch.where(is_finite, 1.0, torch.nan)", "result.loss"),
         tests=("test_ops.py::test_infinite_logits_are_refused",),
     ),
     mutant(
         "infinite_teacher_logits_are_taken",
         "an infinite teacher logit is not refused when the rollouts are scored",
-        ("ops/__init__.py", '    _refuse_infinite_logits("teacher", entropy_N.isfinite().all())\n', ""),
+        ("ops/__init__.py", '_refuse_infinite_logits("teacher", entropy_N.isfinite().all())', "pass"),
         tests=("test_ops.py::test_infinite_logits_are_refused",),
     ),
     mutant(

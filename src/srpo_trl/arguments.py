@@ -8,6 +8,7 @@ from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 
 from srpo_trl.config import SRPOConfig
+from srpo_trl.data_problems import context_problems, dataset_problems
 from srpo_trl.sharding import is_zero3, shards_parameters
 from srpo_trl.trl_seams import get_callable_name, get_config_model_id
 
@@ -22,7 +23,14 @@ def default_config(model: "str | PreTrainedModel | PeftModel") -> SRPOConfig:
     return SRPOConfig(f"{model_id.split('/')[-1]}-SRPO")
 
 
-def check_arguments(args: Any, reward_funcs: Any, train_dataset: Any, environment_factory: Any) -> None:
+def check_arguments(
+    args: Any,
+    reward_funcs: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    environment_factory: Any,
+    rollout_func: Any,
+) -> None:
     """Refuse arguments that do not fit together.
 
     Raises:
@@ -40,12 +48,14 @@ def check_arguments(args: Any, reward_funcs: Any, train_dataset: Any, environmen
             check_correctness_reward(args, reward_names(reward_funcs))
         except ValueError as error:
             problems.append(str(error))
-    columns = getattr(train_dataset, "column_names", None)
-    if args.reference_column is not None and columns and args.reference_column not in columns:
-        problems.append(
-            f"reference_column={args.reference_column!r} is not a column of the training dataset, which has "
-            f"{', '.join(map(repr, columns))}."
-        )
+    problems += dataset_problems(
+        args,
+        train_dataset,
+        eval_dataset,
+        _reward_list(reward_funcs),
+        has_environment=environment_factory is not None,
+        has_rollout_func=rollout_func is not None,
+    )
     if args.reference_column is not None and args.remove_unused_columns:
         problems.append(
             f"remove_unused_columns=True would drop reference_column={args.reference_column!r}; set it to False."
@@ -61,8 +71,12 @@ def check_arguments(args: Any, reward_funcs: Any, train_dataset: Any, environmen
 
 def reward_names(reward_funcs: Any) -> list[str]:
     """Return the names that TRL gives to reward functions."""
+    return [_reward_name(function) for function in _reward_list(reward_funcs)]
+
+
+def _reward_list(reward_funcs: Any) -> list[Any]:
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    return [_reward_name(function) for function in functions if function is not None]
+    return [function for function in functions if function is not None]
 
 
 def _reward_name(function: Any) -> str:
@@ -89,6 +103,8 @@ def refuse_unsupported(
     """Raise ValueError where the teacher cannot be built, rather than train with another one."""
     remedy = "Use routing='grpo' there, or"
     _refuse_engines(accelerator)
+    for problem in context_problems(model.config, args.max_completion_length):  # type: ignore[arg-type]
+        raise ValueError(problem)
     if args.gradient_share_steps and shards_parameters(accelerator):
         raise ValueError(
             f"gradient_share_steps={args.gradient_share_steps} differentiates by whole parameters, which FSDP and "

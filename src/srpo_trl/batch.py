@@ -16,7 +16,7 @@ TrlBatch = dict[str, Any]
 
 # Keys added to TRL's batch. TRL shuffles and splits its values along rows, so each is a tensor or a list of B.
 _ROUTE = "srpo_route"
-_TEACHER_ENTROPY = "srpo_teacher_entropy"
+TEACHER_ENTROPY = "srpo_teacher_entropy"
 _TEACHER_HIDDEN = "srpo_teacher_hidden"
 
 _LOGPS_OF_POLICY_ROWS = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
@@ -82,7 +82,7 @@ def add_routing(
 ) -> None:
     """Add the routing's results to TRL's rollout batch, in place."""
     batch[_ROUTE] = route_B
-    batch[_TEACHER_ENTROPY] = teacher_entropy_BT
+    batch[TEACHER_ENTROPY] = teacher_entropy_BT
     batch[_TEACHER_HIDDEN] = list(teacher_hidden)
 
 
@@ -96,7 +96,7 @@ def routed_batch(batch: TrlBatch) -> RoutedBatch:
     return RoutedBatch(
         route_B=batch[_ROUTE],
         scored_BT=scored_tokens(batch),
-        teacher_entropy_BT=batch[_TEACHER_ENTROPY],
+        teacher_entropy_BT=batch[TEACHER_ENTROPY],
         teacher_hidden=batch[_TEACHER_HIDDEN],
         old_logps_BT=batch.get("old_per_token_logps"),
         sampler_ratio_BT=batch.get("importance_sampling_ratio"),

@@ -229,6 +229,22 @@ class SRPOConfig(GRPOConfig):
         },
     )
 
+    # Faults
+    max_nonfinite_steps: int = field(
+        default=3,
+        metadata={
+            "help": "So many optimizer steps in a row with a loss or gradient that is not finite stop the run, with a "
+            "report. Each of them is skipped."
+        },
+    )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds that a reward function may take for a batch; after them its rollouts have no score. "
+            "None: it may take for ever."
+        },
+    )
+
     # Observation
     gradient_share_steps: int | None = field(
         default=None,

@@ -26,6 +26,7 @@ def problems_of(config: "SRPOConfig") -> Iterator[str]:
     yield from _teacher_problems(config)
     yield from _template_problems(config)
     yield from _evaluation_problems(config)
+    yield from _fault_problems(config)
     if config.routing != "grpo":
         yield from _inherited_problems(config)
 
@@ -147,6 +148,12 @@ def _evaluation_problems(config: "SRPOConfig") -> Iterator[str]:
             f"metric_for_best_model={config.metric_for_best_model!r} is not measured: evaluation scores samples and "
             "computes no loss. Give one of the scores, such as 'eval_avg@16', or leave it out."
         )
+
+
+def _fault_problems(config: "SRPOConfig") -> Iterator[str]:
+    yield from _positive_int("max_nonfinite_steps", config.max_nonfinite_steps)
+    if config.reward_timeout is not None:
+        yield from _in_range("reward_timeout", config.reward_timeout, 0.0, 1e9, open_low=True)
 
 
 def _inherited_problems(config: "SRPOConfig") -> Iterator[str]:

@@ -38,6 +38,7 @@ RATIOS: dict[str, tuple[str, str]] = {
     "srpo/distillation/importance_ratio": ("importance_ratio", "distilled_tokens"),
     "srpo/gradient/grpo_norm": ("gradient_norm_grpo", "gradient_measurements"),
     "srpo/gradient/sdpo_norm": ("gradient_norm_sdpo", "gradient_measurements"),
+    "srpo/nonfinite_steps": ("nonfinite_steps", "processes"),
     "srpo/seconds/generation": ("seconds_generation", "rollout_batches"),
     "srpo/seconds/rewards": ("seconds_rewards", "rollout_batches"),
     "srpo/seconds/teacher": ("seconds_teacher", "rollout_batches"),
@@ -84,6 +85,7 @@ class MetricSums:
             sum_over_processes: adds a tensor over all processes; called exactly once.
             device: that the reduction runs on.
         """
+        self._sums["processes"] = 1.0
         stacked = torch.stack(
             [torch.as_tensor(self._sums[n], dtype=torch.float64, device=device) for n in SUMS]
         )
@@ -93,7 +95,10 @@ class MetricSums:
 
 
 def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
-    """Return the logged metrics of summed quantities: each ratio of `RATIOS`, and what follows from several."""
+    """Return the logged metrics of summed quantities: each ratio of `RATIOS`, and what follows from several.
+
+    Without those that are not finite, as a skipped step leaves them: trackers that write JSON break on them.
+    """
     metrics = {name: sums[a] / sums[b] for name, (a, b) in RATIOS.items() if sums[b]}
     if count := sums["teacher_tokens"]:
         mean, mean_square = sums["raw_weight"] / count, sums[_RAW_WEIGHT_SQUARED] / count
@@ -111,4 +116,4 @@ def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
         both = abs(metrics.get(total, 0.0)) + abs(metrics.get(part, 0.0))
         if both:
             metrics[f"srpo/{kind}/sdpo_share"] = abs(metrics[part]) / both
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

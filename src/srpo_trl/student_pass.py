@@ -101,6 +101,7 @@ def add_distillation_head(model: PreTrainedModel) -> None:
                 distillation.coefficient_N,
                 distillation.old_logps_N,
                 spec=distillation.spec,
+                refuse_nonfinite=False,  # the whole optimizer step is skipped and reported
             )
         return RoutedOutput(
             **outputs,

@@ -122,7 +122,7 @@ def score_rollouts(
             numbers = [chosen[i] for i in batch]
             states = score_pass(backbone, [rows[i] for i in batch], layout)
             kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(numbers, states, strict=True)]
-            entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature)
+            entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature, refuse_nonfinite=False)
             hidden |= {i: state.cpu() if on_host else state for i, state in zip(numbers, kept, strict=True)}
             entropies |= dict(zip(numbers, entropy_N.split([len(state) for state in kept]), strict=True))
         if sharded is not None:

@@ -31,6 +31,7 @@ from srpo_trl import batch as trl_batch
 from srpo_trl import checkpointing
 from srpo_trl.arguments import check_arguments, check_correctness_reward, default_config, refuse_unsupported
 from srpo_trl.batch import RoutedBatch
+from srpo_trl.data_problems import prompt_room
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
 from srpo_trl.evaluation.trainer import EvaluatingGRPOTrainer
@@ -130,7 +131,7 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
     ) -> None:
         args = default_config(model) if args is None else args
-        check_arguments(args, reward_funcs, train_dataset, environment_factory)
+        check_arguments(args, reward_funcs, train_dataset, eval_dataset, environment_factory, rollout_func)
         self._is_routed = self._has_step_window = args.routing != "grpo"
         self._redrawn_frac = args.redraw_failed_frac
         super().__init__(
@@ -214,14 +215,13 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
 
     def _teacher_prompt_encoder(self) -> TeacherPromptEncoder:
         args = self.args
-        longest = getattr(self._student.config.get_text_config(), "max_position_embeddings", None)
-        room = longest - self.max_completion_length if longest else args.max_reprompt_length
+        room = prompt_room(self._student.config, args.max_completion_length)
         return TeacherPromptEncoder(
             tokenizer=self._tokenizer,
             templates=ContextTemplates(
                 args.reprompt_template, args.solution_template, args.feedback_template
             ),
-            max_length=min(args.max_reprompt_length, room),
+            max_length=args.max_reprompt_length if room is None else min(args.max_reprompt_length, room),
             chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,
         )
@@ -410,6 +410,7 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         result = distilling.result
         assert result is not None
         distillation_loss = result.loss.to(policy_loss.dtype)
+        self._branch_losses = {"grpo": policy_loss.detach(), "sdpo": distillation_loss.detach()}
         self._sums.add(
             loss_grpo=policy_loss,
             loss_sdpo=distillation_loss,
@@ -465,8 +466,9 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
     # ---------------------------------------------------------------- teacher ticks and checkpoints
 
     def _tick_teacher(self) -> None:
-        """Move the teacher once per rollout batch, after its last optimizer step (SDPO)."""
-        if not self._rollout_batch_ends:
+        """Move the teacher once per rollout batch, after its last optimizer step (SDPO), unless that was skipped."""
+        self._sums.add(nonfinite_steps=self._is_nonfinite_step)
+        if self._step_was_skipped or not self._rollout_batch_ends:
             return
         distance = self._teacher.tick()
         if distance is not None:

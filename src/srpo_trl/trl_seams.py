@@ -18,7 +18,9 @@ from trl.trainer.utils import (
     add_fused_lm_head,
     get_callable_name,
     get_config_model_id,
+    is_async_callable,
     maybe_gather_lm_head_ctx,
+    start_event_loop_in_daemon,
 )
 
 __all__ = [
@@ -31,8 +33,10 @@ __all__ = [
     "check",
     "get_callable_name",
     "get_config_model_id",
+    "is_async_callable",
     "maybe_gather_lm_head_ctx",
     "rotate_checkpoints",
+    "start_event_loop_in_daemon",
 ]
 
 SUPPORTED_TRL = ("1.16.0", "2.0.0")  # from, below
@@ -40,6 +44,7 @@ SUPPORTED_TRL = ("1.16.0", "2.0.0")  # from, below
 # Methods that SRPOTrainer overrides or calls, with the parameters it relies on.
 METHODS: dict[str, tuple[str, ...]] = {
     "_prepare_inputs": ("self", "generation_batch"),
+    "_tokenize_prompts": ("self", "prompts"),
     "_generate": ("self", "prompts"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_tokenize_prompts": ("self", "prompts"),
@@ -58,10 +63,12 @@ METHODS: dict[str, tuple[str, ...]] = {
     "prediction_step": ("self", "model", "inputs", "prediction_loss_only", "ignore_keys"),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_log_completion_extra": ("self", "column", "values"),
+    "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
     "_compute_loss": ("self", "model", "inputs"),
     "_get_train_sampler": ("self", "dataset"),
     "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
+    "_get_grad_norm": ("self", "model", "grad_norm"),
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),

@@ -49,6 +49,7 @@ def distillation_loss(
     spec: DistillationSpec,
     backend: Backend = "auto",
     chunk_bytes: int | None = None,
+    refuse_nonfinite: bool = True,
 ) -> DistillationResult:
     """The weighted sum of the tokens' divergences from student to teacher, lower where the two agree.
 
@@ -59,8 +60,8 @@ def distillation_loss(
     The product with the head, the log-softmax and everything after it is float32 (float64 where any hidden
     state or weight is). Under bfloat16 autocast on a GPU its factors are rounded to bfloat16, as autocast rounds
     them everywhere, and the product is not. No gradient flows to the teacher, even where both sides share a
-    tensor, nor through the ratio, the coefficients or the choice of the top K. Student logits must be finite: on a
-    CPU others are refused; on a GPU, which a check would wait for, they make the loss NaN.
+    tensor, nor through the ratio, the coefficients or the choice of the top K. Student logits must be finite: others
+    make the loss and its gradient NaN.
 
     Args:
         student_hidden_ND: last hidden states at the positions that predict the sampled tokens. Receives the
@@ -78,13 +79,15 @@ def distillation_loss(
         chunk_bytes: bound of the temporary memory of "chunked" and "triton", outputs and gradients aside. One
             token at a time is the least, whatever the bound. None: 256 MiB, on a GPU 512 MiB, because the head's
             gradient is read and written once per chunk.
+        refuse_nonfinite: raise where the loss is NaN for a logit that is not finite. On a GPU, which the check would
+            wait for, nothing is raised.
 
     Returns:
         `DistillationResult`; N = 0 gives a loss of 0 that still makes (zero) gradients.
 
     Raises:
-        ValueError: shapes do not fit together, `backend` is unknown or cannot run these inputs, or, on a CPU,
-            a student logit is not finite.
+        ValueError: shapes do not fit together, `backend` is unknown or cannot run these inputs, or a student logit
+            is refused.
     """
     student_hidden_ND, student_head = _round_as_autocast(student_hidden_ND, student_head)
     teacher_hidden_ND, teacher_head = _round_as_autocast(teacher_hidden_ND, teacher_head)
@@ -119,8 +122,10 @@ def distillation_loss(
             chunk_bytes = chunk_bytes or _chunk_bytes(student_hidden_ND)
             result = _bounded(name).distillation_loss(*arguments, chunk_bytes)
     is_finite = result.student_entropy_N.isfinite().all()
-    _refuse_infinite_logits("student", is_finite)
-    return result._replace(loss=torch.where(is_finite, result.loss, torch.nan))
+    if refuse_nonfinite:
+        _refuse_infinite_logits("student", is_finite)
+    # A product, because the gradient must be NaN as well, and for all tokens.
+    return result._replace(loss=result.loss * torch.where(is_finite, 1.0, torch.nan))
 
 
 def teacher_entropy(
@@ -130,6 +135,7 @@ def teacher_entropy(
     *,
     backend: Backend = "auto",
     chunk_bytes: int | None = None,
+    refuse_nonfinite: bool = True,
 ) -> Tensor:
     """Entropy of each token's distribution over the whole vocabulary, in nats.
 
@@ -141,14 +147,15 @@ def teacher_entropy(
         temperature: above 0.
         backend: as in `distillation_loss`.
         chunk_bytes: as in `distillation_loss`.
+        refuse_nonfinite: as in `distillation_loss`.
 
     Returns:
-        (N,) float32 (float64 where hidden states or weight are), from 0 to log V, no gradient. NaN on a GPU
-        where a logit is not finite.
+        (N,) float32 (float64 where hidden states or weight are), from 0 to log V, no gradient. NaN where a logit
+        is not finite.
 
     Raises:
         ValueError: the head does not fit the hidden states, temperature is not above 0, `backend` is unknown
-            or cannot run these inputs, or, on a CPU, a logit is not finite.
+            or cannot run these inputs, or a logit is refused.
     """
     check_head("teacher", hidden_ND, head)
     if not temperature > 0:
@@ -161,7 +168,8 @@ def teacher_entropy(
         else:
             chunk_bytes = chunk_bytes or _chunk_bytes(hidden_ND)
             entropy_N = _bounded(name).teacher_entropy(hidden_ND, head, temperature, chunk_bytes)
-    _refuse_infinite_logits("teacher", entropy_N.isfinite().all())
+    if refuse_nonfinite:
+        _refuse_infinite_logits("teacher", entropy_N.isfinite().all())
     return entropy_N
 
 

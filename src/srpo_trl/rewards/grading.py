@@ -11,14 +11,26 @@ logger = logging.getLogger(__name__)
 
 SHOWN_CHARACTERS = 80
 
+# What an odd text can make of a pure function. Anything else (memory, files, network, interrupts) stops the run.
+GRADER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 
 class Grade(NamedTuple):
     """The judgement of one completion.
 
     Attributes:
-        reward: the score; None where the row's reference answer is unusable, so that nothing can be said.
+        reward: the score; None where nothing can be said: the row's reference answer is unusable, or the grader
+            broke on it.
         feedback: what is wrong, for the teacher's prompt; empty where the completion is correct or ungraded.
-        answer_problem: why the reference answer is unusable; empty where it is usable.
+        answer_problem: why there is no score; empty where there is one.
     """
 
     reward: float | None
@@ -69,26 +81,34 @@ class GradedReward:
             completions: one string or one list of messages per row; the last assistant message is graded.
             answer: the reference answer of each row.
             log_extra: receives one feedback text per row, empty for rows that are correct or ungraded.
-            log_metric: receives the fraction of rows whose reference answer is unusable.
+            log_metric: receives the fraction of rows without a reward.
             kwargs: everything else that TRL passes; not used.
         Returns:
-            One reward per row; None where the reference answer is unusable (a warning is logged).
+            One reward per row; None where the reference answer is unusable or the grader raised one of
+            `GRADER_ERRORS` (a warning is logged).
         Raises:
             ValueError: `completions` and `answer` differ in length.
+            Exception: what the grader raised, where it did so on every row: then it is broken, and not a row.
         """
         if len(completions) != len(answer):
             raise ValueError(
                 f"{self.__name__} was given {len(completions)} completions and {len(answer)} answers; "
                 "pass one reference answer per completion."
             )
-        grades = [
-            self.grade(completion_text(row), gold) for row, gold in zip(completions, answer, strict=True)
-        ]
+        grades, errors = [], []
+        for completion, gold in zip(completions, answer, strict=True):
+            try:
+                grades.append(self.grade(completion_text(completion), gold))
+            except GRADER_ERRORS as error:
+                errors.append(error)
+                grades.append(Grade(None, answer_problem=f"the grader raised {shorten(repr(error))}"))
+        if errors and len(errors) == len(grades):
+            raise errors[0]
         problems = [(row, grade.answer_problem) for row, grade in enumerate(grades) if grade.reward is None]
         if problems:
             first_row, first_problem = problems[0]
             logger.warning(
-                "%s: %d of %d rows have an unusable reference answer and get no reward, first row %d: %s",
+                "%s: %d of %d rows cannot be graded and get no reward, first row %d: %s",
                 self.__name__,
                 len(problems),
                 len(grades),
