@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 from transformers.trainer import TRAINER_STATE_NAME
 
-from srpo_trl.compare.plan import OPTIONS_FILE, Plan, Run
+from srpo_trl.compare.plan import Plan, Run
+from srpo_trl.compare.start import OPTIONS_FILE
 from srpo_trl.training_clock import TRAINING_SECONDS
 from srpo_trl.training_script import last_complete_checkpoint
 
@@ -58,7 +59,7 @@ def _make(run: Run, plan: Plan, processes: dict[Run, "subprocess.Popen[bytes]"],
         name = f"{run.variant}, seed {run.seed}"
         console.print(f"{name}: {'resumed' if last_complete_checkpoint(str(run.output_dir)) else 'started'}")
         (run.output_dir / OPTIONS_FILE).write_text(run.options, encoding="utf-8")
-        _note_hardware(run)
+        _note_hardware(run, plan.jobs)
         with (run.output_dir / LOG_FILE).open("ab") as log:
             # The lock stays with the run: it holds as long as the process lives, whatever becomes of this one.
             process = subprocess.Popen(run.command, stdout=log, stderr=log, pass_fds=[lock.fileno()])
@@ -101,7 +102,7 @@ def is_finished(run: Run, max_seconds: float | None) -> bool:
     return state["global_step"] >= state["max_steps"] or (max_seconds is not None and used >= max_seconds)
 
 
-def _note_hardware(run: Run) -> None:
+def _note_hardware(run: Run, jobs: int) -> None:
     """Add what this part of the run is trained on to the run's list of hardware."""
     known = read_hardware(run)
     here = {
@@ -109,6 +110,7 @@ def _note_hardware(run: Run) -> None:
         "devices": torch.cuda.device_count() or 1,
         "cpu_cores": os.cpu_count(),
         "torch": version("torch"),
+        "runs_at_a_time": jobs,
     }
     if here not in known:
         (run.output_dir / HARDWARE_FILE).write_text(json.dumps([*known, here], indent=2) + "\n")
