@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -34,7 +35,7 @@ def run_all(plan: Plan, console: Console) -> dict[Run, str]:
     Ended by Ctrl-C or SIGTERM, it ends its runs; the next call resumes them from their checkpoints.
     """
     processes: dict[Run, subprocess.Popen[bytes]] = {}
-    with ThreadPoolExecutor(max_workers=plan.jobs) as pool:
+    with _sigterm_as_exit(), ThreadPoolExecutor(max_workers=plan.jobs) as pool:
         try:
             reasons = list(pool.map(lambda run: _make(run, plan, processes, console), plan.runs))
         except BaseException:
@@ -71,6 +72,20 @@ def _make(run: Run, plan: Plan, processes: dict[Run, "subprocess.Popen[bytes]"],
     lines = (run.output_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     tail = "\n".join(lines[-LOG_TAIL:])
     return f"it ended with status {status}; the last lines of {run.output_dir / LOG_FILE}:\n{tail}"
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit in the block, so that what it has started is ended, too."""
+
+    def leave(signal_number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + signal_number)
+
+    earlier = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 @contextmanager

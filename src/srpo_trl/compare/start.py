@@ -60,7 +60,7 @@ def begun_otherwise(folder: Path, options: str) -> Iterator[str]:
     """Yield what differs where an earlier call has begun a run in `folder` with other options."""
     path = folder / OPTIONS_FILE
     if path.is_file():
-        both = {"then": json.loads(path.read_text(encoding="utf-8")), "now": json.loads(options)}
-        names = ", ".join(sorted(differing(both)))
+        then, now = json.loads(path.read_text(encoding="utf-8")), json.loads(options)
+        names = ", ".join(name for name in sorted(now) if name in then and then[name] != now[name])
         if names:
             yield f"{folder} was begun with other values of {names}: give another --output_dir, or delete it."
