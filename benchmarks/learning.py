@@ -38,6 +38,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     set_environment()
+    from benchmarks.learning_report import report  # imports torch, which reads the environment
+
     for task in WARMUPS:
         prepare_task(task, options.output_dir / task)
     status = 0
@@ -48,6 +50,7 @@ def main() -> int:
             words += ["--budget", options.budget, "--output_dir", str(folder), "--"]
             words += ["--model_name_or_path", str(folder / "start"), "--dataset_name", str(folder / "data")]
             status = max(status, compare(words))
+    report(options.output_dir)
     return status
 
 
