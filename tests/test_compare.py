@@ -167,7 +167,7 @@ log = []
 if steps:
     log = json.loads((folder / f"checkpoint-{steps[-1]}" / "trainer_state.json").read_text())["log_history"]
 for step in range(len(log), 7):
-    if step == 3 and (top / "fail").exists():
+    if (top / "fail").exists() and (step == 3 or (top / "from_the_start").exists()):
         sys.exit("out of memory")
     if step == 3 and (top / "hang").exists():
         (top / "pid").write_text(str(os.getpid()))
@@ -353,9 +353,19 @@ def test_jobs_run_at_a_time(compare):
     assert sorted(calls(folder)) == sorted(f"{name} 0" for name in VARIANTS)
 
 
-def test_metric_by_name(compare):
-    with pytest.raises(ValueError, match="metric 'eval_avg@16' is in no evaluation, which have eval_reward"):
-        compare("--seeds", "1", "--budget", "1s", "--metric", "eval_avg@16")
+def test_metric_by_name(compare, capsys):
+    assert compare("--seeds", "1", "--budget", "1s", "--metric", "eval_avg@16")[0] == 2
+    assert "metric 'eval_avg@16' is in no evaluation, which have eval_reward" in capsys.readouterr().err
+    assert compare("--seeds", "1", "--budget", "1s", "--metric", "eval_reward")[0] == 0
+
+
+def test_nothing_evaluated_yet(compare, tmp_path, capsys):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "fail").touch()
+    (folder / "from_the_start").touch()
+    assert compare("--seeds", "1", "--budget", "1s")[0] == 1
+    assert "No run has been evaluated yet." in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- refusals

@@ -20,7 +20,7 @@ Options of `srpo-trl train` for every run follow after `--`:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Plan, run and report; return 0, 1 where runs are missing, or 2 where nothing was started."""
+    """Plan, run and report; return 0, 1 where runs are missing, or 2 for wrong arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = _parser().parse_args(arguments[:cut])
@@ -36,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(["srpo-trl compare: nothing was started, because", *items]), file=sys.stderr)
         return EXIT_WRONG_ARGUMENTS
     missing = run_all(plan, console)
-    report(plan, missing, console)
+    try:
+        report(plan, missing, console)
+    except ValueError as error:  # which metrics there are is known once a run has logged them
+        print(f"srpo-trl compare: {error}", file=sys.stderr)
+        return EXIT_WRONG_ARGUMENTS
     return EXIT_RUNS_MISSING if missing else 0
 
 

@@ -70,11 +70,10 @@ def _cell(value: Estimate | None, num_seeds: int) -> str:
 def table_notes(plan: Plan, results: Results) -> Iterator[str]:
     """Yield what has to be known to read the table: seeds, shortfalls, hardware, options."""
     num_seeds = max(map(len, results.curves.values()))
-    yield (
-        f"Mean and standard error over {num_seeds} seeds."
-        if num_seeds > 1
-        else f"{num_seeds} seed: there is no standard error."
-    )
+    yield {
+        0: "No run has been evaluated yet.",
+        1: "One seed: there is no standard error.",
+    }.get(num_seeds, f"Mean and standard error over {num_seeds} seeds.")
     yield (
         "A best value is a maximum over noisy evaluations after the start: read it beside the last one. "
         "Time is spent in training steps; evaluation and saving are left out."
