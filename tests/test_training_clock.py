@@ -19,7 +19,7 @@ def now(monkeypatch):
     return face
 
 
-ARGS = SimpleNamespace(device=torch.device("cpu"), eval_strategy="steps")
+ARGS = SimpleNamespace(device=torch.device("cpu"), eval_strategy="steps", world_size=1)
 
 
 def step(clock: TrainingClock, now, seconds: float, args=ARGS) -> TrainerControl:
@@ -47,7 +47,7 @@ def test_the_step_that_crosses_the_limit_is_the_last_and_is_evaluated_and_saved(
     )
     after = step(clock, now, 0.2)
     assert all((after.should_training_stop, after.should_evaluate, after.should_save, after.should_log))
-    without = SimpleNamespace(device=torch.device("cpu"), eval_strategy="no")
+    without = SimpleNamespace(**vars(ARGS) | {"eval_strategy": "no"})
     assert not step(clock, now, 1.0, without).should_evaluate
 
 
@@ -76,6 +76,7 @@ def test_a_resumed_run_goes_on_counting_with_its_own_limit(now, tmp_path):
 
 def test_every_process_stops_by_the_first_ones_clock(now, monkeypatch):
     monkeypatch.setattr(training_clock, "broadcast", lambda seconds: torch.full_like(seconds, 7.0))
-    clock = TrainingClock(limit=6.0)
-    assert step(clock, now, 1.0).should_training_stop
-    assert clock.seconds == 7.0
+    alone, one_of_two = TrainingClock(limit=6.0), TrainingClock(limit=6.0)
+    assert not step(alone, now, 1.0).should_training_stop
+    assert step(one_of_two, now, 1.0, SimpleNamespace(**vars(ARGS) | {"world_size": 2})).should_training_stop
+    assert (alone.seconds, one_of_two.seconds) == (1.0, 7.0)

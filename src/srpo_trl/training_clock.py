@@ -58,11 +58,11 @@ class TrainingClock(TrainerCallback, ExportableState):
         self._step_began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock; the first process's count is everyone's, so that all of them stop at one step."""
-        seconds = torch.tensor(
-            self.seconds + time.perf_counter() - self._step_began, dtype=torch.float64, device=args.device
-        )
-        self.seconds = float(broadcast(seconds))
+        """Stop the clock. With several processes the first one's count is everyone's: all stop at the same step."""
+        self.seconds += time.perf_counter() - self._step_began
+        if args.world_size > 1:
+            seconds = torch.tensor(self.seconds, dtype=torch.float64, device=args.device)
+            self.seconds = float(broadcast(seconds))
         if self.limit is not None and self.seconds >= self.limit:
             control.should_training_stop = control.should_log = control.should_save = True
             control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
