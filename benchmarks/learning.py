@@ -32,10 +32,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
-    parser.add_argument("--budget", default="50steps,100steps,200steps", help="default: %(default)s")
+    parser.add_argument("--budget", default="40steps,100steps,200steps", help="default: %(default)s")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/learning"), help="default: %(default)s"
     )
+    parser.add_argument("--table_only", action="store_true", help="start nothing: what has been run so far")
     options = parser.parse_args()
     set_environment()
     from benchmarks.learning_report import report  # imports torch, which reads the environment
@@ -43,10 +44,11 @@ def main() -> int:
     for task in WARMUPS:
         prepare_task(task, options.output_dir / task)
     status = 0
-    for num_seeds in range(1, options.seeds + 1):
+    for num_seeds in range(options.seeds if options.table_only else 1, options.seeds + 1):
         for task in WARMUPS:
             folder = options.output_dir / task
             words = [str(RECIPE), "--variants", "all", "--seeds", str(num_seeds), "--jobs", str(options.jobs)]
+            words += ["--table_only"] * options.table_only
             words += ["--budget", options.budget, "--output_dir", str(folder), "--"]
             words += ["--model_name_or_path", str(folder / "start"), "--dataset_name", str(folder / "data")]
             status = max(status, compare(words))

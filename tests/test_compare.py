@@ -347,6 +347,14 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def test_table_of_what_there_is_starts_nothing(compare):
+    assert compare("--seeds", "1", "--budget", "2s")[0] == 0
+    status, folder = compare("--seeds", "2", "--budget", "2s,4s", "--table_only")
+    assert (status, calls(folder)) == (0, ["recipe 0"])
+    best = results(folder)["variants"]["recipe"]["best_within"]
+    assert (best["2s"]["mean"], best["4s"]) == (0.06, None)
+
+
 def test_jobs_run_at_a_time(compare):
     status, folder = compare("--variants", "all", "--seeds", "1", "--budget", "1s", "--jobs", "3")
     assert status == 0

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         items = ["- " + problem.replace("\n", "\n  ") for problem in problems]
         print("\n".join(["srpo-trl compare: nothing was started, because", *items]), file=sys.stderr)
         return EXIT_WRONG_ARGUMENTS
-    missing = run_all(plan, console)
+    missing = {} if options.table_only else run_all(plan, console)
     try:
         report(plan, missing, console)
     except ValueError as error:  # which metrics there are is known once a run has logged them
@@ -89,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COMMAND",
         help="what runs srpo_trl.cli, such as 'accelerate launch --config_file FILE -m srpo_trl.cli' "
         "(default: this Python, one process)",
+    )
+    parser.add_argument(
+        "--table_only",
+        action="store_true",
+        help="start nothing: table and picture of what has been run so far",
     )
     parser.add_argument(
         "--output_dir", default=Path("outputs/compare"), type=Path, metavar="DIR", help="default: %(default)s"
