@@ -90,7 +90,7 @@ def table_notes(plan: Plan, results: Results) -> Iterator[str]:
     for kind in results.hardware:
         yield "Trained on " + ", ".join(f"{name} {value}" for name, value in kind.items()) + "."
     if len(results.hardware) > 1:
-        yield "The runs' hardware differs: budgets in time do not compare."
+        yield "The runs' hardware, or how many runs shared it, differs: budgets in time do not compare."
     for option, values in plan.differences.items():
         yield f"{option}: " + ", ".join(f"{value!r} in {name}" for name, value in values.items()) + "."
 
