@@ -421,7 +421,12 @@ def test_what_cannot_be_compared(compare, config, capsys, values, expected):
 
 @pytest.mark.parametrize(
     "values",
-    [{"model_name_or_path": "."}, {"max_eval_rows": 2}, {"num_generations_eval": 4}, {"temperature": 0.5}],
+    [
+        {"model_name_or_path": "."},
+        {"max_eval_rows": 2},
+        {"num_generations_eval": 4},
+        {"eval_temperature": 0.5},
+    ],
     ids=lambda values: next(iter(values)),
 )
 def test_variants_from_different_starts_are_refused(compare, config, capsys, values):

@@ -169,9 +169,8 @@ def _run(training: Training) -> None:
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
-    trainer.add_callback(
-        TrainingClock(training.max_seconds)
-    )  # after the trainer's own, whose time in a step counts
+    clock = TrainingClock(training.max_seconds)
+    trainer.add_callback(clock)  # after the trainer's own, whose time in a step counts
     say = trainer.accelerator.print
     say(
         f"[srpo-trl] routing {config.routing}; model {model}; {len(training.train_rows)} training prompts; "

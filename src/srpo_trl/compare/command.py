@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 EXIT_RUNS_MISSING = 1
-EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 
 DESCRIPTION = """\
 Train variants from one start and tabulate the best score of each within each budget, mean and standard error over
@@ -26,15 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments[:cut])
     console = Console()
     with console.status("Loading torch, transformers and trl"):
+        from srpo_trl.command_line import EXIT_WRONG_ARGUMENTS, refuse
         from srpo_trl.compare.plan import make_plan
     from srpo_trl.compare.report import report
     from srpo_trl.compare.runs import run_all
 
     plan, problems = make_plan(options, training_options=arguments[cut + 1 :])
     if plan is None:
-        items = ["- " + problem.replace("\n", "\n  ") for problem in problems]
-        print("\n".join(["srpo-trl compare: nothing was started, because", *items]), file=sys.stderr)
-        return EXIT_WRONG_ARGUMENTS
+        return refuse("srpo-trl compare", problems)
     missing = {} if options.table_only else run_all(plan, console)
     try:
         report(plan, missing, console)

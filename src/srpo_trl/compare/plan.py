@@ -5,11 +5,12 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from srpo_trl.command_line import attempt
 from srpo_trl.compare.scores import Budget, read_budgets
 from srpo_trl.compare.start import as_json, begun_otherwise, different_starts, differing, options_of, start_of
 from srpo_trl.compare.variants import VARIANTS
@@ -17,8 +18,6 @@ from srpo_trl.training_script import Training, prepare
 
 RUNS_FOLDER = "runs"
 OWN_OPTIONS = ("config", "seed", "output_dir", "resume_from_checkpoint", "max_training_time")
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ def make_plan(options: argparse.Namespace, training_options: Sequence[str]) -> t
         training_options: words that every run's `srpo-trl train` gets after its config.
     """
     problems: list[str] = []
-    num_seeds = next(iter(_attempt(problems, _whole_number, "seeds", options.seeds)), 1)
-    jobs = next(iter(_attempt(problems, _whole_number, "jobs", options.jobs)), 1)
-    budgets = next(iter(_attempt(problems, _budgets, options.budget)), [])
+    num_seeds = next(iter(attempt(problems, _whole_number, "seeds", options.seeds)), 1)
+    jobs = next(iter(attempt(problems, _whole_number, "jobs", options.jobs)), 1)
+    budgets = next(iter(attempt(problems, _budgets, options.budget)), [])
     problems += _own_options(training_options)
     variants = _variants(options.configs, options.variants, problems)
     trainings, training_problems = _trainings(variants, training_options, budgets)
@@ -101,15 +100,6 @@ def make_plan(options: argparse.Namespace, training_options: Sequence[str]) -> t
 
 def _longest(budgets: Sequence[Budget]) -> float | None:
     return max((budget.amount for budget in budgets if budget.is_time), default=None)
-
-
-def _attempt(problems: list[str], function: Callable[..., Result], *args: Any) -> list[Result]:
-    """Return `[function(...)]`, or `[]` with the message of its ValueError added to `problems`."""
-    try:
-        return [function(*args)]
-    except ValueError as error:
-        problems.append(str(error))
-        return []
 
 
 def _whole_number(name: str, text: str) -> int:
