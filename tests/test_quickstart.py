@@ -120,6 +120,28 @@ def test_worked_solution_is_written_as_documented(tokenizer):
     assert Question(7, 9995).solution == "7+5=12;0+9=10;0+9=10;0+9=10;#10002"
 
 
+def test_columns_may_be_written_in_four_forms(tokenizer):
+    question = dataclasses.replace(QUESTION, solution_forms=(0, 1, 2, 3), demonstration_forms=(3, 2, 1, 0))
+    assert question.solution == "5+6=11;9+4=14;05=0+4;09=3+6;#09541"
+    assert question.demonstration == "11=6+5;14=4+9;4+0=05;6+3=09;#09541"
+    assert question.demonstration in tokenizer.decode(teacher_prompts(tokenizer, [question])[0])
+    assert QUESTION.demonstration == SOLUTION
+    for question in sample_questions(50, seed=1, num_forms=4):
+        for text in (question.solution, question.demonstration):
+            assert is_right(text, question.answer)
+            assert len(tokenizer(text)["input_ids"]) + 1 == SOLUTION_TOKENS
+
+
+def test_forms_are_drawn_evenly_and_leave_the_demonstration_no_clue():
+    questions = sample_questions(2000, seed=2, num_forms=4)
+    solved = [form for question in questions for form in question.solution_forms]
+    shown = [form for question in questions for form in question.demonstration_forms]
+    assert all(0.22 < solved.count(form) / len(solved) < 0.28 for form in range(4))
+    same = sum(a == b for a, b in zip(solved, shown, strict=True)) / len(solved)
+    assert 0.22 < same < 0.28
+    assert {question.solution_forms for question in sample_questions(50, seed=2)} == {(0, 0, 0, 0)}
+
+
 @pytest.mark.parametrize("held_out", [False, True])
 def test_worked_solutions_verify(tokenizer, held_out):
     for question in sample_questions(200, seed=1, held_out=held_out):

@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command",
         choices=list(COMMANDS),
         metavar="COMMAND",
-        help="train: train a model as a YAML file says; eval: sample a model's answers and score them; "
-        "quickstart: watch a tiny model learn, in minutes on a CPU; bench: time the distillation loss on this "
-        "machine",
+        help="train: train a model as a YAML file says; eval: sample a model's answers and score them; compare: "
+        "train variants from one start and tabulate their scores; quickstart: watch a tiny model learn, in minutes "
+        "on a CPU; bench: time the distillation loss on this machine",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
@@ -50,6 +50,12 @@ def _quickstart(argv: Sequence[str]) -> int:
     return quickstart(argv)
 
 
+def _compare(argv: Sequence[str]) -> int:
+    from srpo_trl.compare import main as compare
+
+    return compare(argv)
+
+
 def _bench(argv: Sequence[str]) -> int:
     from srpo_trl.bench import main as bench
 
@@ -60,6 +66,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "eval": _eval,
     "quickstart": _quickstart,
+    "compare": _compare,
     "bench": _bench,
 }
 

@@ -23,6 +23,7 @@ from srpo_trl.run_inputs import (
 )
 from srpo_trl.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
 from srpo_trl.trainer import SRPOTrainer
+from srpo_trl.training_clock import TrainingClock, seconds_of
 from srpo_trl.trl_seams import RewardFunc as RewardFunction
 
 
@@ -34,6 +35,26 @@ class TrainArguments(DataArguments):
     max_train_rows: int | None = field(
         default=None, metadata={"help": "Train on the first rows only. None: on all of them."}
     )
+    max_training_time: str | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after this much time in training steps, such as 90s, 30m or 10h, with a last evaluation and "
+            "checkpoint; earlier parts of a resumed run count. None: max_steps or num_train_epochs decide."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything one run is made of, checked."""
+
+    script: TrainArguments
+    config: SRPOConfig
+    model_config: ModelConfig
+    rewards: list[RewardFunction]
+    train_rows: Dataset
+    eval_rows: Dataset | None
+    max_seconds: float | None
 
 
 def train(argv: Sequence[str]) -> int:
@@ -41,10 +62,20 @@ def train(argv: Sequence[str]) -> int:
 
     Every problem that can be seen without a model is reported in one message, and nothing is started.
     """
+    training, problems = prepare(argv)
+    if training is None:
+        return refuse("srpo-trl train", problems)
+    _run(training)
+    return 0
+
+
+def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
+    """Read and check everything that a command line asks for, up to the model; return it, or every problem."""
     script, config, model_config, problems = read_arguments(argv)
     problems_of_data = list(data_problems(script))
     problems += problems_of_data
     rewards = reward_functions(script, problems)
+    max_seconds = attempt(problems, _max_seconds, script)
     if model_config is not None:
         problems += model_problems(model_config)
     if config is not None:
@@ -57,9 +88,9 @@ def train(argv: Sequence[str]) -> int:
     if not problems_of_data and evaluates:
         eval_rows = attempt(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
     if problems or not train_rows or config is None or model_config is None:
-        return refuse("srpo-trl train", problems)
-    _run(config, model_config, rewards, train_rows[0], eval_rows[0] if eval_rows else None)
-    return 0
+        return None, problems
+    rows = (train_rows[0], eval_rows[0] if eval_rows else None)
+    return Training(script, config, model_config, rewards, *rows, max_seconds[0]), []
 
 
 def read_arguments(
@@ -97,6 +128,16 @@ def _is_complete(checkpoint: Path) -> bool:
         return False
 
 
+def _max_seconds(script: TrainArguments) -> float | None:
+    """Return the seconds of training after which the run stops, or None."""
+    if script.max_training_time is None:
+        return None
+    try:
+        return seconds_of(script.max_training_time)
+    except ValueError as error:
+        raise ValueError(f"max_training_time={error}") from error
+
+
 def _resume_problems(config: SRPOConfig) -> Iterator[str]:
     resume = config.resume_from_checkpoint
     if resume not in (None, "auto") and not _is_complete(Path(str(resume))):
@@ -106,14 +147,9 @@ def _resume_problems(config: SRPOConfig) -> Iterator[str]:
         )
 
 
-def _run(
-    config: SRPOConfig,
-    model_config: ModelConfig,
-    rewards: list[RewardFunction],
-    train_rows: Dataset,
-    eval_rows: Dataset | None,
-) -> None:
+def _run(training: Training) -> None:
     """Build the trainer as TRL's own scripts do, train, and save the model to `output_dir`."""
+    config, model_config, rewards = training.config, training.model_config, training.rewards
     output_dir = str(config.output_dir)
     model = str(model_config.model_name_or_path)
     if model == TINY_RANDOM_QWEN3:
@@ -128,14 +164,16 @@ def _run(
         model=model,
         reward_funcs=rewards,
         args=config,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
+        train_dataset=training.train_rows,
+        eval_dataset=training.eval_rows,
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
+    clock = TrainingClock(training.max_seconds)
+    trainer.add_callback(clock)  # after the trainer's own, whose time in a step counts
     say = trainer.accelerator.print
     say(
-        f"[srpo-trl] routing {config.routing}; model {model}; {len(train_rows)} training prompts; "
+        f"[srpo-trl] routing {config.routing}; model {model}; {len(training.train_rows)} training prompts; "
         f"rewards {', '.join(map(reward_name, rewards))}; "
         + (f"resuming from {resume}" if resume else "starting anew")
     )

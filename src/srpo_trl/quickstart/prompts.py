@@ -21,7 +21,7 @@ def student_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Ques
 
 
 def teacher_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> list[list[int]]:
-    """Return the prompts that the trainer's teacher reads, each with the worked solution as its demonstration.
+    """Return the prompts that the trainer's teacher reads, each with its question's demonstration.
 
     They come from the trainer's own encoder, so the warm-up teaches exactly what training shows.
     """
@@ -35,7 +35,8 @@ def teacher_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Ques
     prompts = []
     for question in questions:
         prompt = encoder.encode(
-            [{"role": "user", "content": question.prompt}], TeacherInformation(solution=question.solution)
+            [{"role": "user", "content": question.prompt}],
+            TeacherInformation(solution=question.demonstration),
         )
         assert prompt is not None, "the demonstration fits"
         prompts.append(list(prompt.ids))

@@ -5,10 +5,13 @@
 
 A mistake is local (one column), the answer cannot be guessed, and two right solutions agree position by position:
 what lets a model that is shown a right one correct a wrong one.
+
+With `num_forms=4` each column may be written in any of four ways, such as `11=6+5;`. Then a right solution tells
+what the sums are and not how the next one writes them: a teacher that is shown one stays unsure of the form.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ NUM_DIGITS = 4
 # 4 columns of `a+b=cs;`, `#`, 5 digits, end of sequence.
 SOLUTION_TOKENS = NUM_DIGITS * 7 + 1 + NUM_DIGITS + 1 + 1
 HELD_OUT_MODULUS = 7
+COLUMN_FORMS = ("{0}+{1}={2};", "{1}+{0}={2};", "{2}={0}+{1};", "{2}={1}+{0};")  # two digits, their sum
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Question:
 
     first: int
     second: int
+    solution_forms: tuple[int, ...] = (0,) * NUM_DIGITS  # of each column, as an index of COLUMN_FORMS
+    demonstration_forms: tuple[int, ...] = (0,) * NUM_DIGITS
 
     @property
     def prompt(self) -> str:
@@ -40,11 +46,19 @@ class Question:
     @property
     def solution(self) -> str:
         """The worked solution: per column its two digits and their sum with the carry, then the answer."""
+        return self._written_in(self.solution_forms)
+
+    @property
+    def demonstration(self) -> str:
+        """The worked solution in the forms in which the warm-up shows it to the teacher."""
+        return self._written_in(self.demonstration_forms)
+
+    def _written_in(self, forms: Sequence[int]) -> str:
         columns, carry = [], 0
-        for place in range(NUM_DIGITS):
+        for place, form in enumerate(forms):
             first_digit, second_digit = (number // 10**place % 10 for number in (self.first, self.second))
             column_sum = first_digit + second_digit + carry
-            columns.append(f"{first_digit}+{second_digit}={column_sum:02d};")
+            columns.append(COLUMN_FORMS[form].format(first_digit, second_digit, f"{column_sum:02d}"))
             carry = column_sum // 10
         return "".join(columns) + f"#{self.answer}"
 
@@ -54,13 +68,25 @@ def is_held_out(question: Question) -> bool:
     return (question.first * 10**NUM_DIGITS + question.second) % HELD_OUT_MODULUS == 0
 
 
-def sample_questions(num_questions: int, seed: int, *, held_out: bool = False) -> list[Question]:
-    """Return questions drawn uniformly, with replacement, from the training part or the held-out part."""
+def sample_questions(
+    num_questions: int, seed: int, *, held_out: bool = False, num_forms: int = 1
+) -> list[Question]:
+    """Return questions drawn uniformly, with replacement, from the training part or the held-out part.
+
+    Args:
+        num_questions: how many.
+        seed: of the draw.
+        held_out: which part.
+        num_forms: the first so many of COLUMN_FORMS, drawn anew for each column of solution and demonstration.
+    """
     generator = np.random.default_rng(seed)
     questions: list[Question] = []
     while len(questions) < num_questions:
         first, second = generator.integers(0, 10**NUM_DIGITS, size=2)
         question = Question(int(first), int(second))
+        if num_forms > 1:
+            forms = generator.integers(0, num_forms, size=(2, NUM_DIGITS)).tolist()
+            question = replace(question, solution_forms=tuple(forms[0]), demonstration_forms=tuple(forms[1]))
         if is_held_out(question) == held_out:
             questions.append(question)
     return questions

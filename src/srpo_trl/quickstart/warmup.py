@@ -47,6 +47,7 @@ class WarmupRecipe:
     near_learning_rate_scale: float = 0.3
     student_accuracy: float = 0.35
     teacher_ratio: float = 2.0
+    num_forms: int = 1  # of a column, see `task.sample_questions`
 
     def key(self, tokenizer: PreTrainedTokenizerFast) -> str:
         """Return a short name for the recipe with this vocabulary and these templates, the cache's key."""
@@ -82,7 +83,9 @@ def warm_up(
     start = time.perf_counter()
     model = build_model(tokenizer, recipe.seed, initializer_range=recipe.initializer_range)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
-    questions = sample_questions(recipe.batch_size * recipe.max_steps, seed=recipe.seed + 1)
+    questions = sample_questions(
+        recipe.batch_size * recipe.max_steps, seed=recipe.seed + 1, num_forms=recipe.num_forms
+    )
     check = _Check(tokenizer, recipe)
     student_accuracy = teacher_accuracy = 0.0
     reached = is_near = False
@@ -165,7 +168,9 @@ class _Check:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: WarmupRecipe) -> None:
         self._tokenizer, self._seed = tokenizer, recipe.seed
-        self._questions = sample_questions(recipe.check_questions, seed=recipe.seed + 2)
+        self._questions = sample_questions(
+            recipe.check_questions, seed=recipe.seed + 2, num_forms=recipe.num_forms
+        )
         self._prompts = {
             False: student_prompts(tokenizer, self._questions),
             True: teacher_prompts(tokenizer, self._questions),
