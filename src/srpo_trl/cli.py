@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=list(COMMANDS),
         metavar="COMMAND",
         help="train: train a model as a YAML file says; quickstart: watch a tiny model learn, in minutes on "
-        "a CPU; bench: time the distillation loss on this machine",
+        "a CPU; bench: time the distillation loss on this machine; report: one HTML file about one or several runs",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
@@ -49,10 +49,17 @@ def _bench(argv: Sequence[str]) -> int:
     return bench(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    from srpo_trl.report import main as report
+
+    return report(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "quickstart": _quickstart,
     "bench": _bench,
+    "report": _report,
 }
 
 

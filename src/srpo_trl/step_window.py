@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from srpo_trl.batch import TrlBatch
-from srpo_trl.resumable import ResumableGRPOTrainer
+from srpo_trl.logged import LoggedGRPOTrainer
 
 
-class StepWindowGRPOTrainer(ResumableGRPOTrainer):
-    """`ResumableGRPOTrainer` that prepares the micro-batches of an optimizer step, its window, together.
+class StepWindowGRPOTrainer(LoggedGRPOTrainer):
+    """`LoggedGRPOTrainer` that prepares the micro-batches of an optimizer step, its window, together.
 
     Subclasses say in `_has_step_window` whether they need it, and read the window in `_window_opened`.
     """

@@ -49,6 +49,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "log": ("self", "logs", "start_time"),
+    "evaluate": ("self",),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),
     "_push_from_checkpoint": ("self", "checkpoint_folder"),
@@ -61,6 +62,7 @@ ATTRIBUTES = (
     "_buffered_inputs",
     "_metrics",
     "_pending_extra_logs",
+    "_logs",
     "_tokenizer",
     "_is_vlm",
     "_env_tools",
@@ -78,6 +80,7 @@ ATTRIBUTES = (
 # Keys of the batch that GRPOTrainer._generate_and_score_completions returns and _compute_loss reads.
 BATCH_KEYS = (
     "prompt_ids",
+    "prompt_mask",
     "completion_ids",
     "completion_mask",
     "num_items_in_batch",
