@@ -207,6 +207,7 @@ def _mark_budgets(axes: Axes, budgets: Sequence[float], unit: str) -> None:
             textcoords="offset points",
             ha="right",
             va="top",
+            rotation=90,
             fontsize=8.5,
         )
 
