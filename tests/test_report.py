@@ -18,12 +18,19 @@ from matplotlib import image
 from harness import make_trainer
 from srpo_trl.cli import main
 from srpo_trl.report import command
-from srpo_trl.report.catalogue import FIGURES, FigureSpec, Panel
+from srpo_trl.report.catalogue import FIGURES, FigureSpec, Panel, accuracy_figure
 from srpo_trl.report.drawing import COLOURS, draw, run_style, running_mean, svg
 from srpo_trl.report.durations import axis_unit, format_duration, parse_duration
 from srpo_trl.report.examples import NUM_LEVELS, Example, full_colour, level, pieces, read_example
 from srpo_trl.report.runs import ELAPSED, Run, read_runs
-from srpo_trl.report.tables import best_at_all, best_within, differing_options
+from srpo_trl.report.tables import (
+    HELD_OUT,
+    TRAINING,
+    accuracy_metric,
+    best_at_all,
+    best_within,
+    differing_options,
+)
 from srpo_trl.run_log import EXAMPLES_FILE, LOG_FILE, RunLog
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(1)">' onmouseover='alert(1)"""
@@ -107,7 +114,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def few_figures(monkeypatch):
     """For tests of the page around the figures, which take seconds to draw."""
-    monkeypatch.setattr(command, "FIGURES", FIGURES[:1])
+    monkeypatch.setattr(command, "FIGURES", [spec for spec in FIGURES if spec.name == "routes"])
 
 
 # ---------------------------------------------------------------- reading runs
@@ -209,6 +216,31 @@ def test_page_shows_the_best_of_each_budget(tmp_path, few_figures):
     ]
     assert cells[1][0][2] == "step 10, 30 min"
     assert cells[1][1][2] == "step 20, 1 h; the run is shorter"
+
+
+def test_accuracy_is_the_papers_score_where_it_was_measured():
+    def runs(*metrics: tuple[str, ...]) -> list[Run]:
+        records = [[{"step": 1, "seconds": 1.0, "logs": dict.fromkeys(names, 0.5)}] for names in metrics]
+        return [Run(str(i), Path("r"), record) for i, record in enumerate(records)]
+
+    both = ("eval_reward", "eval_avg@16", "eval_avg@16_stderr", "eval_math_avg@16", "reward")
+    assert accuracy_metric(runs(both, both), HELD_OUT) == "eval_avg@16"
+    assert accuracy_metric(runs(both, ("eval_reward",)), HELD_OUT) == "eval_reward"  # that all runs have
+    assert accuracy_metric(runs(("reward",)), HELD_OUT) is None
+    assert accuracy_metric(runs((*both, "srpo/correct_frac"), ("reward",)), TRAINING) == "reward"
+
+
+def test_standard_errors_are_drawn_as_bands():
+    spec = accuracy_figure("n", "N", "acc", "Read it.")
+    records = [
+        {"step": i, "seconds": 7.0 * i, "logs": {"acc": 0.5 + i / 10, "acc_stderr": 0.25}} for i in range(3)
+    ]
+    by_step, by_time = draw(spec, [Run("r", Path("r"), records)], []).figure.get_axes()
+    for axes, across in ((by_step, [0, 1, 2]), (by_time, [0, 7, 14])):
+        (band,) = axes.collections
+        corners = {(round(x, 6), round(y, 6)) for x, y in band.get_paths()[0].vertices}
+        edges = {(x, round(0.5 + i / 10 + side, 6)) for i, x in enumerate(across) for side in (-0.25, 0.25)}
+        assert edges <= corners
 
 
 def test_running_mean_is_the_mean_of_the_neighbours():
@@ -520,6 +552,17 @@ def test_lines_that_could_not_be_read_are_told(tmp_path, few_figures):
     assert "1 line(s) of the log of run could not be read" in Page(report(tmp_path, run)).text
 
 
+def test_guards_are_heard(tmp_path, few_figures):
+    run, quiet = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    assert "What the guards said" not in Page(report(tmp_path, run)).text
+    finding = {"step": 7, "guard": "length", "message": HOSTILE, "advice": "Read some", "action": "warn"}
+    (run / "guards.jsonl").write_text(json.dumps(finding) + "\n")
+    page = Page(report(tmp_path, run, quiet))
+    assert "a 7 length </script><script>alert(1)" in page.text
+    assert "Read some warn" in page.text
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+
+
 def test_accuracy_is_the_metric_that_is_asked_for(tmp_path, capsys, few_figures):
     run = write_run(tmp_path / "run")
     assert "The highest eval_reward within" in Page(report(tmp_path, run)).text
@@ -560,13 +603,13 @@ def test_a_real_run_is_reported(tmp_path):
     )
     page = Page(html)
     assert len([tag for tag, _ in page.elements if tag == "article"]) == 8
-    assert (
-        len(list((tmp_path / "f").glob("*.png"))) == len(FIGURES) + 2
-    )  # no evaluation: training accuracy alone
-    for spec in FIGURES:
+    drawn = {path.stem for path in (tmp_path / "f").glob("*.png")}  # without what only an evaluation logs
+    expected = {spec.name for spec in FIGURES} - {"evaluation"} | {"training_accuracy", "weight_distribution"}
+    assert drawn == expected
+    for spec in (spec for spec in FIGURES if spec.name in drawn):
         with (tmp_path / "f" / f"{spec.name}.csv").open(newline="") as file:
             found = {row["metric"] for row in csv.DictReader(file) if row["run"] == "srpo"}
-        assert {panel.metric for panel in spec.panels} <= found, spec.name
+        assert {panel.metric for panel in spec.panels if not panel.is_optional} <= found, spec.name
     assert "not in the logs of srpo" not in page.text
 
 

@@ -51,15 +51,28 @@ def _share(metric: str, title: str, *, is_optional: bool = False) -> Panel:
 
 
 def accuracy_figure(name: str, title: str, metric: str, reading: str) -> FigureSpec:
-    """Return a metric against steps and against seconds of training."""
+    """Return a metric against steps and against seconds of training, with its standard error where it has one."""
+    error = f"{metric}_stderr"
     panels = (
-        Panel(metric, "over steps", metric),
-        Panel(metric, "over training time", metric, against="time"),
+        Panel(metric, "over steps", metric, spread=error),
+        Panel(metric, "over training time", metric, against="time", spread=error),
     )
     return FigureSpec(name, title, panels, reading)
 
 
 FIGURES = (
+    FigureSpec(
+        "evaluation",
+        "Evaluated completions",
+        (
+            _share("eval_format_rate", "written as the prompt asks", is_optional=True),
+            _share("eval_completions/clipped_ratio", "cut at the limit", is_optional=True),
+            _share("eval_completions/repeated_ratio", "repeated within a completion", is_optional=True),
+            Panel("eval_completions/mean_length", "mean length", "tokens", from_zero=True, is_optional=True),
+        ),
+        "How held-out answers are written. A format that breaks, or answers that grow or repeat themselves, can come "
+        "before accuracy falls, and training rewards may not show it.",
+    ),
     FigureSpec(
         "routes",
         "Routes",
@@ -70,6 +83,7 @@ FIGURES = (
             _share("srpo/route/skip_frac", "trained by nothing", is_optional=True),
             _share("srpo/correct_frac", "correct, at training temperature"),
             _share("srpo/teacher/available_frac", "with something to show, of those that want a teacher"),
+            _share("srpo/teacher/earlier_frac", "shown an answer of an earlier step", is_optional=True),
         ),
         "Where each rollout went. With srpo routing, failed rollouts that have a correct sibling are distilled and "
         "all others take GRPO's update, so the distilled share falls as the model gets better. A distilled share of "

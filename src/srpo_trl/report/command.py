@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     try:
         runs = read_runs(options.runs)
-        if options.accuracy and not any(len(run.series(options.accuracy)) for run in runs):
+        if options.accuracy and not any(options.accuracy in run.metrics for run in runs):
             raise ValueError(_unknown_metric(options.accuracy, runs))
     except ValueError as error:
         print(f"srpo-trl report: {error}", file=sys.stderr)
@@ -57,12 +58,15 @@ def draw_all(
     specs = []
     marked = "Dotted lines mark the budgets. " if budgets else ""
     if held_out:
-        reading = f"{held_out}, as measured in evaluations, which the clock leaves out. {marked}"
+        has_error = any(f"{held_out}_stderr" in run.metrics for run in runs)
+        band = "The band is one standard error on either side. " if has_error else ""
+        reading = f"{held_out}, as measured in evaluations, which the clock leaves out. {band}{marked}"
         specs.append(accuracy_figure("accuracy", "Held-out accuracy", held_out, reading))
     if training and training != held_out:
         reading = f"{training}, over the rollouts that were trained on, at training temperature. {marked}"
         specs.append(accuracy_figure("training_accuracy", "Training accuracy", training, reading))
-    return [*(draw(spec, runs, budgets) for spec in (*specs, *FIGURES)), draw_weights(runs)]
+    drawn = [draw(spec, runs, budgets) for spec in (*specs, *FIGURES)]
+    return [*(picture for picture in drawn if picture.figure or picture.missing), draw_weights(runs)]
 
 
 def write_figures(pictures: Sequence[Picture], folder: Path) -> int:
@@ -98,7 +102,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--accuracy",
         metavar="METRIC",
-        help=f"logged metric to show as accuracy (default: {', '.join(HELD_OUT)}, whichever was logged)",
+        help="logged metric to show as accuracy (default: eval_avg@n, else eval_reward)",
     )
     parser.add_argument(
         "--examples", type=_count, default=8, metavar="N", help="of each run (default: %(default)s)"
@@ -121,6 +125,6 @@ def _count(text: str) -> int:
 
 
 def _unknown_metric(metric: str, runs: Sequence[Run]) -> str:
-    logged = sorted({name for run in runs for record in run.records for name in record["logs"]})
-    near = [name for name in logged if "reward" in name or "correct" in name or "accuracy" in name]
+    logged = sorted({name for run in runs for name in run.metrics})
+    near = [name for name in logged if re.search("reward|correct|accuracy|@", name)]
     return f"--accuracy {metric}: no run has logged it. Logged were {', '.join(near) or 'no rewards'}."

@@ -147,7 +147,7 @@ def _draw_panel(
             across = curve.seconds / UNITS[unit] if panel.against == "time" else curve.steps
             _draw_curve(axes, i, across, curve.values)
             if panel.spread is not None:
-                _draw_spread(axes, i, curve, runs[i].series(panel.spread))
+                _draw_spread(axes, i, across, curve, runs[i].series(panel.spread))
     if panel.against == "time":
         _mark_budgets(axes, [budget for budget in budgets if budget <= longest], unit)
     else:
@@ -189,11 +189,13 @@ def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _draw_spread(axes: Axes, index: int, curve: Series, spread: Series) -> None:
-    both, in_curve, in_spread = np.intersect1d(curve.steps, spread.steps, return_indices=True)
+def _draw_spread(axes: Axes, index: int, across: NDArray[np.float64], curve: Series, spread: Series) -> None:
+    _, in_curve, in_spread = np.intersect1d(curve.steps, spread.steps, return_indices=True)
     mean, deviation = curve.values[in_curve], spread.values[in_spread]
     colour = run_style(index)["color"]
-    axes.fill_between(both, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        across[in_curve], mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
+    )
 
 
 def _mark_budgets(axes: Axes, budgets: Sequence[float], unit: str) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from srpo_trl.run_log import EXAMPLES_FILE, LOG_FILE, Record, read_run_log
 
 STATE_FILE = "trainer_state.json"
+GUARDS_FILE = "guards.jsonl"
 ELAPSED = "srpo/seconds/elapsed"
 
 
@@ -49,6 +50,7 @@ class Run:
         records: each with `step`, `seconds` (None where unknown) and `logs`.
         facts: `options`, `model`, `device` and `versions`, as far as the log has them.
         examples: records of routed rollouts.
+        findings: what guards said, each with `step`, `guard`, `message`, `advice` and `action`.
         num_unreadable: lines that were left out because they make no sense.
     """
 
@@ -57,6 +59,7 @@ class Run:
     records: Sequence[Record]
     facts: Record = field(default_factory=dict)
     examples: Sequence[Record] = ()
+    findings: Sequence[Record] = ()
     num_unreadable: int = 0
 
     def series(self, metric: str) -> Series:
@@ -72,6 +75,11 @@ class Run:
         ]
         steps, seconds, values = np.array(found, dtype=np.float64).reshape(-1, 3).T
         return Series(steps, seconds, values)
+
+    @property
+    def metrics(self) -> set[str]:
+        """Names of all metrics that were logged as a finite number."""
+        return {name for record in self.records for name, value in record["logs"].items() if is_number(value)}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -129,15 +137,24 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    examples = folder / EXAMPLES_FILE
-    shown = read_run_log(examples).records if examples.is_file() else []
+    examples, findings = _records(folder / EXAMPLES_FILE), _records(folder / GUARDS_FILE)
     if (folder / LOG_FILE).is_file():
         contents = read_run_log(folder / LOG_FILE)
-        facts = contents.begins[-1] if contents.begins else {}
-        records = _timed(contents.records)
-        return Run(name, folder / LOG_FILE, records, facts, shown, contents.num_unreadable)
+        return Run(
+            name,
+            folder / LOG_FILE,
+            _timed(contents.records),
+            contents.begins[-1] if contents.begins else {},
+            examples,
+            findings,
+            contents.num_unreadable,
+        )
     path = _trainer_state(folder)
-    return Run(name, path, _timed(_history(path)), examples=shown)
+    return Run(name, path, _timed(_history(path)), examples=examples, findings=findings)
+
+
+def _records(path: Path) -> list[Record]:
+    return read_run_log(path).records if path.is_file() else []
 
 
 def _trainer_state(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """The report's tables: what each run is, its best accuracy within each budget, options that differ."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 from srpo_trl.report.durations import format_duration
 from srpo_trl.report.runs import Run
 
-# Held-out metrics first. TRL logs the others in evaluation and in training.
-HELD_OUT = ("eval_accuracy", "eval_reward")
+# In order of preference, as whole names.
+HELD_OUT = (r"eval_avg@\d+", "eval_reward")
 TRAINING = ("srpo/correct_frac", "reward")
 SAME_EVERYWHERE = frozenset({"log_examples_steps", "disable_tqdm", "report_to", "do_eval", "debug"})
 DEFAULT = "default"
@@ -32,10 +33,19 @@ class Best(NamedTuple):
 
 
 def accuracy_metric(runs: Sequence[Run], candidates: Sequence[str]) -> str | None:
-    """Return the first candidate that most of the runs have logged, or None where no run has any."""
-    counts = {metric: sum(len(run.series(metric)) > 0 for run in runs) for metric in candidates}
-    best = max(counts.values(), default=0)
-    return next((metric for metric, count in counts.items() if count == best and best), None)
+    """Return the metric that most of the runs have logged, of several the first candidate; None where none has any.
+
+    Args:
+        runs: to be compared.
+        candidates: regular expressions of metrics' names, in order of preference.
+    """
+    found: dict[str, int] = {}
+    for candidate in candidates:
+        for run in runs:
+            for name in sorted(run.metrics):
+                if re.fullmatch(candidate, name):
+                    found[name] = found.get(name, 0) + 1
+    return max(found, key=lambda name: found[name], default=None)
 
 
 def best_within(run: Run, metric: str, budget: float) -> Best | None:
