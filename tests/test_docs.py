@@ -18,6 +18,7 @@ from trl import GRPOConfig, ModelConfig
 from srpo_trl import SRPOConfig
 from srpo_trl.config_problems import JOINT_DENOMINATOR_LOSSES, ROUTINGS, TEACHER_SOURCES
 from srpo_trl.evaluation import command
+from srpo_trl.logged import RUN_METRICS
 from srpo_trl.metrics import RATIOS, SUMS, metrics_from_sums
 from srpo_trl.routing import ROUTE_NAMES, Correctness, Route, route_samples
 from srpo_trl.smoke_model import save_tiny_random_qwen3
@@ -153,8 +154,8 @@ def test_table_of_routes_is_what_the_router_does(row):
 
 @cache
 def known_metrics() -> frozenset[str]:
-    """Those of `RATIOS` and those that are derived from several sums."""
-    return frozenset(metrics_from_sums(dict.fromkeys(SUMS, 1.0)))
+    """Those of `RATIOS`, those that are derived from several sums, and the cost of the run."""
+    return frozenset(metrics_from_sums(dict.fromkeys(SUMS, 1.0))) | frozenset(RUN_METRICS)
 
 
 def test_every_metric_is_documented_once():

@@ -18,6 +18,8 @@ TrlBatch = dict[str, Any]
 _ROUTE = "srpo_route"
 TEACHER_ENTROPY = "srpo_teacher_entropy"
 _TEACHER_HIDDEN = "srpo_teacher_hidden"
+_ROLLOUT = "srpo_rollout"
+_SHOWN = "srpo_shown"
 
 _LOGPS_OF_POLICY_ROWS = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
 
@@ -84,6 +86,29 @@ def add_routing(
     batch[_ROUTE] = route_B
     batch[TEACHER_ENTROPY] = teacher_entropy_BT
     batch[_TEACHER_HIDDEN] = list(teacher_hidden)
+
+
+def add_rollouts(batch: TrlBatch, number_B: Tensor, shown: Sequence[dict[str, Any]] | None) -> None:
+    """Add what lets a rollout be recognised once it has been trained on, in place.
+
+    Args:
+        batch: TRL's rollout batch.
+        number_B: int64, different for every rollout of a run.
+        shown: per row what its teacher was shown, as plain text and truth values; None: not kept.
+    """
+    batch[_ROLLOUT] = number_B
+    if shown is not None:
+        batch[_SHOWN] = list(shown)
+
+
+def rollout_numbers(batch: TrlBatch) -> Tensor:
+    """Return the rollouts' numbers, (B,) int64."""
+    return batch[_ROLLOUT]
+
+
+def shown_to_teachers(batch: TrlBatch) -> Sequence[dict[str, Any]]:
+    """Return what each row's teacher was shown; empty where that was not kept when the rollouts were made."""
+    return batch.get(_SHOWN) or [{}] * len(batch[_ROLLOUT])
 
 
 def is_routed(batch: TrlBatch) -> bool:

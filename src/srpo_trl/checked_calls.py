@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from srpo_trl.data_problems import chat_template_problems, prompt_room
-from srpo_trl.resumable import ResumableGRPOTrainer
+from srpo_trl.logged import LoggedGRPOTrainer
 from srpo_trl.reward_calls import checked_rewards
 from srpo_trl.trl_seams import RolloutFunc
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
 
-class CheckedCallsGRPOTrainer(ResumableGRPOTrainer):
-    """`ResumableGRPOTrainer` with checked prompts, completions and scores.
+class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
+    """`LoggedGRPOTrainer` with checked prompts, completions and scores.
 
     Raises:
         ValueError: the prompts are conversations and the tokenizer has no chat template.

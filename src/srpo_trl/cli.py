@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=list(COMMANDS),
         metavar="COMMAND",
         help="train: train a model as a YAML file says; eval: sample a model's answers and score them; compare: "
-        "train variants from one start and tabulate their scores; quickstart: watch a tiny model learn, in minutes "
-        "on a CPU; bench: time the distillation loss on this machine",
+        "train variants from one start and tabulate their scores; report: one HTML file about one or several runs; "
+        "quickstart: watch a tiny model learn, in minutes on a CPU; bench: time the distillation loss on this machine",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
@@ -62,12 +62,19 @@ def _bench(argv: Sequence[str]) -> int:
     return bench(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    from srpo_trl.report import main as report
+
+    return report(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "eval": _eval,
     "quickstart": _quickstart,
     "compare": _compare,
     "bench": _bench,
+    "report": _report,
 }
 
 

@@ -253,6 +253,13 @@ class SRPOConfig(GRPOConfig):
             "backward passes on those steps. None: never."
         },
     )
+    log_examples_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "At the first optimizer step and every so many after it, write up to 4 distilled rollouts, token "
+            "by token, to examples.jsonl in output_dir, for the examples of `srpo-trl report`. None: never."
+        },
+    )
 
     guard_action: Literal[
         "off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"

@@ -75,8 +75,9 @@ def _distillation_problems(config: "SRPOConfig") -> Iterator[str]:
     if config.distillation_is_clip is not None:
         yield from _in_range("distillation_is_clip", config.distillation_is_clip, 0.0, 1e30, open_low=True)
     yield from _in_range("entropy_weight_beta", config.entropy_weight_beta, 0.0, MAX_ENTROPY_WEIGHT_BETA)
-    if config.gradient_share_steps is not None:
-        yield from _positive_int("gradient_share_steps", config.gradient_share_steps)
+    for name in ("gradient_share_steps", "log_examples_steps"):
+        if getattr(config, name) is not None:
+            yield from _positive_int(name, getattr(config, name))
 
 
 def _share_problems(config: "SRPOConfig") -> Iterator[str]:

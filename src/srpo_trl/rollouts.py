@@ -192,6 +192,14 @@ def rollout_counts(rollouts: RoutedRollouts) -> dict[str, float | Tensor]:
     }
 
 
+def shown_to_teachers(rollouts: RoutedRollouts) -> list[dict[str, Any]]:
+    """Return, per rollout of this process, whether it is correct and what its teacher is shown."""
+    return [
+        {"is_correct": is_correct, **(prompt.information._asdict() if prompt else {})}
+        for is_correct, prompt in zip(rollouts.is_correct_B.tolist(), rollouts.teacher_prompts, strict=True)
+    ]
+
+
 def _sibling_texts(
     group: Group,
     correctness: Correctness,

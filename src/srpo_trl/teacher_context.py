@@ -35,10 +35,11 @@ class TeacherInformation(NamedTuple):
 
 
 class TeacherPrompt(NamedTuple):
-    """Token ids of a teacher's prompt, and how many tokens of the information were cut to fit."""
+    """Token ids of a teacher's prompt, how many tokens of the information were cut to fit, and what is left of it."""
 
     ids: tuple[int, ...]
     num_cut: int
+    information: TeacherInformation = TeacherInformation()
 
 
 @dataclass(frozen=True)
@@ -166,14 +167,14 @@ class TeacherPromptEncoder:
         """
         encode = self._text_encoder(prompt) if isinstance(prompt, str) else self._chat_encoder(prompt, tools)
         full_ids = ids = encode(information)
-        num_to_cut = 0
+        num_to_cut, shown = 0, information
         while len(ids) > self.max_length:
             num_to_cut += len(ids) - self.max_length
             shortened = self._shorten(information, num_to_cut)
             if shortened is None:
                 return None
-            ids = encode(shortened)
-        return TeacherPrompt(tuple(ids), len(full_ids) - len(ids))
+            ids, shown = encode(shortened), shortened
+        return TeacherPrompt(tuple(ids), len(full_ids) - len(ids), shown)
 
     def _text_encoder(self, prompt: str) -> Callable[[TeacherInformation], list[int]]:
         def encode(information: TeacherInformation) -> list[int]:

@@ -31,6 +31,7 @@ from srpo_trl import batch as trl_batch
 from srpo_trl import checkpointing
 from srpo_trl.arguments import check_arguments, check_correctness_reward, default_config, refuse_unsupported
 from srpo_trl.batch import RoutedBatch
+from srpo_trl.completions_table import NUMBER_COLUMN
 from srpo_trl.data_problems import prompt_room
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
@@ -38,11 +39,20 @@ from srpo_trl.evaluation.trainer import EvaluatingGRPOTrainer
 from srpo_trl.gradient_share import BranchGradients
 from srpo_trl.guards import GuardCallback
 from srpo_trl.liger_layers import apply_liger_layers, check_liger_layers
+from srpo_trl.lm_head import lm_head_of
 from srpo_trl.losses import raw_entropy_weights
 from srpo_trl.metrics import MetricSums
 from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
 from srpo_trl.ops import DistillationSpec, Head
-from srpo_trl.rollouts import Group, RoutedRollouts, deciding_score, rollout_counts, route_rollouts
+from srpo_trl.rollout_log import RolloutLog
+from srpo_trl.rollouts import (
+    Group,
+    RoutedRollouts,
+    deciding_score,
+    rollout_counts,
+    route_rollouts,
+    shown_to_teachers,
+)
 from srpo_trl.routing import ROUTE_NAMES, Route
 from srpo_trl.sharding import release_gathered, shards_parameters
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
@@ -181,6 +191,7 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         self._rollouts: RoutedRollouts | None = None  # of the rollout batch being generated
         self._totals: WindowTotals | None = None
         self._sums = MetricSums()
+        self._rollout_log = RolloutLog(args, self.accelerator, self._tokenizer)
         self._branch_gradients = (
             BranchGradients([p for p in self.model.parameters() if p.requires_grad])
             if args.gradient_share_steps
@@ -227,6 +238,13 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         )
 
     @property
+    def _whole_teacher_head(self) -> Head | None:
+        """The teacher's head of the rollouts in use; None where it is the student's own, frozen and sharded."""
+        if self._teacher_head is None and not shards_parameters(self.accelerator):
+            return lm_head_of(self._student)
+        return self._teacher_head
+
+    @property
     def _rollout_batch_ends(self) -> bool:
         """Whether every rollout generated so far has been trained on as often as it is to be."""
         return self._step % (self._steps_per_generation * self.num_iterations) == 0
@@ -268,11 +286,13 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
             rewards_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rewards_BF = torch.where(rewards_BF.isfinite(), rewards_BF, torch.nan)
         if not self.model.training:
-            self._pending_extra_logs["route"] = [None] * len(prompts)
+            self._pending_extra_logs |= {column: [None] * len(prompts) for column in ("route", NUMBER_COLUMN)}
             return rewards_BF
         with self._sums.timed("seconds_teacher"):
             self._rollouts = self._route(inputs, prompts, completions, completion_ids_list, rewards_BF)
-        self._pending_extra_logs["route"] = [ROUTE_NAMES[Route(r)] for r in self._rollouts.route_B.tolist()]
+        routes = [ROUTE_NAMES[Route(r)] for r in self._rollouts.route_B.tolist()]
+        numbers_B = self._rollout_log.begin(self._step, len(prompts))
+        self._pending_extra_logs |= {"route": routes, NUMBER_COLUMN: numbers_B.tolist()}
         return rewards_BF
 
     # ---------------------------------------------------------------- routing and teacher context
@@ -359,6 +379,8 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         entropy_BT = torch.zeros(distilled_BT.shape, dtype=entropy_N.dtype, device=entropy_N.device)
         entropy_BT[distilled_BT] = entropy_N
         trl_batch.add_routing(output, rollouts.route_B, entropy_BT, scores.hidden)
+        shown = shown_to_teachers(rollouts) if self._rollout_log.keeps_shown else None
+        trl_batch.add_rollouts(output, self._rollout_log.numbers_B, shown)
         raw_weight_N = raw_entropy_weights(entropy_N, self.args.entropy_weight_beta)
         self._sums.add(
             teacher_tokens=len(entropy_N),
@@ -420,6 +442,8 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
             topk_mass=result.topk_mass_N,
             importance_ratio=result.importance_ratio_N,
         )
+        step, mean_raw_weight = self.state.global_step, self._totals.mean_raw_weight
+        self._rollout_log.add(step, inputs, routed, result, mean_raw_weight, self._whole_teacher_head)
         interval = self.args.gradient_share_steps
         if self._branch_gradients is not None and interval and self.state.global_step % interval == 0:
             self._measure_gradients(self._branch_gradients, policy_loss, distillation_loss)
@@ -461,6 +485,8 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         """Log TRL's metrics with those of `srpo_trl.metrics` beside them."""
         if self._is_routed and self.model.training:
             logs.update(self._sums.drain(self._sum_over_processes, self.accelerator.device))
+        if self._is_routed:
+            self._rollout_log.fill_table(self._logs, self._sum_over_processes)
         super().log(logs, start_time)
 
     # ---------------------------------------------------------------- teacher ticks and checkpoints

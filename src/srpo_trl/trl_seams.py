@@ -44,7 +44,6 @@ SUPPORTED_TRL = ("1.16.0", "2.0.0")  # from, below
 # Methods that SRPOTrainer overrides or calls, with the parameters it relies on.
 METHODS: dict[str, tuple[str, ...]] = {
     "_prepare_inputs": ("self", "generation_batch"),
-    "_tokenize_prompts": ("self", "prompts"),
     "_generate": ("self", "prompts"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_tokenize_prompts": ("self", "prompts"),
@@ -82,6 +81,7 @@ ATTRIBUTES = (
     "_buffered_inputs",
     "_metrics",
     "_pending_extra_logs",
+    "_logs",
     "_tokenizer",
     "_is_vlm",
     "_env_tools",
@@ -110,6 +110,7 @@ ATTRIBUTES = (
 # Keys of the batch that GRPOTrainer._generate_and_score_completions returns and _compute_loss reads.
 BATCH_KEYS = (
     "prompt_ids",
+    "prompt_mask",
     "completion_ids",
     "completion_mask",
     "num_items_in_batch",

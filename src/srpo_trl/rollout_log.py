@@ -1,0 +1,108 @@
+"""What is logged of single rollouts: columns of TRL's completions table, and examples token by token.
+
+A rollout is routed in one place and trained on in another, after TRL has shuffled the rows; its number travels with it.
+
+Legend: B rows of a micro-batch, or rollouts of this process.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from srpo_trl.batch import RoutedBatch, TrlBatch, rollout_numbers
+from srpo_trl.completions_table import NUMBER_COLUMN, RolloutMeans
+from srpo_trl.config import SRPOConfig
+from srpo_trl.examples_log import ExamplesLog, TrainedBatch
+from srpo_trl.losses import entropy_weights
+from srpo_trl.ops import DistillationResult, Head
+from srpo_trl.run_log import EXAMPLES_FILE
+
+
+class RolloutLog:
+    """Follows rollouts from their making to their loss, as far as the configuration asks for it.
+
+    Args:
+        config: `log_completions`, `log_examples_steps` and what the weights depend on.
+        accelerator: of the trainer.
+        tokenizer: decodes examples.
+
+    Attributes:
+        numbers_B: int64, of this process's rollouts in the rollout batch that was begun last.
+    """
+
+    numbers_B: Tensor
+
+    def __init__(
+        self, config: SRPOConfig, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self._config = config
+        self._accelerator = accelerator
+        assert config.generation_batch_size is not None  # set by GRPOConfig
+        self._means = (
+            RolloutMeans(config.generation_batch_size, accelerator.device) if config.log_completions else None
+        )
+        self._examples = (
+            ExamplesLog(Path(str(config.output_dir)) / EXAMPLES_FILE, config.log_examples_steps, tokenizer)
+            if config.log_examples_steps and accelerator.is_main_process
+            else None
+        )
+
+    @property
+    def keeps_shown(self) -> bool:
+        """Whether the texts that teachers are shown must travel with their rollouts."""
+        return self._examples is not None
+
+    def begin(self, micro_step: int, num_rows: int) -> Tensor:
+        """Number this process's rollouts of a new rollout batch, made at a micro-step.
+
+        The numbers are the same after a resume, and different for every rollout of a run.
+        """
+        first = micro_step * num_rows * self._accelerator.num_processes
+        if self._means is not None:
+            self._means.begin(first)
+        own = first + self._accelerator.process_index * num_rows
+        self.numbers_B = torch.arange(own, own + num_rows, device=self._accelerator.device)
+        return self.numbers_B
+
+    def add(
+        self,
+        step: int,
+        inputs: TrlBatch,
+        routed: RoutedBatch,
+        result: DistillationResult,
+        mean_raw_weight: Tensor,
+        head: Head | None,
+    ) -> None:
+        """Take a micro-batch after its loss.
+
+        Args:
+            step: optimizer steps before this one.
+            inputs, routed: the micro-batch.
+            result: of its distillation.
+            mean_raw_weight: of the optimizer step.
+            head: the teacher's; None where it is sharded.
+        """
+        if self._means is not None:
+            self._means.add(
+                rollout_numbers(inputs), routed.distilled_BT, result.divergence_N, routed.teacher_entropy_BT
+            )
+        if self._examples is not None and self._examples.wants(step):
+            weight_BT = entropy_weights(
+                routed.teacher_entropy_BT, self._config.entropy_weight_beta, mean_raw_weight
+            )
+            batch = TrainedBatch(inputs, routed, result, weight_BT, head, self._config.temperature)
+            self._examples.write(step, batch)
+
+    def fill_table(self, table: dict[str, Any], sum_over_processes: Callable[[Tensor], Tensor]) -> None:
+        """Add the columns that only the loss knows to TRL's table, in place; every process calls it alike."""
+        if self._means is not None:
+            columns = table["extra"]
+            numbers = columns[NUMBER_COLUMN]
+            for name, values in self._means.columns(list(numbers), sum_over_processes).items():
+                columns[name] = deque(values, maxlen=numbers.maxlen)

@@ -1,0 +1,91 @@
+"""Logs of a run as JSON lines that survive a kill and a resume; read without torch.
+
+Every part of a run starts with a line `{"begin": {"step": s}}`. A part that goes on from step s takes back whatever an
+earlier part logged beyond s, since those steps are made again; a part that starts at 0 takes back all of it. Lines are
+only ever added, so that a killed run loses at most its last one.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LOG_FILE = "log.jsonl"
+EXAMPLES_FILE = "examples.jsonl"
+
+Record = dict[str, Any]
+
+
+class RunLog:
+    """Adds records to one file; the folder is made at the first of them.
+
+    Args:
+        path: of the file, which may hold earlier parts of the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def exists(self) -> bool:
+        """Whether an earlier part of the run has written to the file."""
+        return self._path.exists()
+
+    def begin(self, step: int, **facts: Any) -> None:
+        """Start a part of the run after `step` optimizer steps."""
+        self._write("\n", {"begin": {"step": step, **facts}})  # the line before may have been cut off
+
+    def append(self, record: Record) -> None:
+        """Add a record, which has its optimizer step under `step`."""
+        self._write("", record)
+
+    def _write(self, prefix: str, record: Record) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(record, ensure_ascii=False, default=str)
+        # A lone surrogate of a broken tokenizer has no UTF-8; it must not end a run.
+        with self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(f"{prefix}{line}\n")
+
+
+class LogContents(NamedTuple):
+    """What a log holds: records that stand, the facts of each part of the run, and how many lines make no sense."""
+
+    records: list[Record]
+    begins: list[Record]
+    num_unreadable: int
+
+
+def read_run_log(path: Path) -> LogContents:
+    """Return what stands in a log after all of its parts.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    contents = LogContents([], [], 0)
+    for line in path.read_bytes().split(b"\n"):
+        if line.strip():
+            contents = _take(contents, _parse(line))
+    return contents
+
+
+def _parse(line: bytes) -> Record:
+    """Return the line's object; an empty one where it is none or names no step."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    step_holder = record.get("begin", record)
+    is_placed = isinstance(step_holder, dict) and isinstance(step_holder.get("step"), int)
+    return record if is_placed else {}
+
+
+def _take(contents: LogContents, record: Record) -> LogContents:
+    records, begins, num_unreadable = contents
+    if not record:
+        return LogContents(records, begins, num_unreadable + 1)
+    if "begin" in record:
+        first = record["begin"]["step"]
+        kept = [earlier for earlier in records if 0 < first >= earlier["step"]]
+        return LogContents(kept, [*begins, record["begin"]], num_unreadable)
+    records.append(record)
+    return contents
