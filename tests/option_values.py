@@ -45,10 +45,25 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
         [*without(NO_NUMBER, None), 0, 0.0, -1, 1e31],
     ),
     "entropy_weight_beta": (within(0, 50), [*NO_NUMBER, -1e-9, 50.1]),
+    "distillation_hold_steps": (st.just(0), [*NO_NUMBER[:-1], -1, 0.5]),
+    "distillation_decay_steps": (st.one_of(st.none(), st.integers(1, 9)), without(NO_COUNT, None, 10**400)),
+    "distillation_until_accuracy": (
+        st.one_of(st.none(), within(0, 1, exclude_min=True)),
+        [*without(NO_NUMBER, None), 0, 0.0, -0.1, 1.1],
+    ),
+    "earlier_answers_kept": (st.integers(1, 10**6), without(NO_COUNT, 10**400)),
+    "guard_action": (
+        st.sampled_from(
+            ["off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"]
+        ),
+        [*NO_WORD, None],
+    ),
     "teacher_model_kind": (st.sampled_from(["ema", "base", "live"]), [*NO_WORD, None]),
     "teacher_update_rate": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, 0.0, -0.1, 1.1]),
     "teacher_context": (
-        st.lists(st.sampled_from(["sibling", "feedback", "sibling+feedback"]), min_size=1, unique=True),
+        st.lists(
+            st.sampled_from(["sibling", "feedback", "sibling+feedback", "earlier"]), min_size=1, unique=True
+        ),
         [None, "sibling", [], {}, ["gold"], ["sibling", "sibling"], [None], [["sibling"]]],
     ),
     "reference_column": (st.just(None), NO_TEXT),

@@ -71,21 +71,21 @@ def _optimizer(config: "SRPOConfig") -> Iterator[str]:
 
 
 def _chat_template(config: "SRPOConfig") -> Iterator[str]:
-    given = yield from _dictionary(config, "chat_template_kwargs")
+    given = _dictionary(config.chat_template_kwargs)
     taken = [name for name in SET_BY_TRL if name in given]
     if taken:
         yield f"chat_template_kwargs has {', '.join(taken)}, which TRL itself passes to the template. Leave them out."
 
 
 def _generation(config: "SRPOConfig") -> Iterator[str]:
-    given = yield from _dictionary(config, "generation_kwargs")
+    given = _dictionary(config.generation_kwargs)
     if given.get("num_return_sequences", 1) != 1:
         yield "generation_kwargs has num_return_sequences. Set num_generations, and leave it out."
 
 
 def _schedule(config: "SRPOConfig") -> Iterator[str]:
     """Make the schedule on trial: it checks its own arguments, but is made after the model is loaded."""
-    given = yield from _dictionary(config, "lr_scheduler_kwargs")
+    given = _dictionary(config.lr_scheduler_kwargs)
     name = SchedulerType(config.lr_scheduler_type)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
     try:
@@ -99,16 +99,9 @@ def _schedule(config: "SRPOConfig") -> Iterator[str]:
         )
 
 
-def _dictionary(config: "SRPOConfig", name: str) -> Any:
-    """Return the option's dictionary, from JSON where it is text; yield what is wrong with the text."""
-    value = getattr(config, name)
-    if not isinstance(value, str):
-        return value or {}
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        yield f"{name}={value!r} is no JSON: {error}."
-        return {}
+def _dictionary(value: dict | str | None) -> dict[str, Any]:
+    """Return an option's dictionary; on the command line it is JSON text."""
+    return json.loads(value) if isinstance(value, str) else value or {}
 
 
 RULES: tuple[tuple[tuple[str, ...], Callable[["SRPOConfig"], Iterator[str]]], ...] = (

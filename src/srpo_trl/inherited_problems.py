@@ -5,6 +5,7 @@ read from the options' own annotations, choices from their enums; ranges stand h
 """
 
 import functools
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -167,9 +168,16 @@ def _problem(name: str, value: Any, annotation: Any) -> str:
         return f"{name}={value!r} is not one of {', '.join(map(repr, choices))}."
     if is_number and not allowed.holds(value):
         return f"{name}={value!r} must be a number, {allowed}."
-    if name in DICTIONARIES and isinstance(value, str) and not value.startswith("{"):
+    if name in DICTIONARIES and isinstance(value, str) and not _is_dictionary(value):
         return f"{name}={value!r} must be a dictionary, or one as JSON text."
     return ""
+
+
+def _is_dictionary(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False
 
 
 @functools.cache
