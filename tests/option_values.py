@@ -58,6 +58,13 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
         ),
         [*NO_WORD, None],
     ),
+    "redraw_failed_frac": (st.sampled_from([0, 0.0, 0.5, 1.0]), [*NO_NUMBER, -0.1, 1.1]),
+    "eval_temperature": (
+        st.one_of(st.integers(1, 3), within(1e-4, 1e4)),
+        [*NO_NUMBER, 0, 0.0, -1.0, 1e-30, 1e30],
+    ),
+    "eval_top_p": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, -0.1, 1.1]),
+    "eval_tokens_per_batch": (st.integers(1, 10**6), without(NO_COUNT, 10**400)),
     "teacher_model_kind": (st.sampled_from(["ema", "base", "live"]), [*NO_WORD, None]),
     "teacher_update_rate": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, 0.0, -0.1, 1.1]),
     "teacher_context": (

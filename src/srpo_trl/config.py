@@ -257,11 +257,6 @@ class SRPOConfig(GRPOConfig):
         inherited = [*wrong.values(), *combined_problems(self, wrong.keys())]
         problems = [*problems_of(self), *inherited]
         if not inherited:  # TRL and `fit_evaluation` compute with these options
-            # transformers refuses whole numbers here, at the first rollout.
-            self.temperature, self.repetition_penalty = (
-                float(self.temperature),
-                float(self.repetition_penalty),
-            )
             fit_evaluation(self)
             try:
                 super().__post_init__()
@@ -273,3 +268,5 @@ class SRPOConfig(GRPOConfig):
             raise ValueError(
                 f"SRPOConfig has {len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems)
             )
+        for name in ("temperature", "eval_temperature", "repetition_penalty"):
+            setattr(self, name, float(getattr(self, name)))  # transformers would refuse a whole number

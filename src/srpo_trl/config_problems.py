@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from srpo_trl.inherited_problems import MAX_COUNT
+from srpo_trl.inherited_problems import MAX_COUNT, TEMPERATURES
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
@@ -140,9 +140,7 @@ def _template_problems(config: "SRPOConfig") -> Iterator[str]:
 
 
 def _evaluation_problems(config: "SRPOConfig") -> Iterator[str]:
-    if config.num_generations_eval is not None:
-        yield from _positive_int("num_generations_eval", config.num_generations_eval)
-    yield from _in_range("eval_temperature", config.eval_temperature, 0.0, 1e30, open_low=True)
+    yield from _in_range("eval_temperature", config.eval_temperature, *TEMPERATURES)
     yield from _in_range("eval_top_p", config.eval_top_p, 0.0, 1.0, open_low=True)
     yield from _positive_int("eval_tokens_per_batch", config.eval_tokens_per_batch)
     if config.metric_for_best_model in ("loss", "eval_loss"):
@@ -174,7 +172,8 @@ def derived_problems(config: "SRPOConfig") -> Iterator[str]:
     assert config.steps_per_generation is not None
     assert config.generation_batch_size is not None
     num_prompts = config.generation_batch_size // (config.num_generations or 1)
-    if config.redraw_failed_frac and int(config.redraw_failed_frac * num_prompts) < 1:
+    is_frac = not list(_in_range("redraw_failed_frac", config.redraw_failed_frac, 0.0, 1.0, open_low=True))
+    if is_frac and int(config.redraw_failed_frac * num_prompts) < 1:
         yield (
             f"redraw_failed_frac={config.redraw_failed_frac!r} of the {num_prompts} prompts of a rollout batch is "
             f"none. Give at least {1 / num_prompts:.3g}, or 0."

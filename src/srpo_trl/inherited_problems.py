@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
 MAX_COUNT = 2**31 - 1  # of anything that is counted, rollouts of a batch included
+TEMPERATURES = 1e-4, 1e4  # logits are divided by them in float32
 MAX_LEARNING_RATE = 100.0  # weights are of order 1; a few larger steps overflow them
 
 
@@ -60,7 +61,7 @@ RANGES: dict[str, Range] = {
     "max_completion_length": COUNT,
     "max_tool_calling_iterations": COUNT_FROM_ZERO,
     "num_completions_to_print": COUNT_FROM_ZERO,
-    "temperature": Range(1e-4, 1e4),  # logits are divided by it in float32
+    "temperature": Range(*TEMPERATURES),
     "top_p": Range(0.0, 1.0, open_low=True),
     "min_p": SHARE,
     "repetition_penalty": POSITIVE,
