@@ -97,6 +97,16 @@ def check_correctness_reward(args: SRPOConfig, names: Sequence[str]) -> None:
         )
 
 
+def check_reference_model(args: SRPOConfig, model: Any, peft_config: Any) -> None:
+    """Raise ValueError where a KL penalty needs a reference model that TRL could load from nowhere."""
+    is_named = isinstance(model, str) or bool(get_config_model_id(model.config))
+    if args.beta != 0.0 and not is_named and peft_config is None and not is_peft_model(model):
+        raise ValueError(
+            f"beta={args.beta!r} needs a reference model, which TRL loads by the model's name, and the model given has "
+            "none: it was made in memory. Save it and give the folder as `model`, or set beta=0."
+        )
+
+
 def refuse_unsupported(
     args: SRPOConfig, model: nn.Module, accelerator: Accelerator, is_vision_language_model: bool
 ) -> None:

@@ -8,12 +8,15 @@ takes its final name in one rename after the last file.
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
+from safetensors import SafetensorError
 from torch import Tensor
 
 STATE_FILE = "srpo_state.json"
@@ -92,12 +95,45 @@ def staging_folder(run_dir: str) -> str:
     return os.path.join(run_dir, STAGING_FOLDER)
 
 
-def clear_staging(run_dir: str) -> None:
-    """Remove what a killed save left behind; a checkpoint it had set aside gets its name back."""
+def unwritable(folder: str) -> str:
+    """Return why nothing can be written below a folder, which need not exist yet; empty where it can."""
+    path = Path(folder).absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is read-only"
+
+
+@contextmanager
+def explained_failure(run_dir: str, name: str) -> Iterator[None]:
+    """Say, where the block fails to write a checkpoint, what that means; remove what it has written.
+
+    Raises:
+        OSError: in place of the many errors that a full or broken disk shows itself in.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch.save's, and safetensors'
+        with suppress(OSError):
+            clear_staging(run_dir)
+        free = shutil.disk_usage(run_dir).free // 2**20 if os.path.isdir(run_dir) else 0
+        raise OSError(
+            f"{name} could not be written into {run_dir} ({free} MiB free): {error}\nThe checkpoints before it are "
+            "whole. Make room or repair the folder, then go on from the last one with resume_from_checkpoint."
+        ) from error
+
+
+def restore_replaced(run_dir: str) -> None:
+    """Give a checkpoint its name back that a save, killed in the middle of replacing it, had set aside."""
     for replaced in Path(staging_folder(run_dir)).glob(f"*{_REPLACED}"):
         final = Path(run_dir) / replaced.name.removesuffix(_REPLACED)
         if not final.exists():
             replaced.rename(final)
+
+
+def clear_staging(run_dir: str) -> None:
+    """Remove what a killed save left behind, but a checkpoint that it had set aside."""
+    restore_replaced(run_dir)
     shutil.rmtree(staging_folder(run_dir), ignore_errors=True)
 
 

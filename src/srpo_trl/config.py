@@ -9,8 +9,10 @@ from typing import Literal
 
 from trl import GRPOConfig
 
+from srpo_trl.combined_problems import combined_problems
 from srpo_trl.config_problems import derived_problems, problems_of
 from srpo_trl.evaluation.options import fit_evaluation
+from srpo_trl.inherited_problems import inherited_problems
 
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
@@ -274,15 +276,20 @@ class SRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         """Validate SRPO's options and TRL's together."""
-        problems = list(problems_of(self))
-        fit_evaluation(self)
-        try:
-            super().__post_init__()
-        except ValueError as error:  # TRL stops at its first problem; report it beside ours
-            problems.append(str(error))
-        else:
-            problems += derived_problems(self)
+        wrong = inherited_problems(self)
+        inherited = [*wrong.values(), *combined_problems(self, wrong.keys())]
+        problems = [*problems_of(self), *inherited]
+        if not inherited:  # TRL and `fit_evaluation` compute with these options
+            fit_evaluation(self)
+            try:
+                super().__post_init__()
+            except (ValueError, TypeError, OSError) as error:  # TRL stops at its first; report it beside ours
+                problems.append(str(error))
+            else:
+                problems += derived_problems(self)
         if problems:
             raise ValueError(
                 f"SRPOConfig has {len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems)
             )
+        for name in ("temperature", "eval_temperature", "repetition_penalty"):
+            setattr(self, name, float(getattr(self, name)))  # transformers would refuse a whole number

@@ -1,9 +1,10 @@
 """What can be wrong with an `SRPOConfig`: each problem says what was given, what is required, and what to do."""
 
-import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from srpo_trl.inherited_problems import MAX_COUNT, TEMPERATURES
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
@@ -37,7 +38,7 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> Iterator[str]
 
 
 def _in_range(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> Iterator[str]:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
         yield f"{name}={value!r} must be a number in {'(' if open_low else '['}{low:g}, {high:g}]."
 
@@ -106,6 +107,8 @@ def _teacher_problems(config: "SRPOConfig") -> Iterator[str]:
     for name in ("teacher_states_on_host", "liger_layers", "remove_thinking_from_demonstration"):
         if not isinstance(getattr(config, name), bool):
             yield f"{name}={getattr(config, name)!r} must be true or false."
+    if config.reference_column is not None and not isinstance(config.reference_column, str):
+        yield f"reference_column={config.reference_column!r} must be the name of a dataset column or None."
     sources = config.teacher_context
     if not isinstance(sources, list) or not sources or len(set(map(str, sources))) != len(sources):
         yield f"teacher_context={sources!r} must be a list of one or more different sources."
@@ -139,9 +142,7 @@ def _template_problems(config: "SRPOConfig") -> Iterator[str]:
 
 
 def _evaluation_problems(config: "SRPOConfig") -> Iterator[str]:
-    if config.num_generations_eval is not None:
-        yield from _positive_int("num_generations_eval", config.num_generations_eval)
-    yield from _in_range("eval_temperature", config.eval_temperature, 0.0, 1e30, open_low=True)
+    yield from _in_range("eval_temperature", config.eval_temperature, *TEMPERATURES)
     yield from _in_range("eval_top_p", config.eval_top_p, 0.0, 1.0, open_low=True)
     yield from _positive_int("eval_tokens_per_batch", config.eval_tokens_per_batch)
     if config.metric_for_best_model in ("loss", "eval_loss"):
@@ -164,8 +165,10 @@ def _inherited_problems(config: "SRPOConfig") -> Iterator[str]:
             f"routing={config.routing!r} needs. Use one of {', '.join(map(repr, JOINT_DENOMINATOR_LOSSES))}, or "
             "routing='grpo'."
         )
-    yield from _in_range("temperature", config.temperature, 0.0, 1e30, open_low=True)
-    if config.loss_type == "cispo" and (config.epsilon_high or 0.0) < 1.0:
+    if config.max_completion_length is None:
+        yield "max_completion_length=None leaves open how much of the model's context a teacher prompt may fill."
+    upper_clip = config.epsilon_high or 0.0
+    if config.loss_type == "cispo" and isinstance(upper_clip, (int, float)) and upper_clip < 1.0:
         yield (
             f"epsilon_high={config.epsilon_high!r} caps CISPO's ratio itself, which is 1 on-policy. Give one of at "
             "least 1 (5 is usual), or another loss_type."
@@ -177,10 +180,16 @@ def derived_problems(config: "SRPOConfig") -> Iterator[str]:
     assert config.steps_per_generation is not None
     assert config.generation_batch_size is not None
     num_prompts = config.generation_batch_size // (config.num_generations or 1)
-    if config.redraw_failed_frac and int(config.redraw_failed_frac * num_prompts) < 1:
+    is_frac = not list(_in_range("redraw_failed_frac", config.redraw_failed_frac, 0.0, 1.0, open_low=True))
+    if is_frac and int(config.redraw_failed_frac * num_prompts) < 1:
         yield (
             f"redraw_failed_frac={config.redraw_failed_frac!r} of the {num_prompts} prompts of a rollout batch is "
             f"none. Give at least {1 / num_prompts:.3g}, or 0."
+        )
+    if config.generation_batch_size > MAX_COUNT:
+        yield (
+            f"generation_batch_size={config.generation_batch_size} (per_device_train_batch_size x processes x "
+            f"steps_per_generation) must be at most {MAX_COUNT} rollouts."
         )
     steps, accumulation = (
         config.steps_per_generation * config.num_iterations,

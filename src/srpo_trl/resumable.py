@@ -28,6 +28,9 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.should_save:
+            checkpointing.restore_replaced(str(self.args.output_dir))
+        self.accelerator.wait_for_everyone()
         self.add_callback(_EpochBegin(self))
 
     def _save_run_state(self, folder: Path) -> None:

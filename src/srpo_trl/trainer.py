@@ -29,7 +29,14 @@ from transformers import (
 
 from srpo_trl import batch as trl_batch
 from srpo_trl import checkpointing
-from srpo_trl.arguments import check_arguments, check_correctness_reward, default_config, refuse_unsupported
+from srpo_trl.argument_problems import check_each_argument
+from srpo_trl.arguments import (
+    check_arguments,
+    check_correctness_reward,
+    check_reference_model,
+    default_config,
+    refuse_unsupported,
+)
 from srpo_trl.batch import RoutedBatch
 from srpo_trl.completions_table import NUMBER_COLUMN
 from srpo_trl.data_problems import prompt_room
@@ -140,26 +147,28 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         rollout_func: RolloutFunc | None = None,
         environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
     ) -> None:
+        arguments = {
+            "model": model,
+            "reward_funcs": reward_funcs,
+            "train_dataset": train_dataset,
+            "eval_dataset": eval_dataset,
+            "processing_class": processing_class,
+            "reward_processing_classes": reward_processing_classes,
+            "callbacks": callbacks,
+            "optimizers": optimizers,
+            "quantization_config": quantization_config,
+            "peft_config": peft_config,
+            "tools": tools,
+            "rollout_func": rollout_func,
+            "environment_factory": environment_factory,
+        }
+        check_each_argument(arguments)
         args = default_config(model) if args is None else args
         check_arguments(args, reward_funcs, train_dataset, eval_dataset, environment_factory, rollout_func)
+        check_reference_model(args, model, peft_config)
         self._is_routed = self._has_step_window = args.routing != "grpo"
         self._redrawn_frac = args.redraw_failed_frac
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            reward_processing_classes=reward_processing_classes,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            tools=tools,
-            rollout_func=rollout_func,
-            environment_factory=environment_factory,
-        )
+        super().__init__(args=args, **arguments)
         if args.liger_layers:
             check_liger_layers(self._student, args.device)
             apply_liger_layers(self._student)

@@ -1,0 +1,181 @@
+"""Right and wrong values of options, for the fuzz tests; written from the docs, not from the checks.
+
+Wrong are values out of range or of another type, numbers that are none (NaN, infinity), absurdly large ones, empty
+texts and unknown words, and bools where numbers belong.
+"""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+NAN, INFINITY = float("nan"), float("inf")
+NO_NUMBER: list[Any] = [None, True, False, NAN, INFINITY, -INFINITY, "", "1", [], {}, 10**400]
+NO_COUNT = [*NO_NUMBER, 0, -1, -(10**9), 0.5, 1.0, 1e30]
+NO_BOOL: list[Any] = [None, 0, 1, "", "true", [], NAN]
+NO_TEXT: list[Any] = [3, 0.5, True, ["x"], {}, NAN]
+NO_WORD = [*NO_TEXT, "", "nothing", "SRPO "]
+
+floats = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def within(low: float, high: float, **options: Any) -> st.SearchStrategy:
+    return st.one_of(st.sampled_from([high]), st.floats(low, high, **options))
+
+
+def without(values: list[Any], *kept: Any) -> list[Any]:
+    """The values but `kept`, told apart by type as well."""
+    return [v for v in values if not any(v is k or (type(v) is type(k) and v == k) for k in kept)]
+
+
+# option: (strategy of right values, list of wrong ones)
+OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
+    "routing": (
+        st.sampled_from(["srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix"]),
+        [*NO_WORD, None, "grop"],
+    ),
+    "advantage_mix_lambda": (within(0, 1), [*NO_NUMBER, -0.1, 1.1, 1e30]),
+    "success_reward_threshold": (within(-1e6, 1e6), [*NO_NUMBER, 1e31]),
+    "correctness_reward": (st.just(None), NO_TEXT),
+    "distillation_alpha": (within(0, 1), [*NO_NUMBER, -1e-9, 1.0001, 2]),
+    "distillation_topk": (st.one_of(st.none(), st.integers(1, 200)), without(NO_COUNT, None, 10**400)),
+    "distillation_add_tail": (st.booleans(), NO_BOOL),
+    "distillation_mode": (st.just("logits"), [*NO_WORD, None]),
+    "distillation_is_clip": (
+        st.one_of(st.none(), within(0, 1e6, exclude_min=True)),
+        [*without(NO_NUMBER, None), 0, 0.0, -1, 1e31],
+    ),
+    "entropy_weight_beta": (within(0, 50), [*NO_NUMBER, -1e-9, 50.1]),
+    "distillation_hold_steps": (st.just(0), [*NO_NUMBER[:-1], -1, 0.5]),
+    "distillation_decay_steps": (st.one_of(st.none(), st.integers(1, 9)), without(NO_COUNT, None, 10**400)),
+    "distillation_until_accuracy": (
+        st.one_of(st.none(), within(0, 1, exclude_min=True)),
+        [*without(NO_NUMBER, None), 0, 0.0, -0.1, 1.1],
+    ),
+    "earlier_answers_kept": (st.integers(1, 10**6), without(NO_COUNT, 10**400)),
+    "guard_action": (
+        st.sampled_from(
+            ["off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"]
+        ),
+        [*NO_WORD, None],
+    ),
+    "redraw_failed_frac": (st.sampled_from([0, 0.0, 0.5, 1.0]), [*NO_NUMBER, -0.1, 1.1]),
+    "eval_temperature": (
+        st.one_of(st.integers(1, 3), within(1e-4, 1e4)),
+        [*NO_NUMBER, 0, 0.0, -1.0, 1e-30, 1e30],
+    ),
+    "eval_top_p": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, -0.1, 1.1]),
+    "eval_tokens_per_batch": (st.integers(1, 10**6), without(NO_COUNT, 10**400)),
+    "teacher_model_kind": (st.sampled_from(["ema", "base", "live"]), [*NO_WORD, None]),
+    "teacher_update_rate": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, 0.0, -0.1, 1.1]),
+    "teacher_context": (
+        st.lists(
+            st.sampled_from(["sibling", "feedback", "sibling+feedback", "earlier"]), min_size=1, unique=True
+        ),
+        [None, "sibling", [], {}, ["gold"], ["sibling", "sibling"], [None], [["sibling"]]],
+    ),
+    "reference_column": (st.just(None), NO_TEXT),
+    "reprompt_template": (
+        st.sampled_from(["{prompt}{solution}{feedback}", "{} {feedback} {{ {prompt} }} {solution}"]),
+        [*NO_TEXT, None, "", "{prompt}{solution}", "{prompt}{prompt}{solution}{feedback}"],
+    ),
+    "solution_template": (
+        st.sampled_from(["{successful_previous_attempt}", "<<{successful_previous_attempt}>>"]),
+        [*NO_TEXT, None, "", "{successful_previous_attempt}{x}"],
+    ),
+    "feedback_template": (st.sampled_from(["{feedback_raw}", "%s{feedback_raw}\x00"]), [*NO_TEXT, None, ""]),
+    "max_reprompt_length": (st.integers(1, 10**12), without(NO_COUNT, 10**400)),
+    "remove_thinking_from_demonstration": (st.booleans(), NO_BOOL),
+    "teacher_tokens_per_pass": (st.integers(1, 10**12), without(NO_COUNT, 10**400)),
+    "teacher_states_on_host": (st.booleans(), NO_BOOL),
+    "liger_layers": (st.just(False), NO_BOOL),
+    "gradient_share_steps": (st.one_of(st.none(), st.integers(1, 3)), without(NO_COUNT, None, 10**400)),
+}
+
+counts = st.integers(1, 4)
+shares = within(0, 1)
+not_negative = within(0, 1e6)
+positive = within(1e-6, 1e6)
+NEGATIVE = [-1e-9, -1]
+INHERITED: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
+    "per_device_train_batch_size": (st.sampled_from([2, 4, 8, 16]), NO_COUNT),
+    "gradient_accumulation_steps": (counts, NO_COUNT),
+    "num_generations": (st.sampled_from([2, 4]), [*NO_COUNT, 1]),
+    "num_generations_eval": (st.sampled_from([None, 1, 2]), without(NO_COUNT, None)),
+    "steps_per_generation": (st.one_of(st.none(), counts), without(NO_COUNT, None)),
+    "generation_batch_size": (st.sampled_from([None, 4, 8, 16]), without(NO_COUNT, None)),
+    "num_iterations": (counts, NO_COUNT),
+    "loss_type": (
+        st.sampled_from(["dapo", "cispo", "vespo", "grpo", "dr_grpo", "bnpo", "luspo", "sapo"]),
+        NO_WORD,
+    ),
+    "beta": (st.just(0.0), [*NO_NUMBER, *NEGATIVE]),
+    "epsilon": (not_negative, [*NO_NUMBER, *NEGATIVE]),
+    "epsilon_high": (st.one_of(st.none(), not_negative), [*without(NO_NUMBER, None), *NEGATIVE]),
+    "delta": (st.one_of(st.none(), positive), [*without(NO_NUMBER, None), 0, -1]),
+    "temperature": (st.one_of(st.integers(1, 3), within(1e-4, 1e4)), [*NO_NUMBER, 0, 0.0, -1.0, 1e-30, 1e30]),
+    "top_p": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, -0.1, 1.1]),
+    "top_k": (st.sampled_from([0, 1, 5, 10**6]), [*NO_NUMBER, -2, 0.5]),
+    "min_p": (st.one_of(st.none(), shares), [*without(NO_NUMBER, None), -0.1, 1.1]),
+    "repetition_penalty": (st.one_of(st.integers(1, 3), within(0.1, 10)), [*NO_NUMBER, 0, -1.0]),
+    "max_completion_length": (st.integers(1, 8), without(NO_COUNT, None)),
+    "scale_rewards": (st.sampled_from(["group", "batch", "none", True, False]), without(NO_WORD, True)),
+    "multi_objective_aggregation": (
+        st.sampled_from(["sum_then_normalize", "normalize_then_sum"]),
+        [*NO_WORD, None],
+    ),
+    "importance_sampling_level": (st.sampled_from(["token", "sequence"]), [*NO_WORD, None]),
+    "vllm_importance_sampling_mode": (
+        st.sampled_from(["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]),
+        [*NO_WORD, None],
+    ),
+    "vllm_importance_sampling_clip_max": (positive, [*without(NO_NUMBER, None, INFINITY), 0, -1]),
+    "off_policy_mask_threshold": (st.one_of(st.none(), floats), without(NO_NUMBER, None)),
+    "top_entropy_quantile": (shares, [*NO_NUMBER, -0.1, 1.1]),
+    "entropy_coef": (within(-1, 1), NO_NUMBER),
+    "mask_truncated_completions": (st.booleans(), NO_BOOL),
+    "use_bias_correction_kl": (st.booleans(), NO_BOOL),
+    "shuffle_dataset": (st.booleans(), without(NO_BOOL, None)),
+    "log_completions": (st.booleans(), NO_BOOL),
+    "num_completions_to_print": (st.sampled_from([None, 0, 2]), [*without(NO_NUMBER, None), -1, 0.5]),
+    "pad_to_multiple_of": (
+        st.sampled_from([None, "auto", "none", 1, 8, "8"]),
+        [0, -1, 0.5, "", "abc", "0", [], True],
+    ),
+    "learning_rate": (within(0, 100), [*NO_NUMBER, *NEGATIVE, 1e30]),
+    "weight_decay": (shares, [*NO_NUMBER, *NEGATIVE, 1e30]),
+    "adam_beta1": (within(0, 0.99), [*NO_NUMBER, *NEGATIVE, 1, 1.0]),
+    "adam_beta2": (within(0, 0.999), [*NO_NUMBER, *NEGATIVE, 1, 1.0]),
+    "adam_epsilon": (within(1e-10, 1), [*NO_NUMBER, 0, -1]),
+    "max_grad_norm": (
+        st.one_of(st.just(INFINITY), not_negative),
+        [*without(NO_NUMBER, INFINITY), -1],
+    ),
+    "optim": (st.sampled_from(["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "rmsprop"]), NO_WORD),
+    "lr_scheduler_type": (
+        st.sampled_from(["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]),
+        [*NO_WORD, None, "cosine_with_min_lr", "warmup_stable_decay"],
+    ),
+    "warmup_steps": (st.one_of(st.integers(0, 5), shares), [*NO_NUMBER, *NEGATIVE]),
+    "max_steps": (st.sampled_from([-1, 1, 2, 10**12]), [*NO_NUMBER, 0, -2, 1.5]),
+    "num_train_epochs": (within(0.1, 1e6), [*NO_NUMBER, 0, -1]),
+    "logging_strategy": (st.sampled_from(["no", "steps", "epoch"]), NO_WORD),
+    "logging_steps": (st.sampled_from([1, 3, 0.5, 10**9]), [*NO_NUMBER]),
+    "eval_strategy": (st.just("no"), NO_WORD),
+    "eval_steps": (st.sampled_from([None, 1, 2, 0.5]), [*without(NO_NUMBER, None), -1]),
+    "eval_delay": (not_negative, [*NO_NUMBER, -1]),
+    "per_device_eval_batch_size": (st.sampled_from([4, 8]), NO_COUNT),
+    "save_strategy": (st.sampled_from(["no", "steps", "epoch"]), NO_WORD),
+    "save_steps": (st.sampled_from([1, 2, 0.5, 10**9]), NO_NUMBER),
+    "save_total_limit": (st.one_of(st.none(), counts), without(NO_COUNT, None)),
+    "save_only_model": (st.booleans(), NO_BOOL),
+    "seed": (st.integers(0, 2**32 - 1), [*NO_NUMBER, -1, 2**32, 0.5]),
+    "data_seed": (st.none(), [*without(NO_NUMBER, None), -1, 2**32]),
+    "trust_remote_code": (st.just(False), NO_BOOL),
+    "chat_template_kwargs": (st.sampled_from([None, {}, '{"a": 1}']), [3, "abc", ["x"], {"tokenize": True}]),
+    "generation_kwargs": (st.sampled_from([None, {}, "{}"]), [3, "abc", ["x"], {"num_return_sequences": 2}]),
+    "model_init_kwargs": (st.none(), [3, "abc", ["x"]]),
+    "reward_weights": (st.sampled_from([None, [1.0], [0]]), [3, "abc", ["x"], [None], [True]]),
+    "report_to": (st.just([]), [3, [3], {}]),
+    "resume_from_checkpoint": (st.none(), NO_TEXT),
+}
+OPTIONS = OWN | INHERITED
