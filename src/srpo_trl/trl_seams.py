@@ -19,6 +19,7 @@ from trl.trainer.utils import (
     get_callable_name,
     get_config_model_id,
     maybe_gather_lm_head_ctx,
+    split_pixel_values_by_grid,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "get_config_model_id",
     "maybe_gather_lm_head_ctx",
     "rotate_checkpoints",
+    "split_pixel_values_by_grid",
 ]
 
 SUPPORTED_TRL = ("1.16.0", "2.0.0")  # from, below
@@ -111,6 +113,15 @@ BATCH_KEYS = (
     "sampling_per_token_logps",
     "importance_sampling_ratio",
     "tool_mask",
+    "pixel_values",
+    "image_grid_thw",
+    "image_position_ids",
+    "image_sizes",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "num_images",
 )
 
 
