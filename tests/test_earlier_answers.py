@@ -4,6 +4,7 @@ import pytest
 
 from harness import ROLLOUTS, logged, make_trainer, replay, tiny_tokenizer
 from srpo_trl.earlier_answers import EarlierAnswer, EarlierAnswers, prompt_key
+from tiny_vlm import question, random_image
 
 ALL_FAILED = tuple((prompt, ["7", "1;2", "5;5", "9 wrong"]) for prompt, _ in ROLLOUTS)
 
@@ -37,6 +38,15 @@ def test_keys_tell_prompts_apart():
     chat = [{"role": "user", "content": "1+1"}]
     assert prompt_key(chat) == prompt_key([dict(reversed(chat[0].items()))])
     assert len({prompt_key(p) for p in (chat, "1+1", [*chat, *chat], "\ud800")}) == 4
+
+
+def test_an_image_counts_by_its_content():
+    """A data set decodes an image anew each time it is read."""
+    keys = [prompt_key(question("what", [random_image(seed)])) for seed in (1, 1, 2)]
+    assert keys[0] == keys[1] != keys[2]
+    palettes = [random_image(1).convert("P") for _ in range(2)]
+    palettes[1].putpalette([255, 0, 0] * 256)
+    assert len({prompt_key(question("what", [image])) for image in palettes}) == 2
 
 
 def run_of_two_steps(tmp_path, sources, **options):

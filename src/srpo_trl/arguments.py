@@ -120,9 +120,10 @@ def refuse_unsupported(
             f"gradient_share_steps={args.gradient_share_steps} differentiates by whole parameters, which FSDP and "
             "ZeRO-3 do not keep. Leave it out, or measure under DDP or ZeRO-1/2."
         )
-    if is_vision_language_model:
+    if is_vision_language_model and shards_parameters(accelerator):
         raise ValueError(
-            f"Self-distillation does not show images to the teacher yet. {remedy} a text-only model."
+            "Self-distillation does not run a vision-language model under FSDP or ZeRO-3: a process whose teacher pass "
+            "has no images would leave the others waiting in the vision tower. Use DDP or ZeRO-1/2."
         )
     if is_peft_model(model):
         if model.peft_config[model.active_adapter].is_prompt_learning:  # type: ignore[index,union-attr]

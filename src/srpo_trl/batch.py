@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from srpo_trl.routing import Route
+from srpo_trl.teacher_context import TOKEN_TYPE_INPUTS
+from srpo_trl.trl_seams import split_pixel_values_by_grid
+from srpo_trl.vision_inputs import VisionRow
 
 TrlBatch = dict[str, Any]
 
@@ -20,6 +23,16 @@ TEACHER_ENTROPY = "srpo_teacher_entropy"
 _TEACHER_HIDDEN = "srpo_teacher_hidden"
 _ROLLOUT = "srpo_rollout"
 _SHOWN = "srpo_shown"
+
+# What a vision-language model reads beside token ids.
+_IMAGE_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "image_position_ids",
+    "image_sizes",
+    "pixel_attention_mask",
+    "spatial_shapes",
+)
 
 _LOGPS_OF_POLICY_ROWS = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
 
@@ -76,6 +89,29 @@ def completion_rows(batch: TrlBatch) -> list[tuple[int, ...]]:
     lengths = batch["completion_mask"].sum(1).tolist()
     return [
         tuple(ids[:length]) for ids, length in zip(batch["completion_ids"].tolist(), lengths, strict=True)
+    ]
+
+
+def vision_rows(batch: TrlBatch) -> list[VisionRow]:
+    """Return what the model reads of each row of a rollout batch beside its token ids, in the rows' order.
+
+    TRL joins the images of all rows, and how many entries of a tensor a row has depends on the architecture: TRL's
+    own split says it. Tensors that it leaves whole have one entry a row.
+    """
+    num_rows, num_completion = batch["completion_ids"].shape
+    split = split_pixel_values_by_grid(batch)
+    images = {
+        key: values if isinstance(values, list) else values.split(1)
+        for key, values in split.items()
+        if key in _IMAGE_KEYS
+    }
+    token_types = {key: batch[key][:, -num_completion:] for key in TOKEN_TYPE_INPUTS if key in batch}
+    return [
+        VisionRow(
+            {key: values[row] for key, values in images.items()},
+            {key: values[row] for key, values in token_types.items()},
+        )
+        for row in range(num_rows)
     ]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 EARLIER_ANSWERS_FILE = "srpo_earlier_answers.json"
 
 
@@ -21,9 +23,17 @@ class EarlierAnswer(NamedTuple):
 
 
 def prompt_key(prompt: Any) -> str:
-    """Return a key under which a prompt, a string or messages, is found again."""
-    written = json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=repr)
+    """Return a key under which a prompt, a string or messages, is found again; images count by their content."""
+    written = json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=_written_content)
     return hashlib.blake2b(written.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _written_content(value: Any) -> Any:
+    """Return a value that JSON does not know as one that it does; an image's repr differs every time it is read."""
+    if not isinstance(value, Image.Image):
+        return repr(value)
+    pixels = hashlib.blake2b(value.tobytes(), digest_size=16).hexdigest()
+    return [value.mode, value.size, value.getpalette(), pixels]
 
 
 class EarlierAnswers:

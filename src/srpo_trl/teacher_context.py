@@ -2,16 +2,18 @@
 
 System messages and earlier turns stay, the last user turn becomes the re-prompt, and the chat template's
 assistant header follows, so that the rollout's own token ids can be appended unchanged. Text that a model or a
-grader wrote is encoded without special tokens: a marker such as `<|im_end|>` inside it stays text.
+grader wrote is encoded without special tokens: a marker such as `<|im_end|>` inside it stays text. Images stay
+where they are in the conversation; of the last user turn, the text after its last image becomes the re-prompt.
 """
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from trl import prepare_multimodal_messages
 
 Messages = list[dict[str, Any]]
 Completion = str | Messages
@@ -19,6 +21,9 @@ Completion = str | Messages
 _CLOSED_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 _UNOPENED_THINKING = re.compile(r"\A.*?</think>\s*", re.DOTALL)  # the template opened it in the prompt
 _UNCLOSED_THINKING = re.compile(r"<think>.*\Z", re.DOTALL)  # the rollout was cut inside it
+
+# Model inputs with which some processors tell text from image tokens; a processor gives at most one of them.
+TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
 
 _USER_TURN = "srpo-user-turn-7f3a9c"  # stands for the user's text while the chat template is rendered
 
@@ -35,11 +40,19 @@ class TeacherInformation(NamedTuple):
 
 
 class TeacherPrompt(NamedTuple):
-    """Token ids of a teacher's prompt, how many tokens of the information were cut to fit, and what is left of it."""
+    """A teacher's prompt.
+
+    Attributes:
+        ids: token ids, each image's as many as its features.
+        num_cut: tokens of the information that were cut to fit.
+        information: what is left of it.
+        token_types: by model input, the kind of each token: 0 for text. Empty where the model reads none.
+    """
 
     ids: tuple[int, ...]
-    num_cut: int
+    num_cut: int = 0
     information: TeacherInformation = TeacherInformation()
+    token_types: Mapping[str, tuple[int, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -134,9 +147,10 @@ class TeacherPromptEncoder:
     Attributes:
         tokenizer: the student's.
         templates: strings of the re-prompt.
-        max_length: longest prompt, in tokens.
+        max_length: longest prompt, in tokens; an image counts with as many as it has.
         chat_template: replaces the tokenizer's own; None keeps it.
         chat_template_kwargs: passed to the template.
+        processor: a vision-language model's, with its own chat template; None for a text model.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -144,6 +158,7 @@ class TeacherPromptEncoder:
     max_length: int
     chat_template: str | None
     chat_template_kwargs: dict[str, Any]
+    processor: ProcessorMixin | None = None
 
     def encode(
         self,
@@ -166,26 +181,27 @@ class TeacherPromptEncoder:
             ValueError: the messages have no user turn.
         """
         encode = self._text_encoder(prompt) if isinstance(prompt, str) else self._chat_encoder(prompt, tools)
-        full_ids = ids = encode(information)
+        full = teacher_prompt = encode(information)
         num_to_cut, shown = 0, information
-        while len(ids) > self.max_length:
-            num_to_cut += len(ids) - self.max_length
+        while len(teacher_prompt.ids) > self.max_length:
+            num_to_cut += len(teacher_prompt.ids) - self.max_length
             shortened = self._shorten(information, num_to_cut)
             if shortened is None:
                 return None
-            ids, shown = encode(shortened), shortened
-        return TeacherPrompt(tuple(ids), len(full_ids) - len(ids), shown)
+            teacher_prompt, shown = encode(shortened), shortened
+        num_cut = len(full.ids) - len(teacher_prompt.ids)
+        return teacher_prompt._replace(num_cut=num_cut, information=shown)
 
-    def _text_encoder(self, prompt: str) -> Callable[[TeacherInformation], list[int]]:
-        def encode(information: TeacherInformation) -> list[int]:
+    def _text_encoder(self, prompt: str) -> Callable[[TeacherInformation], TeacherPrompt]:
+        def encode(information: TeacherInformation) -> TeacherPrompt:
             text = self.templates.user_turn(prompt, information)
-            return self.tokenizer(text, split_special_tokens=True)["input_ids"]
+            return TeacherPrompt(tuple(self.tokenizer(text, split_special_tokens=True)["input_ids"]))
 
         return encode
 
     def _chat_encoder(
         self, messages: Messages, tools: list[Callable | dict] | None
-    ) -> Callable[[TeacherInformation], list[int]]:
+    ) -> Callable[[TeacherInformation], TeacherPrompt]:
         """Render the conversation once around the user's turn; only that turn's text differs afterwards."""
         position = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
         if position is None:
@@ -193,8 +209,11 @@ class TeacherPromptEncoder:
             raise ValueError(
                 f"A prompt needs a user turn for the teacher's re-prompt; its roles are {roles}."
             )
-        prompt = message_text(messages[position])
-        rendered: Any = self.tokenizer.apply_chat_template(
+        if self.processor is not None:  # its template wants content in parts, as TRL gives it
+            messages = prepare_multimodal_messages(messages)
+        prompt = _text_after_images(messages[position])
+        template_owner: Any = self.processor or self.tokenizer
+        rendered = template_owner.apply_chat_template(
             [*messages[:position], _with_text(messages[position], _USER_TURN), *messages[position + 1 :]],
             tools=tools or None,
             chat_template=self.chat_template,
@@ -207,15 +226,35 @@ class TeacherPromptEncoder:
                 f"The chat template renders the last user turn {rendered.count(_USER_TURN)} times; the teacher's "
                 "re-prompt needs it exactly once. Give the tokenizer another chat template."
             )
-        before, after = (self._encode_template(part) for part in rendered.split(_USER_TURN))
+        text_before, text_after = rendered.split(_USER_TURN)
+        before = self._encode_template(
+            text_before, _images(messages[: position + 1]), adds_special=self._adds_special_tokens(rendered)
+        )
+        after = self._encode_template(text_after, _images(messages[position + 1 :]), adds_special=False)
 
-        def encode(information: TeacherInformation) -> list[int]:
-            return before + self._encode_untrusted(self.templates.user_turn(prompt, information)) + after
+        def encode(information: TeacherInformation) -> TeacherPrompt:
+            turn_ids = self._encode_untrusted(self.templates.user_turn(prompt, information))
+            return _joined(before, TeacherPrompt(tuple(turn_ids)), after)
 
         return encode
 
-    def _encode_template(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _adds_special_tokens(self, rendered: str) -> bool:
+        """Return whether the student's prompt starts with special tokens that the template does not write.
+
+        A tokenizer's chat template adds none; a processor's does where the text lacks the first of them.
+        """
+        bos_token = self.tokenizer.bos_token
+        return self.processor is not None and not (bos_token is not None and rendered.startswith(bos_token))
+
+    def _encode_template(self, text: str, images: list[Any], *, adds_special: bool) -> TeacherPrompt:
+        if not images:
+            return TeacherPrompt(tuple(self.tokenizer(text, add_special_tokens=adds_special)["input_ids"]))
+        assert self.processor is not None
+        # Only the processor knows how many tokens, and which around them, its architecture makes of an image.
+        encoded = self.processor(text=[text], images=[images], add_special_tokens=adds_special)
+        ids, *_ = encoded["input_ids"]
+        types = {name: tuple(map(int, encoded[name][0])) for name in TOKEN_TYPE_INPUTS if name in encoded}
+        return TeacherPrompt(tuple(map(int, ids)), token_types=types)
 
     def _encode_untrusted(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -236,10 +275,40 @@ class TeacherPromptEncoder:
         return str(self.tokenizer.decode(ids)).strip("\ufffd")  # a character cut in two
 
 
+def _joined(*parts: TeacherPrompt) -> TeacherPrompt:
+    names = {name for part in parts for name in part.token_types}
+    return TeacherPrompt(
+        tuple(token for part in parts for token in part.ids),
+        token_types={
+            name: tuple(kind for part in parts for kind in part.token_types.get(name, [0] * len(part.ids)))
+            for name in names
+        },
+    )
+
+
+def _num_fixed_parts(content: list[dict[str, Any]]) -> int:
+    """Return how many content parts end with the last that is not text; a question may speak of what stands where."""
+    return max((i + 1 for i, part in enumerate(content) if part["type"] != "text"), default=0)
+
+
+def _text_after_images(message: dict[str, Any]) -> str:
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return message_text({"content": content[_num_fixed_parts(content) :]})
+
+
 def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:
-    """Return the message with its text replaced and its other content parts kept."""
+    """Return the message with its text after the last image replaced."""
     content = message["content"]
     if isinstance(content, str):
         return {**message, "content": text}
-    others = [part for part in content if part["type"] != "text"]
-    return {**message, "content": [*others, {"type": "text", "text": text}]}
+    kept = content[: _num_fixed_parts(content)]
+    return {**message, "content": [*kept, {"type": "text", "text": text}]}
+
+
+def _images(messages: Messages) -> list[Any]:
+    """Return the images of messages in their order, where TRL looks for them too."""
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part["image"] for part in parts if part["type"] == "image"]

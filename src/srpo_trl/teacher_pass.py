@@ -7,7 +7,7 @@ Legend: B rollouts of this process, R rows of one pass, U different teacher prom
 T completion length, D hidden, N packed distilled tokens (row by row).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from srpo_trl.sharding import part_of, whole_of
 from srpo_trl.student_pass import last_hidden_state
 from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import TeacherPrompt
+from srpo_trl.vision_inputs import VisionRow, vision_inputs
 
 
 class TeacherScores(NamedTuple):
@@ -86,6 +87,7 @@ def score_rollouts(
     max_tokens: int,
     temperature: float,
     on_host: bool = False,
+    vision: Sequence[VisionRow] | None = None,
     sharded: ShardedBackbone | None = None,
     max_over_processes: Callable[[int], int] = lambda number: number,
 ) -> TeacherScores:
@@ -101,13 +103,15 @@ def score_rollouts(
         max_tokens: most tokens of one pass.
         temperature: that logits are divided by.
         on_host: keep the hidden states in the host's memory until they are needed.
+        vision: what each rollout's student reads beside token ids; None for a text model.
         sharded: how the backbone is called where its parameters are sharded; every process then makes as many
             calls as the one with most.
         max_over_processes: the largest of the processes' numbers; called only where parameters are sharded.
     """
     chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
     rows = [TeacherRow(prompts[i].ids, completions[i]) for i in chosen]  # type: ignore[union-attr]
-    layout = row_layout(student)
+    # Prompts that are told apart by their images alone have the same token ids, so none is shared.
+    layout = row_layout(student) if vision is None else "padded"
     backbone = sharded or student.base_model
     passes = list(plan_passes(rows, max_tokens=max_tokens, layout=layout))
     num_idle = 0
@@ -120,7 +124,14 @@ def score_rollouts(
         pass_head = _whole_head(lm_head_of(student), distilled_BT.device)
         for batch in passes:
             numbers = [chosen[i] for i in batch]
-            states = score_pass(backbone, [rows[i] for i in batch], layout)
+            images: Mapping[str, Tensor] = {}
+            if vision is not None:
+                images = vision_inputs(
+                    [prompts[i] for i in numbers],  # type: ignore[misc]
+                    [len(completions[i]) for i in numbers],
+                    [vision[i] for i in numbers],
+                )
+            states = score_pass(backbone, [rows[i] for i in batch], layout, images)
             kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(numbers, states, strict=True)]
             entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature, refuse_nonfinite=False)
             hidden |= {i: state.cpu() if on_host else state for i, state in zip(numbers, kept, strict=True)}
@@ -288,27 +299,37 @@ def _shares_prompts(rows: Sequence[TeacherRow], layout: Layout) -> bool:
 
 
 def score_pass(
-    backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow], layout: Layout
+    backbone: nn.Module | ShardedBackbone,
+    rows: Sequence[TeacherRow],
+    layout: Layout,
+    images: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
     """Return, per row, the hidden states that predict its completion tokens, in one pass.
 
     Args:
         backbone: model without its LM head, holding the teacher's weights, in evaluation mode.
         rows: what to score; completions have at least one token.
-        layout: from `row_layout`.
+        layout: from `row_layout`; "padded" where there are images.
+        images: further inputs of the backbone, from `vision_inputs`.
     Returns:
         List of (T_i, D) tensors in the order of `rows`; position t predicts completion token t.
     """
     if _shares_prompts(rows, layout):
         return _score_shared(backbone, rows)
-    return _score_packed(backbone, rows) if layout == "packed" else _score_padded(backbone, rows)
+    return (
+        _score_packed(backbone, rows) if layout == "packed" else _score_padded(backbone, rows, images or {})
+    )
 
 
-def _score_padded(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow]) -> list[Tensor]:
+def _score_padded(
+    backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow], images: Mapping[str, Tensor]
+) -> list[Tensor]:
     """Score whole sequences: right-padded, so that causal attention never sees padding before a token."""
     sequences = [row.prompt_ids + row.completion_ids for row in rows]
     ids_RL, mask_RL = _right_pad(sequences, _device(backbone))
-    hidden_RLD = backbone(input_ids=ids_RL, attention_mask=mask_RL, use_cache=False).last_hidden_state
+    hidden_RLD = backbone(
+        input_ids=ids_RL, attention_mask=mask_RL, use_cache=False, **images
+    ).last_hidden_state
     starts = [len(row.prompt_ids) - 1 for row in rows]
     return [
         hidden_RLD[r, start : start + len(row.completion_ids)].clone()

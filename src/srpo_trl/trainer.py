@@ -244,6 +244,7 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
             max_length=args.max_reprompt_length if room is None else min(args.max_reprompt_length, room),
             chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,
+            processor=self.processing_class if self._is_vlm else None,  # type: ignore[arg-type]
         )
 
     @property
@@ -376,6 +377,7 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
             max_tokens=self.args.teacher_tokens_per_pass,
             temperature=self.args.temperature,
             on_host=self.args.teacher_states_on_host,
+            vision=trl_batch.vision_rows(output) if self._is_vlm else None,
             sharded=(
                 ShardedBackbone(self.model, self._student, self.accelerator.device)
                 if shards_parameters(self.accelerator)

@@ -20,6 +20,7 @@ from trl.trainer.utils import (
     get_config_model_id,
     is_async_callable,
     maybe_gather_lm_head_ctx,
+    split_pixel_values_by_grid,
     start_event_loop_in_daemon,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "is_async_callable",
     "maybe_gather_lm_head_ctx",
     "rotate_checkpoints",
+    "split_pixel_values_by_grid",
     "start_event_loop_in_daemon",
 ]
 
@@ -119,6 +121,15 @@ BATCH_KEYS = (
     "sampling_per_token_logps",
     "importance_sampling_ratio",
     "tool_mask",
+    "pixel_values",
+    "image_grid_thw",
+    "image_position_ids",
+    "image_sizes",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "num_images",
 )
 
 
