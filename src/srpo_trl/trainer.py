@@ -130,7 +130,7 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
     ) -> None:
         args = default_config(model) if args is None else args
-        check_arguments(args, reward_funcs, train_dataset, environment_factory)
+        check_arguments(args, reward_funcs, train_dataset, environment_factory, peft_config)
         self._is_routed = self._has_step_window = args.routing != "grpo"
         self._redrawn_frac = args.redraw_failed_frac
         super().__init__(
