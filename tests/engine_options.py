@@ -26,6 +26,7 @@ ENGINES = {
     "zero3": Engine("DEEPSPEED", True),
     "zero3_offload_param": Engine("DEEPSPEED", True),
     "zero3_offload": Engine("DEEPSPEED", True),
+    "zero3_universal": Engine("DEEPSPEED", True),
 }
 
 _FSDP2 = {
@@ -105,6 +106,8 @@ def _zero(stage: int, engine: str) -> dict:
     if engine in ("zero3_offload", "zero2_offload_optimizer"):
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     return {
+        # a checkpoint of another number of processes, after DeepSpeed's ds_to_universal
+        "checkpoint": {"load_universal": engine.endswith("universal")},
         "zero_optimization": zero,
         "bf16": {"enabled": "auto"},
         "gradient_clipping": "auto",

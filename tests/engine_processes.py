@@ -22,6 +22,7 @@ from srpo_trl.sharding import named_trainable, part_of, whole_of  # noqa: E402
 from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 
 TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-3}  # smooth where gradients vanish
 # name: rollouts, micro-batch of each of two processes (of six rollouts a process), options
 SCENARIOS = {
     "straddling": (STRADDLING, 6, {}),
@@ -29,6 +30,8 @@ SCENARIOS = {
     "two steps": (STRADDLING, 2, TWO_STEPS),
     "iterations": (STRADDLING, 6, {"max_steps": 4, "num_iterations": 2, "learning_rate": 0.1}),
     "lora": (STRADDLING, 2, TWO_STEPS | {"peft_config": LORA}),
+    "adamw": (STRADDLING, 2, TWO_STEPS | ADAMW),
+    "adamw, lora": (STRADDLING, 2, TWO_STEPS | ADAMW | {"peft_config": LORA}),
     # odd sizes: the last process's shards are shorter, and ZeRO-3 pads them
     "untied, uneven": (
         STRADDLING,
@@ -44,7 +47,6 @@ RESUMED = {
     "end of a rollout batch": {"max_steps": 4},
     "resumed lora": {"max_steps": 4, "peft_config": LORA},
 }
-ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-3}  # smooth where gradients vanish
 BFLOAT16 = {"bfloat16": {}, "bfloat16 lora": {"peft_config": LORA}}
 
 
