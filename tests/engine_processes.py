@@ -14,78 +14,7 @@ from pathlib import Path
 
 import torch
 
-# (accelerate's name of the engine, whether parameters are sharded)
-ENGINES = {
-    "fsdp2": ("FSDP", True),
-    "fsdp2_no_reshard": ("FSDP", True),
-    "zero1": ("DEEPSPEED", False),
-    "zero2": ("DEEPSPEED", False),
-    "zero3": ("DEEPSPEED", True),
-    "zero3_offload": ("DEEPSPEED", True),
-    "ddp": ("MULTI_CPU", False),
-}
-
-
-def fsdp_on_cpu(reshard: bool) -> None:
-    """Let accelerate take its FSDP path where there is no GPU: it asks for a GPU engine before it looks for FSDP."""
-    os.environ |= {
-        "ACCELERATE_TORCH_DEVICE": "cpu",
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_RESHARD_AFTER_FORWARD": str(reshard).lower(),
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    }
-    if not reshard:
-        os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"  # whose wrappers rename parameters
-    from accelerate import state
-    from accelerate.utils import DistributedType
-
-    def prepare_backend(self, *args, **kwargs):
-        return "gloo", DistributedType.MULTI_GPU
-
-    state.PartialState._prepare_backend = prepare_backend
-
-
-def deepspeed_config(stage: int, *, offload: bool) -> dict:
-    """A tiny model is really sharded, and prefetched, only below thresholds of its own size."""
-    from deepspeed.ops import __compatible_ops__
-
-    __compatible_ops__["deepspeed_shm_comm"] = False  # a C++ extension that a start would build
-    zero: dict = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
-    if stage == 3:
-        zero |= {
-            "stage3_param_persistence_threshold": 0,
-            "stage3_prefetch_bucket_size": 10_000,
-            "stage3_max_live_parameters": 100_000,
-            "stage3_max_reuse_distance": 100_000,
-            "reduce_bucket_size": 50_000,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        }
-    if offload:  # of the weights; the optimizer's would need DeepSpeed's compiled AdamW
-        zero["offload_param"] = {"device": "cpu", "pin_memory": False}
-    return {
-        "zero_optimization": zero,
-        "bf16": {"enabled": "auto"},
-        "gradient_clipping": "auto",
-        "gradient_accumulation_steps": "auto",
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "zero_allow_untested_optimizer": True,
-    }
-
-
-def engine_options(engine: str) -> dict:
-    """Options of the training config; called before accelerate is imported."""
-    if engine.startswith("fsdp2"):
-        fsdp_on_cpu(reshard=engine == "fsdp2")
-        # With use_cpu, accelerate would silently choose DDP.
-        return {"use_cpu": False, "ddp_backend": "gloo"}
-    if engine.startswith("zero"):
-        return {"deepspeed": deepspeed_config(int(engine[4]), offload="offload" in engine)}
-    return {"ddp_find_unused_parameters": False}
-
+from engine_options import engine_options
 
 ENGINE = sys.argv[1] if __name__ == "__main__" else None
 OPTIONS = engine_options(ENGINE) if ENGINE else {}
@@ -105,6 +34,7 @@ from srpo_trl.sharding import named_trainable, part_of, whole_of  # noqa: E402
 from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 
 TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-3}  # smooth where gradients vanish
 # name: rollouts, micro-batch of each of two processes (of six rollouts a process), options
 SCENARIOS = {
     "straddling": (STRADDLING, 6, {}),
@@ -112,6 +42,8 @@ SCENARIOS = {
     "two steps": (STRADDLING, 2, TWO_STEPS),
     "iterations": (STRADDLING, 6, {"max_steps": 4, "num_iterations": 2, "learning_rate": 0.1}),
     "lora": (STRADDLING, 2, TWO_STEPS | {"peft_config": LORA}),
+    "adamw": (STRADDLING, 2, TWO_STEPS | ADAMW),
+    "adamw, lora": (STRADDLING, 2, TWO_STEPS | ADAMW | {"peft_config": LORA}),
     # odd sizes: the last process's shards are shorter, and ZeRO-3 pads them
     "untied, uneven": (
         STRADDLING,
@@ -127,7 +59,6 @@ RESUMED = {
     "end of a rollout batch": {"max_steps": 4},
     "resumed lora": {"max_steps": 4, "peft_config": LORA},
 }
-ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-3}  # smooth where gradients vanish
 BFLOAT16 = {"bfloat16": {}, "bfloat16 lora": {"peft_config": LORA}}
 
 

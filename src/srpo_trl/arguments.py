@@ -1,6 +1,6 @@
 """Checks of the trainer's arguments against each other, made before a model is loaded where that is possible."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
@@ -13,8 +13,10 @@ from srpo_trl.sharding import is_zero3, shards_parameters
 from srpo_trl.trl_seams import get_callable_name, get_config_model_id
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
+
+_REMEDY = "Use routing='grpo' there, or"
 
 
 def default_config(model: "str | PreTrainedModel | PeftModel") -> SRPOConfig:
@@ -30,6 +32,7 @@ def check_arguments(
     eval_dataset: Any,
     environment_factory: Any,
     rollout_func: Any,
+    peft_config: "PeftConfig | None" = None,
 ) -> None:
     """Refuse arguments that do not fit together.
 
@@ -65,6 +68,8 @@ def check_arguments(
             f"redraw_failed_frac={args.redraw_failed_frac!r} needs a dataset whose rows can be looked up, not an "
             f"{type(train_dataset).__name__}; load it whole, or set it to 0."
         )
+    if peft_config is not None and args.routing != "grpo":
+        problems += adapter_problems(peft_config)
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -107,11 +112,31 @@ def check_reference_model(args: SRPOConfig, model: Any, peft_config: Any) -> Non
         )
 
 
+def adapter_problems(config: "PeftConfig") -> Iterator[str]:
+    """Yield why an adapter cannot be trained by self-distillation, as far as its configuration says."""
+    if config.is_prompt_learning:
+        yield (
+            "The adapter learns a prompt, which would not stand in the teacher's pass. "
+            f"{_REMEDY} train a LoRA adapter."
+        )
+    saved = set(getattr(config, "modules_to_save", None) or ())
+    if saved & {"lm_head", "embed_tokens"}:
+        yield (
+            f"The adapter's modules_to_save={sorted(saved)} would train a copy of the LM head or the embeddings that "
+            f"TRL's fused LM head does not read. {_REMEDY} leave them out of modules_to_save."
+        )
+    targets = getattr(config, "target_modules", None) or ()
+    if not isinstance(targets, str) and any(name.split(".")[-1] == "lm_head" for name in targets):
+        yield (
+            f"The adapter's target_modules={sorted(targets)} hold the LM head, whose adapter TRL's fused LM head does "
+            f"not read. {_REMEDY} leave it out; target_modules='all-linear' does."
+        )
+
+
 def refuse_unsupported(
     args: SRPOConfig, model: nn.Module, accelerator: Accelerator, is_vision_language_model: bool
 ) -> None:
     """Raise ValueError where the teacher cannot be built, rather than train with another one."""
-    remedy = "Use routing='grpo' there, or"
     _refuse_engines(accelerator)
     for problem in context_problems(model.config, args.max_completion_length):  # type: ignore[arg-type]
         raise ValueError(problem)
@@ -126,19 +151,22 @@ def refuse_unsupported(
             "has no images would leave the others waiting in the vision tower. Use DDP or ZeRO-1/2."
         )
     if is_peft_model(model):
-        if model.peft_config[model.active_adapter].is_prompt_learning:  # type: ignore[index,union-attr]
-            raise ValueError(
-                "The adapter learns a prompt, which would not stand in the teacher's pass. "
-                f"{remedy} train a LoRA adapter."
-            )
-        saved = set(model.peft_config[model.active_adapter].modules_to_save or ())  # type: ignore[index,union-attr]
-        if saved & {"lm_head", "embed_tokens"}:
-            raise ValueError(
-                f"The adapter's modules_to_save={sorted(saved)} would train a copy of the LM head or the "
-                f"embeddings that TRL's fused LM head does not read. {remedy} leave them out of modules_to_save."
-            )
+        _refuse_adapters(model)  # type: ignore[arg-type]
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("The model has no trainable parameter.")
+
+
+def _refuse_adapters(model: "PeftModel") -> None:
+    """Raise ValueError where the fused LM head would not be the one that is trained."""
+    problems = list(adapter_problems(model.peft_config[model.active_adapter]))
+    head = model.get_base_model().get_output_embeddings()
+    if not problems and type(head).__module__.startswith("peft."):  # by a pattern, or tied to an adapted embedding
+        problems.append(
+            f"The adapter wraps the LM head in a {type(head).__name__}, which TRL's fused LM head does not read. "
+            f"{_REMEDY} leave the LM head, and embeddings that are tied to it, out of the adapter."
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _refuse_engines(accelerator: Accelerator) -> None:
