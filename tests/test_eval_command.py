@@ -1,5 +1,6 @@
 """`srpo-trl eval` on tiny models of random weights: what it refuses, prints and writes, and that adapters load."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -136,6 +137,40 @@ def chemistry():
     pytest.skip(
         "no published Chemistry rows: set SRPO_DATA_DIR to the folder that holds sciknoweval/chemistry"
     )
+
+
+def test_vllm_is_asked_once_for_everything(model, rows, tmp_path, monkeypatch):
+    """With an engine that stands in for TRL's `VLLMGeneration`."""
+    engines = []
+
+    class Engine:
+        def __init__(self, **options):
+            self.options, self.calls = options, []
+            self.temperature, self.top_p, self.generation_kwargs = (
+                options["temperature"],
+                options["top_p"],
+                {},
+            )
+            engines.append(self)
+
+        def sync_weights(self):
+            self.calls.append("weights")
+
+        def generate(self, prompts, images, num_generations, profiler):
+            self.calls.append((len(prompts), num_generations, self.temperature, self.top_p))
+            return prompts, [[97, 98] for _ in prompts], [[[-1.0], [-1.0]] for _ in prompts], None
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "vllm" or find_spec(name))
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Engine)
+    output = tmp_path / "scores.json"
+    options = ("--use_vllm", "true", "--vllm_mode", "colocate", "--eval_top_p", "0.9")
+    assert evaluate_rows(model, rows, output, *options) == 0
+    (engine,) = engines
+    assert engine.calls == ["weights", (6, 1, 0.6, 0.9)]
+    assert engine.options["max_num_seqs"] >= 256
+    assert json.loads(output.read_text(encoding="utf-8"))["sampling"]["vllm"]
+    assert {line["num_tokens"] for line in read_lines(output.with_suffix(".jsonl"))} == {2}
 
 
 def test_all_problems_come_in_one_message(tmp_path, capsys):

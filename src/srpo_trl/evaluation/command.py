@@ -33,6 +33,7 @@ PROG = "srpo-trl eval"
 ADAPTER_FILE = "adapter_config.json"
 # The model as it was saved. TRL's defaults are those of training: float32 weights, and bf16 autocast for its passes.
 DEFAULTS = {"dtype": "auto", "bf16": False}
+VLLM_SEQUENCES = 256  # that vLLM works on at a time; TRL lets it have those of a training step only
 
 
 @dataclass
@@ -130,6 +131,7 @@ def _for_evaluation_alone(config: SRPOConfig, folder: str) -> SRPOConfig:
     config.report_to, config.push_to_hub = [], False
     config.routing, config.beta = "grpo", 0.0  # neither a teacher nor a reference model
     config.eval_strategy, config.load_best_model_at_end = "no", False
+    config.steps_per_generation = -(-VLLM_SEQUENCES // config.per_device_train_batch_size)
     return config
 
 
