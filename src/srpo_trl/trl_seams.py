@@ -44,7 +44,6 @@ SUPPORTED_TRL = ("1.16.0", "2.0.0")  # from, below
 # Methods that SRPOTrainer overrides or calls, with the parameters it relies on.
 METHODS: dict[str, tuple[str, ...]] = {
     "_prepare_inputs": ("self", "generation_batch"),
-    "_tokenize_prompts": ("self", "prompts"),
     "_generate": ("self", "prompts"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_tokenize_prompts": ("self", "prompts"),
