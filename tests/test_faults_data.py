@@ -87,13 +87,9 @@ REFUSED = {
         },
         ["cannot be called on eval_dataset['held out']"],
     ),
-    "too few rows": (
-        {"train_dataset": chat_dataset(ROLLOUTS[:3])},
-        ["train_dataset has 3 rows, fewer than the 4 prompts of one rollout batch"],
-    ),
     "several at once": (
-        {"train_dataset": questions().select(range(2)), "reward_funcs": needs_answer},
-        ["no column 'prompt'", "'answer'", "has 2 rows"],
+        {"train_dataset": questions(), "reward_funcs": needs_answer},
+        ["no column 'prompt'", "'answer'"],
     ),
 }
 
@@ -133,6 +129,17 @@ def test_datasets_that_fit_are_taken(tmp_path, options):
 def test_a_group_size_that_does_not_divide_is_refused(tmp_path, options):
     with pytest.raises(ValueError, match=r"divisible by num_generations|at least 2 generations"):
         config(tmp_path, **options)
+
+
+def test_too_few_rows_to_train_on_are_refused_before_the_first_batch(tmp_path):
+    """Evaluation alone needs none."""
+    rows = chat_dataset(ROLLOUTS[:3])
+    trainer = make_trainer(tmp_path, train_dataset=rows, eval_dataset=rows, **SAMPLED)
+    trainer.evaluate()
+    with pytest.raises(
+        ValueError, match="train_dataset has 3 rows, fewer than the 4 prompts of one rollout batch"
+    ):
+        trainer.train()
 
 
 def test_a_row_without_a_prompt_is_named(tmp_path):

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
-from srpo_trl.data_problems import chat_template_problems, prompt_room
+from srpo_trl.data_problems import chat_template_problems, prompt_room, size_problems
 from srpo_trl.logged import LoggedGRPOTrainer
 from srpo_trl.reward_calls import checked_rewards
 from srpo_trl.trl_seams import RolloutFunc
@@ -22,6 +24,7 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
 
     args: "SRPOConfig"
     model: PreTrainedModel
+    train_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -33,6 +36,13 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
         )
         if self.rollout_func is not None:
             self.rollout_func = _CheckedRolloutFunc(self.rollout_func, self._tokenizer.eos_token_id)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        """Return TRL's sampler of training rows, of which there are enough for a batch; evaluation alone needs none."""
+        rows = self.train_dataset if dataset is None else dataset
+        for problem in size_problems(self.args, len(rows)):
+            raise ValueError(problem)
+        return super()._get_train_sampler(dataset)
 
     def _tokenize_prompts(self, prompts: list) -> Any:
         """Return TRL's tokenized prompts, all of which leave room for a completion of full length."""

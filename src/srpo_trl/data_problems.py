@@ -30,7 +30,7 @@ def dataset_problems(
     has_environment: bool,
     has_rollout_func: bool,
 ) -> Iterator[str]:
-    """Yield what is wrong with the columns and the size of the datasets.
+    """Yield what is wrong with the columns of the datasets.
 
     Args:
         args: the configuration.
@@ -59,7 +59,6 @@ def dataset_problems(
             kept = _COLUMNS_ALWAYS_KEPT if args.remove_unused_columns else columns
             passed = [column for column in columns if column in kept and column not in _COLUMNS_NOT_PASSED]
             yield from _call_problems(name, passed, reward_funcs, has_environment)
-    yield from _size_problems(args, train_dataset)
 
 
 def _call_problems(
@@ -80,14 +79,14 @@ def _call_problems(
             )
 
 
-def _size_problems(args: SRPOConfig, train_dataset: Any) -> Iterator[str]:
+def size_problems(args: SRPOConfig, num_rows: int) -> Iterator[str]:
     """Yield whether the training rows do not fill a single rollout batch: TRL would end without a step."""
     assert args.generation_batch_size is not None  # set by GRPOConfig
     assert args.num_generations is not None
     num_prompts = args.generation_batch_size // args.num_generations
-    if isinstance(train_dataset, Dataset) and len(train_dataset) < num_prompts:
+    if num_rows < num_prompts:
         yield (
-            f"train_dataset has {len(train_dataset)} rows, fewer than the {num_prompts} prompts of one rollout batch "
+            f"train_dataset has {num_rows} rows, fewer than the {num_prompts} prompts of one rollout batch "
             f"(generation_batch_size={args.generation_batch_size} / num_generations={args.num_generations}), and TRL "
             "drops a batch that is not full. Give more rows, or lower gradient_accumulation_steps or "
             "per_device_train_batch_size."

@@ -139,6 +139,12 @@ class CheckedReward:
         self._has_warned = False
         self._pool: ThreadPool | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what the function itself has, such as how evaluation reads an answer."""
+        if name == "function":  # not there yet, while a copy is made
+            raise AttributeError(name)
+        return getattr(self.function, name)
+
     def __call__(self, **given: Any) -> Scores:
         """Return one number or None per completion.
 

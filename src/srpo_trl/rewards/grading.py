@@ -88,7 +88,7 @@ class GradedReward:
             `GRADER_ERRORS` (a warning is logged).
         Raises:
             ValueError: `completions` and `answer` differ in length.
-            Exception: what the grader raised, where it did so on every row: then it is broken, and not a row.
+            Exception: what the grader raised, where it did so on every one of several rows: then it is broken.
         """
         if len(completions) != len(answer):
             raise ValueError(
@@ -102,7 +102,7 @@ class GradedReward:
             except GRADER_ERRORS as error:
                 errors.append(error)
                 grades.append(Grade(None, answer_problem=f"the grader raised {shorten(repr(error))}"))
-        if errors and len(errors) == len(grades):
+        if len(errors) == len(grades) > 1:
             raise errors[0]
         problems = [(row, grade.answer_problem) for row, grade in enumerate(grades) if grade.reward is None]
         if problems:
