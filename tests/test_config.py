@@ -36,6 +36,7 @@ OPTIONS = {  # name: default; a change here is a change of the public interface
     "teacher_states_on_host": False,
     "liger_layers": False,
     "gradient_share_steps": None,
+    "log_examples_steps": None,
     "guard_action": "warn",
 }
 CHANGED = {

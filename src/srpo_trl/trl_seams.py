@@ -49,7 +49,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "log": ("self", "logs", "start_time"),
-    "evaluate": ("self",),
+    "evaluate": ("self", "eval_dataset", "ignore_keys", "metric_key_prefix"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),
     "_push_from_checkpoint": ("self", "checkpoint_folder"),
