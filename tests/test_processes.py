@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness import relative_error
-from two_processes import SCENARIOS, SPLITS, results
+from two_processes import SCENARIOS, SPLITS, STRADDLING, results, rollout_logs
 
 HERE = Path(__file__).parent
 
@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    paths = filter(None, [str(HERE), os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
         [*command, str(HERE / "two_processes.py"), str(folder)],
         env=environment,
@@ -67,3 +68,19 @@ def test_resume_on_two_processes(ranks, where):
     """Inside a rollout batch, and in the middle of a later epoch."""
     for rank in ranks:
         assert torch.equal(rank[where]["resumed"], rank[where]["whole"])
+
+
+def test_logs_of_single_rollouts_are_those_of_one_process(ranks, tmp_path):
+    alone = rollout_logs(tmp_path, 1)
+    for rank in ranks:
+        for name, values in alone["columns"].items():
+            assert rank["logs"]["columns"][name] == (
+                values if name in ("route", "rollout") else pytest.approx(values, rel=1e-4)
+            ), name
+        texts = [text for _, answers in STRADDLING for text in answers]
+        examples = rank["logs"]["examples"]
+        assert all(text == f"{texts[rollout]}<|end|>" for rollout, text in examples.items())
+        assert 0 < len(examples) <= 4
+        assert all(rollout < 6 for rollout in examples)  # the main process's rows
+        assert rank["logs"]["num_logs"] == alone["num_logs"]
+    assert ranks[0]["logs"]["peak_gb"] == ranks[1]["logs"]["peak_gb"] > 0.05

@@ -96,6 +96,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
+        self.words.append(" " if tag == "td" else "")
 
     handle_startendtag = handle_starttag
 

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from harness import (
@@ -14,6 +15,7 @@ from harness import (
     replay,
     tiny_tokenizer,
 )
+from srpo_trl.run_log import read_run_log
 
 # Three groups of four over two processes: the middle one lies on both.
 STRADDLING = (
@@ -71,6 +73,25 @@ def results(folder, num_processes):
     return found
 
 
+def rollout_logs(folder, num_processes):
+    """Columns of the completions table, and the examples, of one step in small micro-batches; main process's files."""
+    options = {"log_completions": True, "log_examples_steps": 1}
+    trainer = make(folder, STRADDLING, num_processes, 1, **options)
+    trainer.train()
+    trainer.accelerator.wait_for_everyone()
+    table = pd.read_parquet(folder / "completions" / "completions_00001.parquet")
+    examples = read_run_log(folder / "examples.jsonl").records
+    return {
+        "columns": {
+            name: [None if pd.isna(value) else value for value in table[name].tolist()]
+            for name in ("route", "rollout", "divergence", "teacher_entropy")
+        },
+        "examples": {record["rollout"]: "".join(record["tokens"]) for record in examples},
+        "peak_gb": logged(trainer, "srpo/memory/peak_gb")[0],
+        "num_logs": len(read_run_log(folder / "log.jsonl").records),
+    }
+
+
 def resumed(folder):
     """A run that stops inside a rollout batch and goes on, beside one that does not stop."""
     options = {
@@ -103,6 +124,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     output = Path(sys.argv[1])
     found = {"scenarios": results(output / "runs", 2), "resume": resumed(output / "resume")}
+    found["logs"] = rollout_logs(output / "logs", 2)
     found["epochs"] = resumed_in_a_later_epoch(output / "epochs")
     torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
