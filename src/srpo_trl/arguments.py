@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 
+from srpo_trl.checkpointing import unwritable
 from srpo_trl.config import SRPOConfig
 from srpo_trl.sharding import is_zero3, shards_parameters
 from srpo_trl.trl_seams import get_callable_name, get_config_model_id
@@ -54,6 +55,12 @@ def check_arguments(args: Any, reward_funcs: Any, train_dataset: Any, environmen
         problems.append(
             f"redraw_failed_frac={args.redraw_failed_frac!r} needs a dataset whose rows can be looked up, not an "
             f"{type(train_dataset).__name__}; load it whole, or set it to 0."
+        )
+    reason = unwritable(str(args.output_dir)) if args.save_strategy != "no" else ""
+    if reason:
+        problems.append(
+            f"output_dir={args.output_dir!r} cannot take checkpoints: {reason}. Give another folder, or set "
+            "save_strategy='no'."
         )
     if problems:
         raise ValueError("\n".join(problems))
