@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 
+from srpo_trl.checkpointing import unwritable
 from srpo_trl.config import SRPOConfig
 from srpo_trl.data_problems import context_problems, dataset_problems
 from srpo_trl.sharding import is_zero3, shards_parameters
@@ -70,6 +71,12 @@ def check_arguments(
         )
     if peft_config is not None and args.routing != "grpo":
         problems += adapter_problems(peft_config)
+    reason = unwritable(str(args.output_dir)) if args.save_strategy != "no" else ""
+    if reason:
+        problems.append(
+            f"output_dir={args.output_dir!r} cannot take checkpoints: {reason}. Give another folder, or set "
+            "save_strategy='no'."
+        )
     if problems:
         raise ValueError("\n".join(problems))
 

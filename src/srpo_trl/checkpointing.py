@@ -114,11 +114,11 @@ def explained_failure(run_dir: str, name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch.save's, and safetensors'
+        free = f", where {shutil.disk_usage(run_dir).free} bytes are free" if os.path.isdir(run_dir) else ""
         with suppress(OSError):
             clear_staging(run_dir)
-        free = shutil.disk_usage(run_dir).free // 2**20 if os.path.isdir(run_dir) else 0
         raise OSError(
-            f"{name} could not be written into {run_dir} ({free} MiB free): {error}\nThe checkpoints before it are "
+            f"{name} could not be written into {run_dir}{free}: {error}\nThe checkpoints before it are "
             "whole. Make room or repair the folder, then go on from the last one with resume_from_checkpoint."
         ) from error
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from srpo_trl.checkpointing import unwritable
 from srpo_trl.command_line import attempt, parse_options, refuse
 from srpo_trl.config import SRPOConfig
 from srpo_trl.run_inputs import (
@@ -80,7 +81,7 @@ def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
         problems += model_problems(model_config)
     if config is not None:
         problems += reward_problems(config, list(map(reward_name, rewards)))
-        problems += _resume_problems(config)
+        problems += _folder_problems(config)
     evaluates = config is not None and config.eval_strategy != "no"
     train_rows = eval_rows = None
     if not problems_of_data:
@@ -138,7 +139,10 @@ def _max_seconds(script: TrainArguments) -> float | None:
         raise ValueError(f"max_training_time={error}") from error
 
 
-def _resume_problems(config: SRPOConfig) -> Iterator[str]:
+def _folder_problems(config: SRPOConfig) -> Iterator[str]:
+    reason = unwritable(str(config.output_dir))
+    if reason:
+        yield f"output_dir={config.output_dir!r} cannot take the model: {reason}. Give another folder."
     resume = config.resume_from_checkpoint
     if resume not in (None, "auto") and not _is_complete(Path(str(resume))):
         yield (
@@ -156,10 +160,6 @@ def _run(training: Training) -> None:
         with config.main_process_first(desc="tiny random model"):
             model = str(save_tiny_random_qwen3(Path(output_dir) / TINY_RANDOM_QWEN3))
     config.model_init_kwargs = loading_options(config, model_config)
-    resume = config.resume_from_checkpoint
-    if resume == "auto":
-        resume = last_complete_checkpoint(output_dir)
-
     trainer = SRPOTrainer(
         model=model,
         reward_funcs=rewards,
@@ -171,6 +171,9 @@ def _run(training: Training) -> None:
     )
     clock = TrainingClock(training.max_seconds)
     trainer.add_callback(clock)  # after the trainer's own, whose time in a step counts
+    resume = config.resume_from_checkpoint
+    if resume == "auto":
+        resume = last_complete_checkpoint(output_dir)
     say = trainer.accelerator.print
     say(
         f"[srpo-trl] routing {config.routing}; model {model}; {len(training.train_rows)} training prompts; "
