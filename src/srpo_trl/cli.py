@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=list(COMMANDS),
         metavar="COMMAND",
         help="train: train a model as a YAML file says; quickstart: watch a tiny model learn, in minutes on "
-        "a CPU; bench: time the distillation loss on this machine",
+        "a CPU; plan: memory of a training run, from its configs alone; bench: time the distillation loss on this "
+        "machine",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
@@ -43,6 +44,12 @@ def _quickstart(argv: Sequence[str]) -> int:
     return quickstart(argv)
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from srpo_trl.memory_plan import main as plan
+
+    return plan(argv)
+
+
 def _bench(argv: Sequence[str]) -> int:
     from srpo_trl.bench import main as bench
 
@@ -52,6 +59,7 @@ def _bench(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "quickstart": _quickstart,
+    "plan": _plan,
     "bench": _bench,
 }
 

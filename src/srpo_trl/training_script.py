@@ -94,7 +94,7 @@ def train(argv: Sequence[str]) -> int:
     if script.reward_funcs is None and script.benchmark in BENCHMARK_REWARDS:
         rewards.append(BENCHMARK_REWARDS[script.benchmark])
     if model_config is not None:
-        problems += _model_problems(model_config)
+        problems += model_problems(model_config)
     if config is not None:
         problems += _config_problems(config, [_name(reward) for reward in rewards])
     evaluates = config is not None and config.eval_strategy != "no"
@@ -271,7 +271,8 @@ def _data_problems(script: TrainArguments) -> Iterator[str]:
             yield f"{name}={value!r} must be a whole number of at least 1, or left out."
 
 
-def _model_problems(model_config: ModelConfig) -> Iterator[str]:
+def model_problems(model_config: ModelConfig) -> Iterator[str]:
+    """Yield what is wrong with the model's name, as far as can be seen without reading anything."""
     model = model_config.model_name_or_path
     if not model:
         yield "model_name_or_path is missing: give a hub id or a local folder."
