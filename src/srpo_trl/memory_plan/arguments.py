@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
+from trl import ModelConfig
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.memory_plan.engines import Engine, read_engine
@@ -65,6 +66,8 @@ def read_request(argv: Sequence[str]) -> Request:
             model = _attempt(problems, load_config, model_config, trust_remote_code=trust)
     if training is not None and (name := OptimizerNames(training.optim).value) not in OPTIMIZERS:
         problems.append(f"optim={name!r} is not planned; {', '.join(OPTIMIZERS)} are.")
+    if model_config is not None and (model_config.load_in_4bit or model_config.load_in_8bit):
+        problems += _quantisation_problems(model_config, engine)
     if training is not None and model is not None:
         problems += _length_problems(given.prompt_length, training, model)
     if problems or training is None or model_config is None or model is None:
@@ -128,6 +131,13 @@ def _length_problems(prompt_length: int, training: SRPOConfig, model: Any) -> It
         )
 
 
+def _quantisation_problems(model_config: ModelConfig, engine: Engine) -> Iterator[str]:
+    if not model_config.use_peft:
+        yield "load_in_4bit and load_in_8bit need use_peft: quantised weights are not trained themselves."
+    if engine.shards_parameters:
+        yield f"Quantised weights under {engine.kind} are not planned. Take DDP or one process."
+
+
 def _attempt(
     problems: list[str], function: Callable[..., Result], *args: Any, **kwargs: Any
 ) -> Result | None:
@@ -142,7 +152,7 @@ def _attempt(
 @contextmanager
 def _as_one_of(num_processes: int) -> Iterator[None]:
     """Let configs be checked as by one of so many processes: TRL counts groups over all of them."""
-    SRPOConfig.world_size = property(lambda self: num_processes)  # type: ignore[assignment,misc]
+    SRPOConfig.world_size = property(lambda self: num_processes)  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -18,6 +18,8 @@ _DDP = {
     DistributedType.MULTI_NPU,
     DistributedType.MULTI_HPU,
 }
+# DeepSpeed's own, in elements.
+_DEFAULT_BUCKET, _DEFAULT_LIVE = 500_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Engine:
     reshards: bool = True
     parameters_on_host: bool = False
     optimizer_on_host: bool = False
-    reduce_bucket: int | None = 500_000_000
-    max_live: int = 1_000_000_000
+    reduce_bucket: int | None = _DEFAULT_BUCKET
+    max_live: int = _DEFAULT_LIVE
 
     @property
     def is_zero(self) -> bool:
@@ -133,14 +135,14 @@ def _zero_options(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     problems = list(_zero_problems(zero))
     if problems:
         raise ValueError(" ".join(problems))
-    bucket = zero.get("reduce_bucket_size", Engine.reduce_bucket)
-    live = zero.get("stage3_max_live_parameters", Engine.max_live)
+    bucket = zero.get("reduce_bucket_size", _DEFAULT_BUCKET)
+    live = zero.get("stage3_max_live_parameters", _DEFAULT_LIVE)
     return {
         "kind": f"zero{zero['stage']}",
         "optimizer_on_host": _device(zero, "offload_optimizer") == "cpu",
         "parameters_on_host": zero["stage"] == 3 and _device(zero, "offload_param") == "cpu",
         "reduce_bucket": None if bucket == "auto" else int(bucket),
-        "max_live": Engine.max_live if live == "auto" else int(live),
+        "max_live": _DEFAULT_LIVE if live == "auto" else int(live),
     }
 
 

@@ -120,7 +120,7 @@ def _changes(run: Run) -> Iterator[tuple[str, Callable[[Run], Run]]]:
 
 def _fewest_steps_per_generation(run: Run) -> int:
     """Return the fewest micro-batches of one row whose rollouts, over all processes, are whole groups."""
-    rollouts, group = run.rollouts_per_sampling, run.training.num_generations
+    rollouts, group = run.rollouts_per_sampling, run.num_generations
     return next(
         steps
         for steps in range(1, rollouts + 1)

@@ -75,15 +75,17 @@ def weight_bytes(parameters: Iterable[Parameter], formats: Formats) -> int:
 def gradient_bytes(trainable: Iterable[Parameter], formats: Formats, accumulation: int) -> int:
     """Complete gradients on one process, in the format of the weights they belong to.
 
-    ZeRO-2 and -3 keep 1/n. FSDP2 keeps 1/n as well, but with several micro-batches a step transformers switches its
-    reduction off until the last one, and each process then adds up whole gradients in the format of computation.
+    ZeRO-2 and -3 keep 1/n. So does FSDP2, but with several micro-batches a step transformers switches its reduction off
+    until the last one: until then each process adds up whole gradients, in the format of computation.
     """
     parameters, engine = tuple(trainable), formats.engine
     whole = sum(p.numel * formats.stored(p) for p in parameters)
-    if engine.kind == "fsdp2":
-        unreduced = sum(p.numel * formats.computed(p) for p in parameters) if accumulation > 1 else 0
-        return math.ceil(unreduced) + part(whole, engine.num_processes)
-    return part(whole, engine.num_processes if engine.kind in ("zero2", "zero3") else 1)
+    if engine.kind in ("single", "ddp", "zero1"):
+        return part(whole, 1)
+    own = part(whole, engine.num_processes)
+    if engine.kind == "fsdp2" and accumulation > 1:
+        return max(own, part(sum(p.numel * formats.computed(p) for p in parameters), 1))
+    return own
 
 
 def master_bytes(trainable: Iterable[Parameter], formats: Formats) -> int:
@@ -142,36 +144,32 @@ def bucket_bytes(trainable: Iterable[Parameter], formats: Formats, hidden_size: 
     return elements * (MIXED if formats.mixed else FP32)
 
 
-def gathered_bytes(
-    parameters: Iterable[Parameter], formats: Formats, *, sampling: bool, backward: bool
-) -> int:
-    """Whole copies of sharded parameters that a pass holds at once.
+def whole_bytes(parameters: Iterable[Parameter], formats: Formats, *, sampling: bool, backward: bool) -> int:
+    """Weights that a pass holds whole for a while, beside the parts or quantised values that lie there.
 
-    FSDP2: the unit outside of the layers for the whole pass, and of the layers the one that computes and the one that
-    is gathered ahead, each as the flat buffer of the gather and as parameters; in backward a layer's whole gradient
-    and the buffer that it is reduced from stand beside it. Without resharding, all of them.
+    FSDP2: the unit outside of the layers for the whole pass, and three times a layer: the one that computes, the one
+    that is gathered ahead, and the flat buffer of its gather. In the backward a unit's whole gradient and the buffer
+    that it is reduced from stand beside these. Without resharding, all layers and two times a layer.
     ZeRO-3: up to `max_live` elements stay gathered for reuse; TRL gathers the whole model to sample.
+    Quantised weights: bitsandbytes restores one at a time.
     """
-    engine = formats.engine
+    engine, values = formats.engine, tuple(parameters)
+    restored = MIXED if formats.mixed else FP32
     if not engine.shards_parameters:
-        return 0
-    by_unit: dict[int | None, float] = {}
-    trainable_by_unit: dict[int | None, float] = {}
-    for p in parameters:
-        by_unit[p.unit] = by_unit.get(p.unit, 0) + p.numel * formats.computed(p)
-        trainable_by_unit[p.unit] = trainable_by_unit.get(
-            p.unit, 0
-        ) + p.is_trainable * p.numel * formats.computed(p)
-    total, outside = sum(by_unit.values()), by_unit.get(None, 0)
-    layer = max((size for unit, size in by_unit.items() if unit is not None), default=0)
-    gradient = 2 * max(trainable_by_unit.values(), default=0) if backward else 0
+        return max((p.numel * restored for p in values if p.itemsize < MIXED), default=0)
+    units = {p.unit: 0.0 for p in values}
+    gradients = dict(units)
+    for p in values:
+        units[p.unit] += p.numel * formats.computed(p)
+        gradients[p.unit] += p.numel * formats.computed(p) * p.is_trainable
+    total, outside = sum(units.values()), units.pop(None, 0.0)
+    layer, gradient = max(units.values(), default=0.0), max(gradients.values()) * backward
     if engine.kind == "zero3":
-        itemsize = MIXED if formats.mixed else FP32
-        live = total if sampling else min(total, engine.max_live * itemsize + layer)
-        return math.ceil(live + (gradient / 2 if backward else 0))
+        live = total if sampling else min(total, engine.max_live * restored + layer)
+        return math.ceil(live + gradient)
     if not engine.reshards:
-        return math.ceil(total + 2 * layer + gradient)
-    return math.ceil(min(total, outside + 3 * layer) + gradient)
+        return math.ceil(total + 2 * layer + 2 * gradient)
+    return math.ceil(min(total, outside + 3 * layer) + 2 * gradient)
 
 
 def hidden_state_bytes(num_tokens: int, hidden_size: int, itemsize: int) -> int:

@@ -42,6 +42,12 @@ class Run:
         return self.training.max_completion_length
 
     @property
+    def num_generations(self) -> int:
+        """Rollouts of one prompt."""
+        assert self.training.num_generations is not None
+        return self.training.num_generations
+
+    @property
     def rollouts_per_step(self) -> int:
         """Rollouts that one process trains on in an optimizer step."""
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps

@@ -11,6 +11,7 @@ from srpo_trl.memory_plan import formulas, heads
 from srpo_trl.memory_plan.formulas import MIXED, Formats
 from srpo_trl.memory_plan.inputs import Run
 from srpo_trl.memory_plan.passes import Passes
+from srpo_trl.memory_plan.shape import Parameter
 from srpo_trl.memory_plan.simulation import Sampling, TeacherPass, TrainingPass
 from srpo_trl.ops import DistillationSpec
 
@@ -86,14 +87,22 @@ class _Sizes:
         self.formats = Formats(run.training.bf16 or run.training.fp16, run.engine)
         self.num_parts = run.engine.num_processes if run.engine.shards_parameters else 1
 
+    @property
+    def largest_outside(self) -> Parameter:
+        """The largest parameter outside of the layers, of the LM head's size and format."""
+        return max((p for p in self.shape.parameters if p.unit is None), key=lambda p: p.numel)
+
+    def whole_weights(self, *, sampling: bool = False, backward: bool = False) -> int:
+        """Weights that are gathered or restored for a pass."""
+        return formulas.whole_bytes(self.shape.parameters, self.formats, sampling=sampling, backward=backward)
+
     def heads(self, hidden_itemsize: int) -> heads.HeadSizes:
-        """The LM head's sizes; it lies outside of the layers and is never quantised."""
-        outside = [p for p in self.shape.parameters if p.unit is None]
+        """The LM head's sizes."""
         uses_autocast = self.formats.mixed and not self.engine.is_zero
         return heads.HeadSizes(
             hidden_size=self.shape.hidden_size,
             vocab_size=self.shape.vocab_size,
-            weight_itemsize=int(self.formats.computed(max(outside, key=lambda p: p.numel))),
+            weight_itemsize=int(self.formats.computed(self.largest_outside)),
             hidden_itemsize=hidden_itemsize,
             product_itemsize=MIXED if uses_autocast else hidden_itemsize,
             is_trainable=self.shape.head_is_trainable,
@@ -123,13 +132,6 @@ def _lasting(s: _Sizes) -> Iterator[Component]:
     yield Component("gradient buckets", 1, False, _at(at, buckets))
     at = (SAMPLING,) if training.vllm_enable_sleep_mode else MOMENTS
     yield Component("vLLM", 1, False, _at(at, s.run.vllm_bytes))
-    gathered = {
-        moment: formulas.gathered_bytes(
-            s.shape.parameters, s.formats, sampling=moment == SAMPLING, backward=moment == BACKWARD
-        )
-        for moment in (SAMPLING, TEACHER, FORWARD, BACKWARD)
-    }
-    yield Component("gathered parameters", 1, False, gathered)
 
 
 def _of_teacher(s: _Sizes) -> Iterator[Component]:
@@ -152,7 +154,7 @@ def _of_teacher(s: _Sizes) -> Iterator[Component]:
     held[TEACHER] += states(run.rollouts_per_sampling)
     yield Component("teacher's hidden states", 1, run.training.teacher_states_on_host, held)
     if shape.head_is_trainable:
-        itemsize = s.heads(scored.hidden_itemsize).weight_itemsize
+        itemsize = s.formats.stored(s.largest_outside)
         head = formulas.teacher_head_bytes(shape.vocab_size, shape.hidden_size, itemsize, s.formats, kind)
         yield Component("teacher's LM head", 1, False, _at(MOMENTS, head) | {TEACHER: 2 * head})
 
@@ -165,24 +167,52 @@ def _of_passes(s: _Sizes, micro_batch: int, accumulation: int) -> Iterator[Compo
         held[SAMPLING] = _sampling(s, sampled)
     if scored is not None:
         held[TEACHER] = _teacher_pass(s, scored)
-    # In a step of one micro-batch a layer's gradient comes when its activations go.
-    grows = accumulation == 1 and s.engine.kind in ("single", "ddp", "zero1")
-    gradients = formulas.gradient_bytes(s.trainable, s.formats, accumulation)
-    trained = s.passes.training(s.run, micro_batch, keep_gradients=grows)
+    gradients = _Gradients.of(s, accumulation)
+    trained = s.passes.training(s.run, micro_batch, keep_gradients=gradients.grow)
     held[FORWARD] = _forward(s, trained, micro_batch)
-    held[BACKWARD], in_backward = _backward(s, trained, micro_batch, gradients, grows)
-    held[UPDATE] = _PassBytes(buffers=_update(s, gradients))
+    held[BACKWARD], in_backward = _backward(s, trained, micro_batch, gradients)
+    held[UPDATE] = _PassBytes(buffers=_update(s, gradients.at_update))
 
-    parts = s.engine.num_processes if s.engine.kind in ("fsdp2", "zero2", "zero3") else 1
-    moments = {FORWARD: gradients if accumulation > 1 else 0, BACKWARD: in_backward, UPDATE: gradients}
+    moments = {FORWARD: gradients.before, BACKWARD: in_backward, UPDATE: gradients.at_update}
+    if s.engine.kind == "zero3":  # one buffer, made at the start
+        moments = _at(MOMENTS, gradients.at_update)
+    is_shared = s.engine.kind in ("zero2", "zero3") or (s.engine.kind == "fsdp2" and accumulation == 1)
+    parts = s.engine.num_processes if is_shared else 1
     yield Component("gradients", parts, s.engine.parameters_on_host, moments)
     for name, values in zip(_PassBytes._fields, zip(*held.values(), strict=True), strict=True):
         yield Component(_PASS_NAMES[name], 1, False, dict(zip(held, values, strict=True)))
 
 
+class _Gradients(NamedTuple):
+    """Bytes of gradients on one process.
+
+    Attributes:
+        before: when the step's last micro-batch begins.
+        complete: when its backward ends.
+        at_update: when they have been reduced.
+        grow: they come layer by layer while activations go, on a process that keeps all of them.
+    """
+
+    before: int
+    complete: int
+    at_update: int
+    grow: bool
+
+    @classmethod
+    def of(cls, s: _Sizes, accumulation: int) -> "_Gradients":
+        complete = formulas.gradient_bytes(s.trainable, s.formats, accumulation)
+        return cls(
+            before=complete if accumulation > 1 else 0,
+            complete=complete,
+            at_update=formulas.gradient_bytes(s.trainable, s.formats, 1),
+            grow=accumulation == 1 and s.engine.kind in ("single", "ddp", "zero1"),
+        )
+
+
 class _PassBytes(NamedTuple):
     cache: int = 0
     weight_copies: int = 0
+    whole_weights: int = 0
     activations: int = 0
     buffers: int = 0
 
@@ -190,16 +220,23 @@ class _PassBytes(NamedTuple):
 _PASS_NAMES = {
     "cache": "key-value cache",
     "weight_copies": "weights copied by autocast",
+    "whole_weights": "weights gathered, restored",
     "activations": "activations",
     "buffers": "buffers of loss, sampling, update",
 }
 
 
 def _sampling(s: _Sizes, sampled: Sampling) -> _PassBytes:
+    """The model's calls, or after them the draw from the last logits: whichever holds more."""
     peak = sampled.peak
-    buffers = formulas.sampling_bytes(s.run.rollouts_per_sampling, s.shape.vocab_size)
-    activations = peak.total - peak.weight_copies - sampled.cache
-    return _PassBytes(sampled.cache, peak.weight_copies, activations, buffers)
+    draw = sampled.cache + formulas.sampling_bytes(s.run.rollouts_per_sampling, s.shape.vocab_size)
+    return _PassBytes(
+        cache=sampled.cache,
+        weight_copies=peak.weight_copies,
+        whole_weights=s.whole_weights(sampling=True),
+        activations=peak.total - peak.weight_copies - sampled.cache,
+        buffers=max(0, draw - peak.total),
+    )
 
 
 def _teacher_pass(s: _Sizes, scored: TeacherPass) -> _PassBytes:
@@ -209,7 +246,12 @@ def _teacher_pass(s: _Sizes, scored: TeacherPass) -> _PassBytes:
     # Hidden states as the pass returns them, those of scored tokens, and these in one piece.
     states = formulas.hidden_state_bytes(3 * scored.num_tokens, s.shape.hidden_size, scored.hidden_itemsize)
     entropy = states + heads.temporary_bytes(s.heads(scored.hidden_itemsize), scored.num_tokens, None)
-    return _PassBytes(weight_copies=copies, activations=activations, buffers=max(0, entropy - activations))
+    return _PassBytes(
+        weight_copies=copies,
+        whole_weights=s.whole_weights(),
+        activations=activations,
+        buffers=max(0, entropy - activations),
+    )
 
 
 def _loss(s: _Sizes, trained: TrainingPass, micro_batch: int) -> heads.Loss:
@@ -235,24 +277,34 @@ def _forward(s: _Sizes, trained: TrainingPass, micro_batch: int) -> _PassBytes:
     loss = _loss(s, trained, micro_batch).forward
     total = max(trained.after_forward.total + loss, trained.forward_peak.total)
     copies = trained.after_forward.weight_copies
-    return _PassBytes(weight_copies=copies, activations=total - loss - copies, buffers=loss)
+    return _PassBytes(
+        weight_copies=copies, whole_weights=s.whole_weights(), activations=total - loss - copies, buffers=loss
+    )
 
 
 def _backward(
-    s: _Sizes, trained: TrainingPass, micro_batch: int, gradients: int, grows: bool
+    s: _Sizes, trained: TrainingPass, micro_batch: int, gradients: _Gradients
 ) -> tuple[_PassBytes, int]:
-    """Return what the backward holds through the heads, or through the layers, and the gradients at that time.
+    """Return what the backward holds through the heads, or else through the layers, and the gradients at that time.
 
-    Through the layers the head's gradient waits for the embedding's where both are one weight.
+    Through the layers the head's gradient waits for the embedding's where both are one weight. Gradients that grow
+    are part of what the simulated backward held.
     """
     head = s.heads(trained.hidden_itemsize)
-    loss = _loss(s, trained, micro_batch).backward
-    waiting = head.gradient if head.is_tied or grows else 0
-    through_heads = trained.kept + loss + (0 if grows else gradients)
-    through_layers = trained.backward_peak.total + waiting + (0 if grows else gradients)
-    if through_heads >= through_layers:
-        return _PassBytes(activations=trained.kept, buffers=loss), 0 if grows else gradients
-    return _PassBytes(activations=through_layers - gradients - waiting, buffers=waiting), gradients
+    through_heads = _PassBytes(
+        whole_weights=s.whole_weights(),
+        activations=trained.kept,
+        buffers=_loss(s, trained, micro_batch).backward,
+    )
+    grown = gradients.complete if gradients.grow else 0
+    through_layers = _PassBytes(
+        whole_weights=s.whole_weights(backward=True),
+        activations=trained.backward_peak.total - grown,
+        buffers=head.gradient if head.is_tied or gradients.grow else 0,
+    )
+    if sum(through_heads) + gradients.before >= sum(through_layers) + gradients.complete:
+        return through_heads, gradients.before
+    return through_layers, gradients.complete
 
 
 def _update(s: _Sizes, gradients: int) -> int:

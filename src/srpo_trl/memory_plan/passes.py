@@ -67,7 +67,7 @@ class Passes:
         if not run.has_teacher:
             return None
         key, _, simulation = self._model(run)
-        of_prompt = run.training.num_generations if run.shares_teacher_prompts else 1
+        of_prompt = run.num_generations if run.shares_teacher_prompts else 1
         sizes = (run.rollouts_per_sampling, of_prompt, run.teacher_prompt_length, run.completion_length)
         max_tokens = run.training.teacher_tokens_per_pass
 

@@ -1,6 +1,5 @@
 """A model's parameters from its config alone: built on the meta device, which holds no memory, adapter included."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,21 +91,17 @@ def build_without_memory(
         adapters_in_base_dtype: as TRL asks of PEFT under ZeRO-3, which cannot gather mixed dtypes.
         trust_remote_code: build a class from the model's own repository.
     """
-    dtype = model_config.dtype
-    if dtype in (None, "auto"):
-        dtype = getattr(config, "dtype", None) or torch.float32
     names = getattr(config, "architectures", None) or [""]
-    model_class = getattr(transformers, names[0], AutoModelForCausalLM)
-    build: Callable[..., PreTrainedModel] = (
-        getattr(model_class, "_from_config", None) or model_class.from_config
-    )
-    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    model_class = getattr(transformers, names[0], None)
+    options: dict[str, Any] = {
+        "dtype": _dtype(model_config, config),
+        "attn_implementation": traceable_attention(model_config.attn_implementation),
+    }
     with torch.device("meta"):
-        model: nn.Module = build(
-            config,
-            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
-            attn_implementation=traceable_attention(model_config.attn_implementation),
-            **options,
+        model: nn.Module = (
+            AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
+            if model_class is None
+            else model_class._from_config(config, **options)
         )
         peft_config = get_peft_config(model_config)
         if peft_config is not None:
@@ -115,6 +110,12 @@ def build_without_memory(
             raises = not (adapters_in_base_dtype or is_quantised)
             model = get_peft_model(model, peft_config, autocast_adapter_dtype=raises)
     return model
+
+
+def _dtype(model_config: ModelConfig, config: PretrainedConfig) -> torch.dtype:
+    if model_config.dtype not in (None, "auto"):
+        return getattr(torch, str(model_config.dtype))
+    return getattr(config, "dtype", None) or torch.float32
 
 
 def traceable_attention(name: str | None) -> str | None:
