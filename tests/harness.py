@@ -110,7 +110,14 @@ def make_trainer(output_dir: Any, *, model: Any = None, **options: Any) -> SRPOT
         "rollout_func": replay(tokenizer),
         "processing_class": tokenizer,
     }
-    optional = ("peft_config", "quantization_config", "callbacks", "tools", "eval_dataset", "environment_factory")
+    optional = (
+        "peft_config",
+        "quantization_config",
+        "callbacks",
+        "tools",
+        "eval_dataset",
+        "environment_factory",
+    )
     for name in (*optional, *parameters):
         if name in options:
             parameters[name] = options.pop(name)

@@ -68,7 +68,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("adapter", WRAPPED.values(), ids=WRAPPED)
 def test_wrapped_head_of_a_model_is_refused(tmp_path, adapter):
-    with pytest.raises(ValueError, match="lm_head|LM head"):
+    with pytest.raises(ValueError, match=r"lm_head|LM head"):
         make_trainer(tmp_path, model=get_peft_model(tiny_model(), adapter))
 
 

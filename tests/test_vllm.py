@@ -1,4 +1,4 @@
-"""TRL's vLLM path in this trainer, with a stand-in for vLLM itself: what weights are sent, when, and what the ratio does.
+"""TRL's vLLM path in this trainer, with a stand-in for vLLM: what weights are sent, when, and what the ratio does.
 
 No vLLM runs here: it needs a GPU.
 """
@@ -151,7 +151,9 @@ def test_completions_of_the_stand_in_differ():
     assert len(completion_lengths()) == sum(len(answers) for _, answers in ROLLOUTS)
 
 
-@pytest.mark.parametrize("name", ["init_communicator", "get_server_info", "update_named_params", "reset_prefix_cache"])
+@pytest.mark.parametrize(
+    "name", ["init_communicator", "get_server_info", "update_named_params", "reset_prefix_cache"]
+)
 def test_stand_in_has_the_signatures_of_trls_client(name):
     expected = inspect.signature(getattr(VLLMClient, name)).parameters
     assert list(inspect.signature(getattr(ServerClient, name)).parameters) == list(expected)

@@ -106,9 +106,7 @@ class ColocatedEngine:
             )
             logprobs = [{i: SimpleNamespace(rank=1, logprob=p)} for i, p in zip(ids, logps, strict=True)]
             output = SimpleNamespace(token_ids=ids, logprobs=logprobs)
-            outputs.append(
-                SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], outputs=[output])
-            )
+            outputs.append(SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], outputs=[output]))
         return outputs
 
     def sleep(self, level):

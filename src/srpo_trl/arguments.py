@@ -1,7 +1,7 @@
 """Checks of the trainer's arguments against each other, made before a model is loaded where that is possible."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
@@ -166,8 +166,10 @@ def refuse_unsupported(
 def _refuse_adapters(model: "PeftModel") -> None:
     """Raise ValueError where the fused LM head would not be the one that is trained."""
     problems = list(adapter_problems(model.peft_config[model.active_adapter]))
-    head = model.get_base_model().get_output_embeddings()
-    if not problems and type(head).__module__.startswith("peft."):  # by a pattern, or tied to an adapted embedding
+    base = cast("PreTrainedModel", model.get_base_model())
+    head = base.get_output_embeddings()
+    # By a pattern, or tied to an embedding that is adapted.
+    if not problems and type(head).__module__.startswith("peft."):
         problems.append(
             f"The adapter wraps the LM head in a {type(head).__name__}, which TRL's fused LM head does not read. "
             f"{_REMEDY} leave the LM head, and embeddings that are tied to it, out of the adapter."

@@ -4,10 +4,21 @@ Torch, transformers and trl are imported by the command that needs them: `srpo-t
 """
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from srpo_trl.version import __version__
+
+COMMANDS = {  # where its function of the command line is, and what it does
+    "train": ("srpo_trl.training_script:train", "train a model as a YAML file says"),
+    "eval": ("srpo_trl.evaluation.command:evaluate", "sample a model's answers and score them"),
+    "plan": ("srpo_trl.memory_plan:main", "memory of a training run, from its configs alone"),
+    "compare": ("srpo_trl.compare:main", "train variants from one start and tabulate their scores"),
+    "report": ("srpo_trl.report:main", "one HTML file about one or several runs"),
+    "quickstart": ("srpo_trl.quickstart:main", "watch a tiny model learn, in minutes on a CPU"),
+    "bench": ("srpo_trl.bench:main", "time the distillation loss on this machine"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,66 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="srpo-trl",
         description="Sample-Routed Policy Optimization: GRPO for correct rollouts, self-distillation for the "
         "failed ones.",
-        epilog="srpo-trl COMMAND --help lists the options of a command.",
+        epilog="\n".join(
+            ["commands:"]
+            + [f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()]
+            + ["", "srpo-trl COMMAND --help lists the options of a command."]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument(
-        "command",
-        choices=list(COMMANDS),
-        metavar="COMMAND",
-        help="train: train a model as a YAML file says; eval: sample a model's answers and score them; compare: "
-        "train variants from one start and tabulate their scores; report: one HTML file about one or several runs; "
-        "quickstart: watch a tiny model learn, in minutes on a CPU; bench: time the distillation loss on this machine",
-    )
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
-    return COMMANDS[options.command](options.arguments)
-
-
-def _train(argv: Sequence[str]) -> int:
-    from srpo_trl.training_script import train
-
-    return train(argv)
-
-
-def _eval(argv: Sequence[str]) -> int:
-    from srpo_trl.evaluation.command import evaluate
-
-    return evaluate(argv)
-
-
-def _quickstart(argv: Sequence[str]) -> int:
-    from srpo_trl.quickstart import main as quickstart
-
-    return quickstart(argv)
-
-
-def _compare(argv: Sequence[str]) -> int:
-    from srpo_trl.compare import main as compare
-
-    return compare(argv)
-
-
-def _bench(argv: Sequence[str]) -> int:
-    from srpo_trl.bench import main as bench
-
-    return bench(argv)
-
-
-def _report(argv: Sequence[str]) -> int:
-    from srpo_trl.report import main as report
-
-    return report(argv)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": _train,
-    "eval": _eval,
-    "quickstart": _quickstart,
-    "compare": _compare,
-    "bench": _bench,
-    "report": _report,
-}
+    module, function = COMMANDS[options.command][0].split(":")
+    return getattr(importlib.import_module(module), function)(options.arguments)
 
 
 if __name__ == "__main__":

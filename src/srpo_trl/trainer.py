@@ -164,7 +164,9 @@ class SRPOTrainer(EvaluatingGRPOTrainer):
         }
         check_each_argument(arguments)
         args = default_config(model) if args is None else args
-        check_arguments(args, reward_funcs, train_dataset, eval_dataset, environment_factory, rollout_func, peft_config)
+        check_arguments(
+            args, reward_funcs, train_dataset, eval_dataset, environment_factory, rollout_func, peft_config
+        )
         check_reference_model(args, model, peft_config)
         self._is_routed = self._has_step_window = args.routing != "grpo"
         self._redrawn_frac = args.redraw_failed_frac
