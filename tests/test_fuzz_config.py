@@ -164,7 +164,7 @@ SIZES = st.sampled_from(
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4},
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "steps_per_generation": 2},
         {"per_device_train_batch_size": 8, "num_iterations": 2, "max_steps": 3},
-        {"per_device_train_batch_size": 8, "generation_batch_size": 16, "num_generations": 2},
+        {"per_device_train_batch_size": 4, "generation_batch_size": 8, "num_generations": 2},
     ]
 )
 EVALUATION = {

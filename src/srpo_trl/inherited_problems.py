@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import os
+import types
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -133,6 +134,7 @@ ALSO_TAKEN: dict[str, Any] = {  # beside the annotation
     "resume_from_checkpoint": os.PathLike,
     "accelerator_config": AcceleratorConfig,
     "fsdp": bool | list,
+    "debug": types.NoneType,  # transformers' parser gives it for an option that is left out
 }
 DICTIONARIES = (  # text in them is JSON, never a path
     "lr_scheduler_kwargs",
