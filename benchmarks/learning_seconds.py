@@ -54,7 +54,7 @@ def step_seconds(folder: Path, variant: str, num_steps: int) -> list[float]:
     from transformers.trainer_callback import PrinterCallback
 
     from srpo_trl import SRPOTrainer
-    from srpo_trl.training_script import prepare
+    from srpo_trl.commands.training_script import prepare
 
     class CpuClock(TrainerCallback):
         def __init__(self) -> None:

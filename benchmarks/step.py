@@ -23,7 +23,7 @@ from benchmarks.common import random_qwen3, run
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.bench.measure import free_memory, seconds
 from srpo_trl.bench.tables import Table
-from srpo_trl.smoke_model import build_byte_tokenizer
+from srpo_trl.commands.smoke_model import build_byte_tokenizer
 
 Routing = Literal["grpo", "srpo"]
 

@@ -29,7 +29,7 @@ from harness import (  # noqa: E402
     tiny_model,
     tiny_tokenizer,
 )
-from srpo_trl.nonfinite import NonFiniteStepsError  # noqa: E402
+from srpo_trl.base_trainers.finite_steps import NonFiniteStepsError  # noqa: E402
 from srpo_trl.sharding import named_trainable, part_of, whole_of  # noqa: E402
 from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 

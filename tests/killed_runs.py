@@ -21,8 +21,9 @@ from torch.optim import AdamW
 from transformers import GenerationMixin, PreTrainedModel, TrainerState
 
 from harness import flat_parameters, make_trainer
-from srpo_trl import SRPOTrainer, checkpointing, resumable, teacher, teacher_pass
-from srpo_trl.training_script import last_complete_checkpoint
+from srpo_trl import SRPOTrainer, teacher, teacher_pass
+from srpo_trl.base_trainers import checkpointing, resumable
+from srpo_trl.commands.training_script import last_complete_checkpoint
 from test_resume import RUN, SPLITS, half
 
 # Sampled rollouts, AdamW, and saves after every step, all but one inside a rollout batch. One checkpoint is kept, so

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srpo_trl.cli import main
-from srpo_trl.smoke_model import build_byte_tokenizer, save_tiny_random_qwen3
+from srpo_trl.commands.smoke_model import build_byte_tokenizer, save_tiny_random_qwen3
+from srpo_trl.commands.training_script import last_complete_checkpoint, read_arguments
 from srpo_trl.teacher import TEACHER_FILE
-from srpo_trl.training_script import last_complete_checkpoint, read_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE_CONFIG = str(REPOSITORY / "configs" / "smoke_cpu.yaml")
@@ -53,8 +53,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("srpo_trl.training_script.SRPOTrainer", fail)
-    monkeypatch.setattr("srpo_trl.training_script.save_tiny_random_qwen3", fail)
+    monkeypatch.setattr("srpo_trl.commands.training_script.SRPOTrainer", fail)
+    monkeypatch.setattr("srpo_trl.commands.training_script.save_tiny_random_qwen3", fail)
 
 
 @pytest.mark.usefixtures("no_model")

@@ -27,9 +27,9 @@ from srpo_trl.compare.scores import (
     read_budgets,
 )
 from srpo_trl.compare.variants import VARIANTS
+from srpo_trl.logs.training_clock import seconds_of
 from srpo_trl.quickstart.task import prompt_dataset, sample_questions
 from srpo_trl.quickstart.tiny_model import build_model, build_tokenizer
-from srpo_trl.training_clock import seconds_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

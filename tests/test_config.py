@@ -6,7 +6,7 @@ from trl import GRPOConfig
 
 from harness import chat_dataset, config, contains_answer, make_trainer, tiny_model
 from srpo_trl import SRPOConfig, SRPOTrainer
-from srpo_trl.arguments import default_config
+from srpo_trl.checks.arguments import default_config
 
 OPTIONS = {  # name: default; a change here is a change of the public interface
     "routing": "srpo",
@@ -193,5 +193,5 @@ def test_a_model_without_trainable_parameters_is_refused(tmp_path):
 
 
 def test_a_trainer_without_a_config_gets_srpos(monkeypatch):
-    monkeypatch.setattr("srpo_trl.arguments.SRPOConfig", lambda output_dir: output_dir)
+    monkeypatch.setattr("srpo_trl.checks.arguments.SRPOConfig", lambda output_dir: output_dir)
     assert default_config("some/Model-1B") == "Model-1B-SRPO"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from srpo_trl.config_file import read_config_file
-from srpo_trl.training_script import read_arguments
+from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.commands.training_script import read_arguments
 
 
 def write(path: Path, text: str) -> Path:

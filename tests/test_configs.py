@@ -12,10 +12,10 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from srpo_trl.config_file import read_config_file
+from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.commands.training_script import read_arguments
 from srpo_trl.data import BENCHMARKS
 from srpo_trl.rewards import BENCHMARK_REWARDS
-from srpo_trl.training_script import read_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -16,13 +16,13 @@ from accelerate.commands.launch import launch_command_parser
 from trl import GRPOConfig, ModelConfig
 
 from srpo_trl import SRPOConfig
-from srpo_trl.config_problems import JOINT_DENOMINATOR_LOSSES, ROUTINGS, TEACHER_SOURCES
+from srpo_trl.base_trainers.logged import RUN_METRICS
+from srpo_trl.checks.own_options import JOINT_DENOMINATOR_LOSSES, ROUTINGS, TEACHER_SOURCES
+from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
+from srpo_trl.commands.training_script import TrainArguments, read_arguments
 from srpo_trl.evaluation import command
-from srpo_trl.logged import RUN_METRICS
 from srpo_trl.metrics import RATIOS, SUMS, metrics_from_sums
 from srpo_trl.routing import ROUTE_NAMES, Correctness, Route, route_samples
-from srpo_trl.smoke_model import save_tiny_random_qwen3
-from srpo_trl.training_script import TrainArguments, read_arguments
 from srpo_trl.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]

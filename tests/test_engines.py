@@ -17,7 +17,7 @@ from peft import PromptTuningConfig, get_peft_model
 
 from engine_processes import BFLOAT16, ENGINES, LOADED, RESUMED, SCENARIOS, results
 from harness import config, relative_error, tiny_model
-from srpo_trl.arguments import refuse_unsupported
+from srpo_trl.checks.arguments import refuse_unsupported
 from srpo_trl.teacher import TeacherWeights
 
 HERE = Path(__file__).parent

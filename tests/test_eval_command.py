@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srpo_trl.cli import main
+from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
 from srpo_trl.evaluation.report import Score, paired
-from srpo_trl.smoke_model import save_tiny_random_qwen3
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = ("--use_cpu", "true", "--max_completion_length", "6", "--num_generations_eval", "2")

@@ -25,8 +25,9 @@ from killed_runs import (
     small_disk,
     start,
 )
-from srpo_trl import SRPOTrainer, checkpointing
-from srpo_trl.training_script import last_complete_checkpoint, train
+from srpo_trl import SRPOTrainer
+from srpo_trl.base_trainers import checkpointing
+from srpo_trl.commands.training_script import last_complete_checkpoint, train
 
 NUM_RANDOM_KILLS = 3
 NUM_RANDOM_KILLS_SLOW = 40
@@ -238,8 +239,8 @@ def full_for_safetensors(*args, **kwargs):
         ("transformers.PreTrainedModel.save_pretrained", full_for_safetensors),
         ("torch.save", full_for_torch),
         ("srpo_trl.teacher.save_file", full_for_safetensors),
-        ("srpo_trl.checkpointing.save_state", full),
-        ("srpo_trl.checkpointing._sync_to_disk", full),
+        ("srpo_trl.base_trainers.checkpointing.save_state", full),
+        ("srpo_trl.base_trainers.checkpointing._sync_to_disk", full),
         ("os.rename", full),
     ],
 )

@@ -22,7 +22,7 @@ from harness import (
     tiny_tokenizer,
     update,
 )
-from srpo_trl.data_problems import context_problems, prompt_room
+from srpo_trl.checks.datasets import context_problems, prompt_room
 from srpo_trl.routing import Route
 
 TOKENIZER = tiny_tokenizer()

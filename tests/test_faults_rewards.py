@@ -23,7 +23,7 @@ from harness import (
     relative_error,
     update,
 )
-from srpo_trl.reward_calls import MAX_TIMEOUTS_IN_A_ROW, checked_rewards, checked_scores
+from srpo_trl.base_trainers.reward_calls import MAX_TIMEOUTS_IN_A_ROW, checked_rewards, checked_scores
 from srpo_trl.rewards.grading import Grade, GradedReward
 
 NUM_ROLLOUTS = len(ROLLOUTS) * NUM_GENERATIONS
@@ -340,7 +340,7 @@ def test_names_kinds_and_models_stay_what_they_are(tmp_path):
 def test_a_process_ends_while_a_function_hangs():
     code = """
 import threading
-from srpo_trl.reward_calls import checked_rewards
+from srpo_trl.base_trainers.reward_calls import checked_rewards
 
 async def blocking(completions, **kwargs):
     threading.Event().wait()

@@ -9,9 +9,9 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from harness import LORA, flat_parameters, logged, make_trainer, tiny_model
+from srpo_trl.base_trainers.finite_steps import NonFiniteStepsError
+from srpo_trl.base_trainers.nonfinite_report import NUM_SAVED_STEPS, StepRecord, report
 from srpo_trl.batch import TEACHER_ENTROPY
-from srpo_trl.nonfinite import NonFiniteStepsError
-from srpo_trl.nonfinite_report import NUM_SAVED_STEPS, StepRecord, report
 from srpo_trl.routing import Route
 
 ADAMW = {

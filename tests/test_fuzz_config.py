@@ -13,8 +13,8 @@ from trl import GRPOConfig
 from harness import LORA, chat_dataset, config, logged, make_trainer
 from option_values import INHERITED, OPTIONS, OWN
 from srpo_trl import SRPOConfig
-from srpo_trl.inherited_problems import inherited_problems
-from srpo_trl.option_types import described, is_of
+from srpo_trl.checks.inherited_options import inherited_problems
+from srpo_trl.checks.option_types import described, is_of
 
 NUM_CONFIGURATIONS = 2500
 NUM_STRAY_VALUES = 1000

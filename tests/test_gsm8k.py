@@ -9,10 +9,10 @@ import pytest
 from datasets import Dataset
 
 from srpo_trl.cli import main
+from srpo_trl.commands.inputs import load_rows
+from srpo_trl.commands.training_script import TrainArguments
 from srpo_trl.data import load_gsm8k
 from srpo_trl.rewards import BENCHMARK_REWARDS
-from srpo_trl.run_inputs import load_rows
-from srpo_trl.training_script import TrainArguments
 
 # The text format of the published rows: calculator notes in <<>>, the final number after ####
 PUBLISHED = [

@@ -13,8 +13,8 @@ sys.path.insert(
 
 from benchmarks import learning, learning_report
 
+from srpo_trl.commands.training_script import read_arguments
 from srpo_trl.quickstart.task import HELD_OUT_MODULUS, SOLUTION_TOKENS
-from srpo_trl.training_script import read_arguments
 
 
 def run(seed, *scores, is_finished=True):

@@ -17,12 +17,12 @@ from harness import (
     tiny_tokenizer,
 )
 from srpo_trl import SRPOConfig
+from srpo_trl.base_trainers.sampler import ResumableRepeatSampler
 from srpo_trl.batch import RoutedBatch, routed_batch
+from srpo_trl.commands.smoke_model import build_byte_tokenizer
 from srpo_trl.normalizers import distillation_coefficients, window_totals
 from srpo_trl.rollouts import Group, route_rollouts
 from srpo_trl.routing import Route
-from srpo_trl.sampler import ResumableRepeatSampler
-from srpo_trl.smoke_model import build_byte_tokenizer
 from srpo_trl.teacher_context import ContextTemplates, TeacherInformation, TeacherPromptEncoder
 from srpo_trl.trl_seams import RepeatSampler
 

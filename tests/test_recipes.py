@@ -18,8 +18,8 @@ from datasets import Dataset
 from harness import flat_parameters
 from srpo_trl import SRPOTrainer, training_script
 from srpo_trl.cli import main
-from srpo_trl.config_file import read_config_file
-from srpo_trl.smoke_model import save_tiny_random_qwen3
+from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PAPER_BENCHMARKS = {  # each benchmark once

@@ -5,7 +5,7 @@ import torch
 from datasets import IterableDataset
 
 from harness import ROLLOUTS, chat_dataset, flat_parameters, make_trainer, replay, tiny_tokenizer
-from srpo_trl.sampler import ResumableRepeatSampler
+from srpo_trl.base_trainers.sampler import ResumableRepeatSampler
 from srpo_trl.trl_seams import RepeatSampler
 
 

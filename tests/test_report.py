@@ -17,6 +17,7 @@ from matplotlib import image
 
 from harness import make_trainer
 from srpo_trl.cli import main
+from srpo_trl.logs.run_log import EXAMPLES_FILE, LOG_FILE, RunLog
 from srpo_trl.report import command
 from srpo_trl.report.catalogue import FIGURES, FigureSpec, Panel, accuracy_figure
 from srpo_trl.report.drawing import COLOURS, draw, run_style, running_mean, svg
@@ -31,7 +32,6 @@ from srpo_trl.report.tables import (
     best_within,
     differing_options,
 )
-from srpo_trl.run_log import EXAMPLES_FILE, LOG_FILE, RunLog
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(1)">' onmouseover='alert(1)"""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

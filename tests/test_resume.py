@@ -13,6 +13,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from harness import LORA, flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
+from srpo_trl.base_trainers import checkpointing
 from srpo_trl.teacher import TEACHER_FILE
 
 # Sampled rollouts, several epochs of four prompts, AdamW: everything that a resumed run must find again.
@@ -104,7 +105,7 @@ def test_interrupted_save_is_never_chosen_and_costs_nothing(tmp_path, monkeypatc
     whole.train()
 
     calls = 0
-    original = getattr(__import__("srpo_trl.checkpointing").checkpointing, moment)
+    original = getattr(checkpointing, moment)
 
     def cut(*args, **kwargs):
         nonlocal calls
@@ -114,7 +115,7 @@ def test_interrupted_save_is_never_chosen_and_costs_nothing(tmp_path, monkeypatc
         return original(*args, **kwargs)
 
     run = tmp_path / "cut"
-    monkeypatch.setattr(f"srpo_trl.checkpointing.{moment}", cut)
+    monkeypatch.setattr(f"srpo_trl.base_trainers.checkpointing.{moment}", cut)
     with pytest.raises(PowerCut):
         make_trainer(run, **options).train()
     monkeypatch.undo()

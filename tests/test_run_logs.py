@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from harness import NUM_GENERATIONS, ROLLOUTS, chat_dataset, contains_answer, logged, make_trainer
 from harness import tiny_tokenizer as new_tokenizer
-from srpo_trl import examples_log, run_costs
-from srpo_trl.completions_table import RolloutMeans
-from srpo_trl.examples_log import token_texts
-from srpo_trl.logged import ELAPSED, PEAK_MEMORY, changed_options
-from srpo_trl.run_costs import TrainingClock, peak_memory_gb
-from srpo_trl.run_log import EXAMPLES_FILE, LOG_FILE, RunLog, read_run_log
+from srpo_trl.base_trainers.logged import ELAPSED, PEAK_MEMORY, changed_options
+from srpo_trl.logs import examples_log, run_costs
+from srpo_trl.logs.completions_table import RolloutMeans
+from srpo_trl.logs.examples_log import token_texts
+from srpo_trl.logs.run_costs import TrainingClock, peak_memory_gb
+from srpo_trl.logs.run_log import EXAMPLES_FILE, LOG_FILE, RunLog, read_run_log
 from srpo_trl.teacher_context import TeacherInformation
 
 DISTILLED = 6  # of the 16 rollouts

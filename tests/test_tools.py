@@ -9,9 +9,9 @@ from datasets import Dataset
 
 from harness import config, logged
 from srpo_trl import SRPOTrainer
+from srpo_trl.commands.smoke_model import build_byte_tokenizer
 from srpo_trl.quickstart.tiny_model import build_model
 from srpo_trl.routing import Route
-from srpo_trl.smoke_model import build_byte_tokenizer
 
 QWEN3_TEMPLATE = files("trl").joinpath("chat_templates/qwen3.jinja").read_text()
 NUM_GENERATIONS = 4

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from srpo_trl import training_clock
-from srpo_trl.training_clock import TrainingClock
+from srpo_trl.logs import training_clock
+from srpo_trl.logs.training_clock import TrainingClock
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from trl import GRPOTrainer
 
 import oracle
 from harness import LORA, NUM_GENERATIONS, config, flat_parameters, logged, make_trainer, relative_error
-from srpo_trl.arguments import refuse_unsupported
 from srpo_trl.batch import vision_rows
+from srpo_trl.checks.arguments import refuse_unsupported
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 from srpo_trl.teacher_context import ContextTemplates, TeacherInformation, TeacherPrompt, TeacherPromptEncoder
 from srpo_trl.vision_inputs import VisionRow, vision_inputs

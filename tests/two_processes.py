@@ -15,7 +15,7 @@ from harness import (
     replay,
     tiny_tokenizer,
 )
-from srpo_trl.run_log import read_run_log
+from srpo_trl.logs.run_log import read_run_log
 
 # Three groups of four over two processes: the middle one lies on both.
 STRADDLING = (

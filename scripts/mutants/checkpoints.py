@@ -30,14 +30,14 @@ MUTANTS = [
     mutant(
         "resume_without_sampler_epoch",
         "a resumed run meets the first epoch's order of prompts",
-        ("sampler.py", "        if self.shuffle:\n", "        if False:\n"),
+        ("base_trainers/sampler.py", "        if self.shuffle:\n", "        if False:\n"),
         tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
     ),
     mutant(
         "resume_on_processes_without_epoch",
         "on several processes a resumed run meets the first epoch's order of prompts",
         (
-            "resumable.py",
+            "base_trainers/resumable.py",
             "        if self._trainer._train_sampler is not None:",
             "        if self._trainer.accelerator.num_processes == 1:",
         ),
@@ -46,14 +46,14 @@ MUTANTS = [
     mutant(
         "every_epoch_in_the_same_order",
         "each epoch, resumed or not, has the first one's order of prompts",
-        ("sampler.py", "for _ in range(epoch):", "for _ in range(0):"),
+        ("base_trainers/sampler.py", "for _ in range(epoch):", "for _ in range(0):"),
         tests=(f"{GAPS}::test_an_epoch_that_is_set_has_the_order_of_trls_sampler",),
     ),
     mutant(
         "checkpoint_published_before_the_teacher",
         "a checkpoint takes its final name before the teacher is saved in it",
         (
-            "resumable.py",
+            "base_trainers/resumable.py",
             "        self._save_run_state(staged)\n"
             "        self.accelerator.wait_for_everyone()\n"
             "        if self.args.should_save:\n"

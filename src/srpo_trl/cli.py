@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from srpo_trl.version import __version__
 
 COMMANDS = {  # where its function of the command line is, and what it does
-    "train": ("srpo_trl.training_script:train", "train a model as a YAML file says"),
+    "train": ("srpo_trl.commands.training_script:train", "train a model as a YAML file says"),
     "eval": ("srpo_trl.evaluation.command:evaluate", "sample a model's answers and score them"),
     "plan": ("srpo_trl.memory_plan:main", "memory of a training run, from its configs alone"),
     "compare": ("srpo_trl.compare:main", "train variants from one start and tabulate their scores"),

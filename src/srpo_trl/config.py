@@ -9,10 +9,10 @@ from typing import Literal
 
 from trl import GRPOConfig
 
-from srpo_trl.combined_problems import combined_problems
-from srpo_trl.config_problems import derived_problems, problems_of
+from srpo_trl.checks.combined_options import combined_problems
+from srpo_trl.checks.inherited_options import inherited_problems
+from srpo_trl.checks.own_options import derived_problems, problems_of
 from srpo_trl.evaluation.options import fit_evaluation
-from srpo_trl.inherited_problems import inherited_problems
 
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"

@@ -28,18 +28,17 @@ from transformers import (
 )
 
 from srpo_trl import batch as trl_batch
-from srpo_trl import checkpointing
-from srpo_trl.argument_problems import check_each_argument
-from srpo_trl.arguments import (
+from srpo_trl.base_trainers import checkpointing
+from srpo_trl.batch import RoutedBatch
+from srpo_trl.checks.argument_types import check_each_argument
+from srpo_trl.checks.arguments import (
     check_arguments,
     check_correctness_reward,
     check_reference_model,
     default_config,
     refuse_unsupported,
 )
-from srpo_trl.batch import RoutedBatch
-from srpo_trl.completions_table import NUMBER_COLUMN
-from srpo_trl.data_problems import prompt_room
+from srpo_trl.checks.datasets import prompt_room
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
 from srpo_trl.evaluation.trainer import EvaluatingGRPOTrainer
@@ -47,11 +46,12 @@ from srpo_trl.gradient_share import BranchGradients
 from srpo_trl.guards import GuardCallback
 from srpo_trl.liger_layers import apply_liger_layers, check_liger_layers
 from srpo_trl.lm_head import lm_head_of
+from srpo_trl.logs.completions_table import NUMBER_COLUMN
+from srpo_trl.logs.rollout_log import RolloutLog
 from srpo_trl.losses import raw_entropy_weights
 from srpo_trl.metrics import MetricSums
 from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
 from srpo_trl.ops import DistillationSpec, Head
-from srpo_trl.rollout_log import RolloutLog
 from srpo_trl.rollouts import (
     Group,
     RoutedRollouts,

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments[:cut])
     console = Console()
     with console.status("Loading torch, transformers and trl"):
-        from srpo_trl.command_line import EXIT_WRONG_ARGUMENTS, refuse
+        from srpo_trl.commands.options import EXIT_WRONG_ARGUMENTS, refuse
         from srpo_trl.compare.plan import make_plan
     from srpo_trl.compare.report import report
     from srpo_trl.compare.runs import run_all

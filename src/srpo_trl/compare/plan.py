@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srpo_trl.command_line import attempt
+from srpo_trl.commands.options import attempt
+from srpo_trl.commands.training_script import Training, prepare
 from srpo_trl.compare.scores import Budget, read_budgets
 from srpo_trl.compare.start import as_json, begun_otherwise, different_starts, differing, options_of, start_of
 from srpo_trl.compare.variants import VARIANTS
-from srpo_trl.training_script import Training, prepare
 
 RUNS_FOLDER = "runs"
 OWN_OPTIONS = ("config", "seed", "output_dir", "resume_from_checkpoint", "max_training_time")

@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from transformers.trainer import TRAINER_STATE_NAME
 
+from srpo_trl.commands.training_script import last_complete_checkpoint
 from srpo_trl.compare.plan import Plan, Run
 from srpo_trl.compare.start import OPTIONS_FILE
-from srpo_trl.training_clock import TRAINING_SECONDS
-from srpo_trl.training_script import last_complete_checkpoint
+from srpo_trl.logs.training_clock import TRAINING_SECONDS
 
 LOG_FILE = "log.txt"
 LOCK_FILE = "lock"

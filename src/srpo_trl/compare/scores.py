@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from srpo_trl.training_clock import TRAINING_SECONDS, seconds_of
+from srpo_trl.logs.training_clock import TRAINING_SECONDS, seconds_of
 
 STEPS = re.compile(r"(\d+) ?steps")
 AVERAGE = re.compile(r"eval_avg@\d+")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from srpo_trl.training_script import Training
+from srpo_trl.commands.training_script import Training
 
 OPTIONS_FILE = "options.json"
 

@@ -12,10 +12,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from srpo_trl.command_line import attempt, parse_options, refuse
-from srpo_trl.config import SRPOConfig
-from srpo_trl.evaluation.report import completions_file, paired, table_of, write_report
-from srpo_trl.run_inputs import (
+from srpo_trl.commands.inputs import (
     data_problems,
     load_rows,
     loading_options,
@@ -24,8 +21,11 @@ from srpo_trl.run_inputs import (
     reward_name,
     reward_problems,
 )
+from srpo_trl.commands.options import attempt, parse_options, refuse
+from srpo_trl.commands.training_script import TrainArguments
+from srpo_trl.config import SRPOConfig
+from srpo_trl.evaluation.report import completions_file, paired, table_of, write_report
 from srpo_trl.trainer import SRPOTrainer
-from srpo_trl.training_script import TrainArguments
 from srpo_trl.trl_seams import RewardFunc as RewardFunction
 from srpo_trl.version import __version__
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from srpo_trl.base_trainers.step_window import StepWindowGRPOTrainer
 from srpo_trl.evaluation.plan import plan_batches
 from srpo_trl.evaluation.samples import Sample, reading_of, scores_of
 from srpo_trl.evaluation.sampling import Questions, SampleCollector, exchanged
 from srpo_trl.evaluation.scores import Estimate, mean_of_estimates, named
 from srpo_trl.rewards.grading import completion_text
-from srpo_trl.step_window import StepWindowGRPOTrainer
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig

@@ -13,13 +13,13 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
 from trl import ModelConfig
 
+from srpo_trl.commands.inputs import model_problems
+from srpo_trl.commands.training_script import read_arguments
 from srpo_trl.config import SRPOConfig
 from srpo_trl.memory_plan.engines import Engine, read_engine
 from srpo_trl.memory_plan.formulas import OPTIMIZERS
 from srpo_trl.memory_plan.inputs import Run
 from srpo_trl.memory_plan.shape import load_config
-from srpo_trl.run_inputs import model_problems
-from srpo_trl.training_script import read_arguments
 
 GIB = 2**30
 Result = TypeVar("Result")

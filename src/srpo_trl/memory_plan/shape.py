@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
+from srpo_trl.commands.smoke_model import TINY_RANDOM_QWEN3, build_byte_tokenizer
 from srpo_trl.quickstart.tiny_model import build_model
-from srpo_trl.smoke_model import TINY_RANDOM_QWEN3, build_byte_tokenizer
 
 # bitsandbytes: values of 4 bits with one fp32 scale per 64; nested, scales of 8 bits with one fp32 per 256 of them.
 _BYTES_4BIT, _BYTES_4BIT_NESTED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)

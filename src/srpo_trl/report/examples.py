@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from srpo_trl.logs.run_log import Record
 from srpo_trl.report.runs import Run, is_number
-from srpo_trl.run_log import Record
 
 NUM_LEVELS = 9
 FULL_COLOUR_QUANTILE = 0.95  # of the shown tokens' corrections; whatever is above has the full colour

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srpo_trl.run_log import EXAMPLES_FILE, LOG_FILE, Record, read_run_log
+from srpo_trl.logs.run_log import EXAMPLES_FILE, LOG_FILE, Record, read_run_log
 
 STATE_FILE = "trainer_state.json"
 GUARDS_FILE = "guards.jsonl"

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srpo_trl.batch import RoutedBatch, TrlBatch, rollout_numbers
-from srpo_trl.completions_table import NUMBER_COLUMN, RolloutMeans
 from srpo_trl.config import SRPOConfig
-from srpo_trl.examples_log import ExamplesLog, TrainedBatch
+from srpo_trl.logs.completions_table import NUMBER_COLUMN, RolloutMeans
+from srpo_trl.logs.examples_log import ExamplesLog, TrainedBatch
+from srpo_trl.logs.run_log import EXAMPLES_FILE
 from srpo_trl.losses import entropy_weights
 from srpo_trl.ops import DistillationResult, Head
-from srpo_trl.run_log import EXAMPLES_FILE
 
 
 class RolloutLog:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import GRPOConfig
 
-from srpo_trl.option_types import choices_of, described, is_of
+from srpo_trl.checks.option_types import choices_of, described, is_of
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig

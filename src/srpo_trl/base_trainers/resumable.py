@@ -11,8 +11,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from srpo_trl import checkpointing
-from srpo_trl.sampler import ResumableRepeatSampler
+from srpo_trl.base_trainers import checkpointing
+from srpo_trl.base_trainers.sampler import ResumableRepeatSampler
 from srpo_trl.trl_seams import rotate_checkpoints
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from srpo_trl.base_trainers.checked_calls import CheckedCallsGRPOTrainer
+from srpo_trl.base_trainers.nonfinite_report import StepRecord, nonfinite_gradients, report, save_step
 from srpo_trl.batch import TrlBatch
-from srpo_trl.checked_calls import CheckedCallsGRPOTrainer
-from srpo_trl.nonfinite_report import StepRecord, nonfinite_gradients, report, save_step
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig

@@ -10,10 +10,10 @@ from accelerate.utils import gather
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
+from srpo_trl.base_trainers.resumable import ResumableGRPOTrainer
 from srpo_trl.config import SRPOConfig
-from srpo_trl.resumable import ResumableGRPOTrainer
-from srpo_trl.run_costs import TrainingClock, peak_memory_gb
-from srpo_trl.run_log import LOG_FILE, RunLog
+from srpo_trl.logs.run_costs import TrainingClock, peak_memory_gb
+from srpo_trl.logs.run_log import LOG_FILE, RunLog
 from srpo_trl.trl_seams import get_config_model_id
 
 ELAPSED = "srpo/seconds/elapsed"

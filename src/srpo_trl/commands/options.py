@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from trl import TrlParser
 
-from srpo_trl.config_file import read_config_file
+from srpo_trl.commands.config_file import read_config_file
 
 EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 

@@ -7,9 +7,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 
-from srpo_trl.checkpointing import unwritable
+from srpo_trl.base_trainers.checkpointing import unwritable
+from srpo_trl.checks.datasets import context_problems, dataset_problems
 from srpo_trl.config import SRPOConfig
-from srpo_trl.data_problems import context_problems, dataset_problems
 from srpo_trl.sharding import is_zero3, shards_parameters
 from srpo_trl.trl_seams import get_callable_name, get_config_model_id
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from srpo_trl.inherited_problems import MAX_COUNT, TEMPERATURES
+from srpo_trl.checks.inherited_options import MAX_COUNT, TEMPERATURES
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig

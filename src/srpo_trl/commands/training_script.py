@@ -9,10 +9,8 @@ from datasets import Dataset
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from srpo_trl.checkpointing import unwritable
-from srpo_trl.command_line import attempt, parse_options, refuse
-from srpo_trl.config import SRPOConfig
-from srpo_trl.run_inputs import (
+from srpo_trl.base_trainers.checkpointing import unwritable
+from srpo_trl.commands.inputs import (
     DataArguments,
     data_problems,
     load_rows,
@@ -22,9 +20,11 @@ from srpo_trl.run_inputs import (
     reward_name,
     reward_problems,
 )
-from srpo_trl.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
+from srpo_trl.commands.options import attempt, parse_options, refuse
+from srpo_trl.commands.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
+from srpo_trl.config import SRPOConfig
+from srpo_trl.logs.training_clock import TrainingClock, seconds_of
 from srpo_trl.trainer import SRPOTrainer
-from srpo_trl.training_clock import TrainingClock, seconds_of
 from srpo_trl.trl_seams import RewardFunc as RewardFunction
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from srpo_trl.base_trainers.finite_steps import FiniteStepGRPOTrainer
 from srpo_trl.batch import TrlBatch
-from srpo_trl.nonfinite import FiniteStepGRPOTrainer
 
 
 class StepWindowGRPOTrainer(FiniteStepGRPOTrainer):

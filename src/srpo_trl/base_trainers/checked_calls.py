@@ -6,9 +6,9 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
-from srpo_trl.data_problems import chat_template_problems, prompt_room, size_problems
-from srpo_trl.logged import LoggedGRPOTrainer
-from srpo_trl.reward_calls import checked_rewards
+from srpo_trl.base_trainers.logged import LoggedGRPOTrainer
+from srpo_trl.base_trainers.reward_calls import checked_rewards
+from srpo_trl.checks.datasets import chat_template_problems, prompt_room, size_problems
 from srpo_trl.trl_seams import RolloutFunc
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from trl import ModelConfig
 
-from srpo_trl.command_line import attempt
+from srpo_trl.commands.options import attempt
 from srpo_trl.config import SRPOConfig
 from srpo_trl.data import load_benchmark, load_gsm8k
 from srpo_trl.data.gsm8k import GSM8K, GSM8K_CONFIG, GSM8K_HUB_ID

@@ -1,0 +1,1 @@
+"""What can be wrong with options, arguments and data, found before a model is loaded."""

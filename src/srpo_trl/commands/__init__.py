@@ -1,0 +1,1 @@
+"""What the commands of `srpo-trl` share, and `srpo-trl train`."""
