@@ -379,8 +379,8 @@ def test_wrong_options_are_reported_together(tmp_path):
             metric_for_best_model="loss",
         )
     for part in (
-        "num_generations_eval=0 must be a whole number of at least 1",
-        "eval_temperature=0.0 must be a number in (0,",
+        "num_generations_eval=0 must be a number, at least 1",
+        "eval_temperature=0.0 must be a number in [0.0001, 10000]",
         "eval_top_p=1.5 must be a number in (0, 1]",
         "eval_tokens_per_batch=0 must be a whole number of at least 1",
         "metric_for_best_model='loss' is not measured",

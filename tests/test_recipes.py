@@ -16,8 +16,9 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 
 from harness import flat_parameters
-from srpo_trl import SRPOTrainer, training_script
+from srpo_trl import SRPOTrainer
 from srpo_trl.cli import main
+from srpo_trl.commands import training_script
 from srpo_trl.commands.config_file import read_config_file
 from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
 
