@@ -8,20 +8,20 @@ MUTANTS = [
     mutant(
         "resume_without_rollouts",
         "a run resumed inside a rollout batch samples a new one",
-        ("trainer.py", "self._buffered_inputs = rollouts.batches", "self._buffered_inputs = None"),
+        ("taught_rollouts.py", "self._buffered_inputs = rollouts.batches", "self._buffered_inputs = None"),
         tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",),
     ),
     mutant(
         "resume_without_teacher",
         "a resumed run starts with a new teacher",
-        ("trainer.py", "        self._teacher.load(folder)\n", ""),
+        ("taught_rollouts.py", "        self._teacher.load(folder)\n", ""),
         tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
     ),
     mutant(
         "resume_without_counters",
         "a resumed run counts its micro-batches from 0",
         (
-            "trainer.py",
+            "taught_rollouts.py",
             "self._step, self._buffered_inputs = state.micro_step, None",
             "self._step, self._buffered_inputs = 0, None",
         ),

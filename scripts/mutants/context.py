@@ -8,13 +8,17 @@ MUTANTS = [
     mutant(
         "feedback_ignored",
         "feedback of reward functions never reaches the teacher",
-        ("trainer.py", 'feedback=[text or "" for text in feedback]', 'feedback=["" for _ in feedback]'),
+        (
+            "taught_rollouts.py",
+            'feedback=[text or "" for text in feedback]',
+            'feedback=["" for _ in feedback]',
+        ),
         tests=("test_trainer.py::test_feedback_reaches_the_teacher_where_no_sibling_is_right",),
     ),
     mutant(
         "feedback_of_the_last_function_alone",
         "feedback of several reward functions is not joined",
-        ("trainer.py", 'if self._is_routed and column == "feedback" and earlier:', "if False:"),
+        ("taught_rollouts.py", 'if self._is_routed and column == "feedback" and earlier:', "if False:"),
         tests=("test_trainer.py::test_feedback_of_several_functions_is_joined_and_a_wrong_number_refused",),
     ),
     mutant(

@@ -125,7 +125,7 @@ MUTANTS = [
     mutant(
         "totals_of_one_process",
         "each process divides by its own totals: they are not summed over processes",
-        ("trainer.py", 'return self.accelerator.reduce(tensor, reduction="sum")', "return tensor"),
+        ("taught_rollouts.py", 'return self.accelerator.reduce(tensor, reduction="sum")', "return tensor"),
         tests=("test_processes.py::test_two_processes_make_the_update_of_one[one sided-whole]",),
     ),
     mutant(

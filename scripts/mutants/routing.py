@@ -58,7 +58,7 @@ MUTANTS = [
         "infinite_rewards_used",
         "an infinite reward enters the group's advantages",
         (
-            "trainer.py",
+            "taught_rollouts.py",
             "rewards_BF = torch.where(rewards_BF.isfinite(), rewards_BF, torch.nan)",
             "rewards_BF = rewards_BF.clone()",
         ),
@@ -104,7 +104,7 @@ MUTANTS = [
     mutant(
         "groups_of_one_process",
         "every process takes its rollouts for the first of all",
-        ("trainer.py", "first_row=self.accelerator.process_index * num_rows", "first_row=0"),
+        ("taught_rollouts.py", "first_row=self.accelerator.process_index * num_rows", "first_row=0"),
         tests=("test_processes.py::test_two_processes_make_the_update_of_one[straddling-whole]",),
     ),
 ]

@@ -83,7 +83,7 @@ MUTANTS = [
         "teacher_ticks_every_micro_step",
         "the teacher moves at every micro-batch of an optimizer step",
         (
-            "trainer.py",
+            "taught_rollouts.py",
             '        """Let the teacher move, before the step is logged or saved."""\n'
             "        self._trainer._tick_teacher()\n",
             '        """Let the teacher move, before the step is logged or saved."""\n'
@@ -95,7 +95,7 @@ MUTANTS = [
         "teacher_ticks_twice",
         "the teacher moves twice after a rollout batch",
         (
-            "trainer.py",
+            "taught_rollouts.py",
             "        distance = self._teacher.tick()\n",
             "        self._teacher.tick()\n        distance = self._teacher.tick()\n",
         ),
@@ -105,7 +105,7 @@ MUTANTS = [
         "teacher_ticks_before_the_step",
         "the teacher moves toward the student of before the optimizer step",
         (
-            "trainer.py",
+            "taught_rollouts.py",
             "def on_step_end(self, args: Any",
             "def on_pre_optimizer_step(self, args: Any",
         ),
