@@ -37,6 +37,8 @@ AREAS = (
     "teacher",
     "context",
     "checkpoints",
+    "survival",
+    "scores",
 )
 MUTANTS: list[Mutant] = [m for area in AREAS for m in importlib.import_module(area).MUTANTS]
 

@@ -55,6 +55,7 @@ MUTANTS = [
         (
             "base_trainers/resumable.py",
             "        self._save_run_state(staged)\n"
+            "        self._name_best_checkpoint(Path(run_dir), staged)\n"
             "        self.accelerator.wait_for_everyone()\n"
             "        if self.args.should_save:\n"
             "            self._publish(run_dir, staged)\n",

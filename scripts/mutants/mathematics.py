@@ -123,8 +123,8 @@ MUTANTS = [
         "the entropy of the weights is that at temperature 1",
         (
             "teacher_pass.py",
-            "entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature)",
-            "entropy_N = teacher_entropy(torch.cat(kept), pass_head, 1.0)",
+            "entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature, refuse_nonfinite=False)",
+            "entropy_N = teacher_entropy(torch.cat(kept), pass_head, 1.0, refuse_nonfinite=False)",
         ),
         tests=(f"{OBJECTIVE}[temperature]",),
     ),

@@ -76,7 +76,11 @@ MUTANTS = [
     mutant(
         "teacher_ticks_every_optimizer_step",
         "the teacher moves at every optimizer step of a rollout batch",
-        ("trainer.py", "if not self._rollout_batch_ends:\n", "if False:\n"),
+        (
+            "taught_rollouts.py",
+            "if self._step_was_skipped or not self._rollout_batch_ends:\n",
+            "if self._step_was_skipped:\n",
+        ),
         tests=(f"{TICKS}[iterations]", f"{TICKS}[steps of a batch]"),
     ),
     mutant(

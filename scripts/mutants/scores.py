@@ -1,0 +1,66 @@
+"""Mutants of evaluation's scores and of the files that recipes and data come from."""
+
+from mutant import mutant
+
+SCORES = "test_evaluation_scores.py"
+
+MUTANTS = [
+    mutant(
+        "biased_pass_at_k",
+        "pass@k is the plug-in estimate 1 - (1 - c / n)^k",
+        (
+            "evaluation/scores.py",
+            "return 1.0 - math.comb(len(known) - sum(known), k) / math.comb(len(known), k)",
+            "return 1.0 - (1.0 - sum(known) / len(known)) ** k",
+        ),
+        tests=(f"{SCORES}::test_pass_at_k_is_the_mean_over_all_choices_of_k_samples",),
+    ),
+    mutant(
+        "majority_breaks_ties_by_order",
+        "of answers with as many votes the first one counts",
+        (
+            "evaluation/scores.py",
+            "        statistics.fmean(group) for group in verdicts.values() if len(group) == most_votes\n",
+            "        [statistics.fmean(group) for group in verdicts.values() if len(group) == most_votes][:1]\n",
+        ),
+        tests=(f"{SCORES}::test_majority_is_the_expectation_over_drawn_winners",),
+    ),
+    mutant(
+        "standard_error_without_bessel",
+        "standard errors divide by n in place of n - 1",
+        ("evaluation/scores.py", "statistics.stdev(known)", "statistics.pstdev(known)"),
+        tests=(f"{SCORES}::test_standard_error_is_over_questions_that_have_a_value",),
+    ),
+    mutant(
+        "unscored_samples_are_wrong",
+        "a sample without a score counts as a wrong one",
+        (
+            "evaluation/scores.py",
+            "    known = [verdict for verdict in correct if verdict is not None]\n",
+            "    known = [verdict or False for verdict in correct]\n",
+        ),
+        tests=(f"{SCORES}::test_scores_of_samples_by_hand",),
+    ),
+    mutant(
+        "base_of_a_recipe_wins",
+        "a recipe's own values give way to those of the file it builds on",
+        ("commands/config_file.py", "values = own | values", "values |= own"),
+        tests=("test_config_file.py::test_the_files_own_values_win_over_those_that_it_builds_on",),
+    ),
+    mutant(
+        "base_relative_to_the_process",
+        "`base` is a path from where the process runs",
+        (
+            "commands/config_file.py",
+            "file, label = file.parent / base,",
+            "file, label = Path(base),",
+        ),
+        tests=("test_config_file.py::test_base_is_relative_to_the_file_that_names_it",),
+    ),
+    mutant(
+        "gsm8k_keeps_thousands_commas",
+        "the commas of a published answer stay in it",
+        ("data/gsm8k.py", 'final_answer[1].replace(",", "")', "final_answer[1]"),
+        tests=("test_gsm8k.py::test_rows_of_the_hubs_folder",),
+    ),
+]

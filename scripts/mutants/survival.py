@@ -1,0 +1,139 @@
+"""Mutants of what keeps a run alive: skipped steps, checked rewards, guards, the distilled share, repeated prompts."""
+
+from mutant import mutant
+
+FAULTS = "test_faults_training.py"
+REWARDS = "test_faults_rewards.py"
+GUARDS = "test_guards.py"
+SHARE = "test_distillation_share.py"
+EARLIER = "test_earlier_answers.py"
+REDRAW = "test_redraw.py"
+
+MUTANTS = [
+    mutant(
+        "nonfinite_step_is_taken",
+        "an optimizer step whose gradient is not finite is taken",
+        (
+            "base_trainers/finite_steps.py",
+            "self._step_was_skipped = number < 0 or not math.isfinite(number)",
+            "self._step_was_skipped = False",
+        ),
+        tests=(f"{FAULTS}::test_a_step_that_is_not_finite_leaves_everything_but_the_counters",),
+    ),
+    mutant(
+        "infinite_loss_with_a_finite_gradient",
+        "a loss that is not finite skips no step where its gradient is finite",
+        (
+            "base_trainers/finite_steps.py",
+            "return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)",
+            "return loss",
+        ),
+        tests=(f"{FAULTS}::test_a_step_that_is_not_finite_leaves_everything_but_the_counters",),
+    ),
+    mutant(
+        "nonfinite_steps_without_end",
+        "steps that are not finite are never too many",
+        (
+            "base_trainers/finite_steps.py",
+            "if was_taken or self._num_nonfinite_in_a_row >= self.args.max_nonfinite_steps:",
+            "if was_taken:",
+        ),
+        tests=(f"{FAULTS}::test_the_run_stops_after_so_many_in_a_row",),
+    ),
+    mutant(
+        "teacher_ticks_on_a_skipped_step",
+        "the teacher moves after an optimizer step that was skipped",
+        (
+            "taught_rollouts.py",
+            "if self._step_was_skipped or not self._rollout_batch_ends:",
+            "if not self._rollout_batch_ends:",
+        ),
+        tests=(f"{FAULTS}::test_a_rollout_batch_whose_last_step_is_skipped_does_not_move_the_teacher",),
+    ),
+    mutant(
+        "hanging_reward_counts_as_failed",
+        "completions whose reward function hung have the score 0",
+        ("base_trainers/reward_calls.py", "return [None] * call.num_rows", "return [0.0] * call.num_rows"),
+        tests=(f"{REWARDS}::test_a_function_that_hangs_gives_no_scores_and_the_run_goes_on",),
+    ),
+    mutant(
+        "timeouts_without_end",
+        "a reward function that always hangs never stops the run",
+        (
+            "base_trainers/reward_calls.py",
+            "if self._num_timeouts_in_a_row == MAX_TIMEOUTS_IN_A_ROW:",
+            "if False:",
+        ),
+        tests=(f"{REWARDS}::test_timeouts_in_a_row_stop_the_run",),
+    ),
+    mutant(
+        "guard_acts_without_a_remedy",
+        "a guard takes an action that does not help against what it found",
+        (
+            "guards.py",
+            'action = self._action if self._action in guard.remedies else "warn"',
+            "action = self._action",
+        ),
+        tests=(f"{GUARDS}::test_an_action_is_taken_only_where_it_is_a_remedy",),
+    ),
+    mutant(
+        "guard_repeats_itself",
+        "a guard speaks at every log",
+        (
+            "guards.py",
+            "if message is not None and quiet_logs >= self._thresholds.window:",
+            "if message is not None:",
+        ),
+        tests=(f"{GUARDS}::test_guard_speaks_once_and_alone",),
+    ),
+    mutant(
+        "guard_stops_without_saving",
+        "a guard that stops the run saves no checkpoint",
+        (
+            "guards.py",
+            "control.should_save = control.should_training_stop = True",
+            "control.should_training_stop = True",
+        ),
+        tests=(f"{GUARDS}::test_stop_saves_and_stops",),
+    ),
+    mutant(
+        "share_without_hold",
+        "the distilled share falls from the first step on",
+        ("distillation_share.py", "(step - hold_steps) / decay_steps", "step / decay_steps"),
+        tests=(f"{SHARE}::test_share_holds_then_falls_linearly",),
+    ),
+    mutant(
+        "share_drawn_alike_at_every_step",
+        "the same places of every rollout batch are within the share",
+        ("distillation_share.py", "manual_seed((seed << 32) + step)", "manual_seed(seed << 32)"),
+        tests=(f"{SHARE}::test_draw_is_seeded_and_has_the_shares_size",),
+    ),
+    mutant(
+        "share_is_not_saved",
+        "a resumed run has forgotten what a guard took from the distilled share",
+        ("taught_rollouts.py", "        self._share.restore(state.distillation_share)\n", ""),
+        tests=(f"{SHARE}::test_share_survives_a_resume",),
+    ),
+    mutant(
+        "earlier_answers_without_bound",
+        "earlier answers are kept of every prompt",
+        ("earlier_answers.py", "while len(self._answers) > self._capacity:", "while False:"),
+        tests=(f"{EARLIER}::test_the_newest_answer_is_kept_and_the_oldest_prompt_makes_room",),
+    ),
+    mutant(
+        "earlier_answers_are_not_loaded",
+        "a resumed run remembers no earlier answer",
+        ("taught_rollouts.py", "            self._earlier_answers.load(folder)\n", "            pass\n"),
+        tests=(f"{EARLIER}::test_resumed_runs_remember",),
+    ),
+    mutant(
+        "failed_prompts_come_for_ever",
+        "a prompt that fails again comes a third time",
+        (
+            "base_trainers/sampler.py",
+            "if self.max_again and has_failed and place >= num_again:",
+            "if self.max_again and has_failed:",
+        ),
+        tests=(f"{REDRAW}::test_a_prompt_that_fails_again_does_not_come_a_third_time",),
+    ),
+]
