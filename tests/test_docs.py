@@ -20,8 +20,11 @@ from srpo_trl.base_trainers.logged import RUN_METRICS
 from srpo_trl.checks.own_options import JOINT_DENOMINATOR_LOSSES, ROUTINGS, TEACHER_SOURCES
 from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
 from srpo_trl.commands.training_script import TrainArguments, read_arguments
+from srpo_trl.compare import command as compare_command
 from srpo_trl.evaluation import command
+from srpo_trl.memory_plan import arguments as memory_arguments
 from srpo_trl.metrics import RATIOS, SUMS, metrics_from_sums
+from srpo_trl.report import command as report_command
 from srpo_trl.routing import ROUTE_NAMES, Correctness, Route, route_samples
 from srpo_trl.version import __version__
 
@@ -353,9 +356,12 @@ def commands(path: Path) -> list[list[str]]:
     lines = [line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
     return [
-        shlex.split(line)
+        shlex.split(line, comments=True)
         for line in lines
-        if re.match(r"(srpo-trl train --config configs|srpo-trl eval \w|accelerate launch) ?", line)
+        if re.match(
+            r"(srpo-trl train --config configs|srpo-trl (eval|plan|compare|report) .|accelerate launch) ?",
+            line,
+        )
     ]
 
 
@@ -363,6 +369,21 @@ READERS = {"train": read_arguments, "eval": command.read_arguments}
 
 
 def check_words(words: list[str]) -> None:
+    """Every option is known and every file is there; what is trained or evaluated on is left to the reader."""
+    if words[0] == "report":
+        report_command._parse(words[1:])
+        return
+    if words[0] == "plan":
+        given, training = memory_arguments._parser().parse_known_args(words[1:])
+        assert given.accelerate_config is None or (ROOT / given.accelerate_config).is_file()
+        assert read_arguments([*training, "--config", given.config, "--use_cpu", "true"])[3] == []
+        return
+    if words[0] == "compare":
+        cut = words.index("--")
+        given = compare_command._parser().parse_args(words[1:cut])
+        for path in given.configs:
+            assert read_arguments([*words[cut + 1 :], "--config", str(path), "--use_cpu", "true"])[3] == []
+        return
     script, config, model_config, problems = READERS[words[0]]([*words[1:], "--use_cpu", "true"])
     assert problems == []
     assert config is not None
@@ -387,7 +408,7 @@ def test_commands_parse(path, monkeypatch):
         launched += 1
     if path == README:
         assert launched == 1
-        assert len(commands(path)) == 3
+        assert len(commands(path)) == 7
 
 
 def test_quickstart_leaves_its_results_where_the_readme_says():
