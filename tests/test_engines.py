@@ -15,7 +15,8 @@ import torch
 from accelerate.utils import DistributedType
 from peft import PromptTuningConfig, get_peft_model
 
-from engine_processes import BFLOAT16, ENGINES, LOADED, RESUMED, SCENARIOS, results
+from engine_options import ENGINES
+from engine_processes import BFLOAT16, LOADED, RESUMED, SCENARIOS, results
 from harness import config, relative_error, tiny_model
 from srpo_trl.checks.arguments import refuse_unsupported
 from srpo_trl.teacher import TeacherWeights

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine_processes import ENGINES
+from engine_options import ENGINES
 from harness import relative_error
 from test_engines import launch
 
