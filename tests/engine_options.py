@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Engine(NamedTuple):
-    """What a run must find: accelerate's name of the engine, and whether parameters are sharded."""
+    """What a run must find: the name of the engine (ZeRO's with stage and offload), and whether parameters are sharded."""
 
     name: str
     shards_parameters: bool
@@ -20,13 +20,13 @@ ENGINES = {
     "fsdp2_no_reshard": Engine("FSDP", True),
     "fsdp2_offload": Engine("FSDP", True),
     "fsdp2_sharded_files": Engine("FSDP", True),
-    "zero1": Engine("DEEPSPEED", False),
-    "zero2": Engine("DEEPSPEED", False),
-    "zero2_offload_optimizer": Engine("DEEPSPEED", False),
-    "zero3": Engine("DEEPSPEED", True),
-    "zero3_offload_param": Engine("DEEPSPEED", True),
-    "zero3_offload": Engine("DEEPSPEED", True),
-    "zero3_universal": Engine("DEEPSPEED", True),
+    "zero1": Engine("DEEPSPEED 1", False),
+    "zero1_offload": Engine("DEEPSPEED 1 optimizer", False),
+    "zero2": Engine("DEEPSPEED 2", False),
+    "zero2_offload": Engine("DEEPSPEED 2 optimizer", False),
+    "zero3": Engine("DEEPSPEED 3", True),
+    "zero3_offload": Engine("DEEPSPEED 3 optimizer param", True),
+    "zero3_universal": Engine("DEEPSPEED 3", True),
 }
 
 _FSDP2 = {
@@ -101,9 +101,9 @@ def _zero(stage: int, engine: str) -> dict:
             "reduce_bucket_size": 50_000,
             "stage3_gather_16bit_weights_on_model_save": True,
         }
-    if engine in ("zero3_offload", "zero3_offload_param"):
+    if engine == "zero3_offload":
         zero["offload_param"] = {"device": "cpu", "pin_memory": False}
-    if engine in ("zero3_offload", "zero2_offload_optimizer"):
+    if engine.endswith("offload"):
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     return {
         # a checkpoint of another number of processes, after DeepSpeed's ds_to_universal

@@ -1,6 +1,7 @@
-"""Run by `torchrun` from test_engines.py: one engine's scenarios, and what each process ended with.
+"""Run by test_engines.py and test_launch.py: one engine's scenarios, and what each process ended with.
 
     torchrun --standalone --nproc_per_node 2 tests/engine_processes.py ENGINE FOLDER [NAME ...]
+    accelerate launch --config_file FILE tests/engine_processes.py launched FOLDER [NAME ...]
 
 ENGINE is a key of `ENGINES`, a NAME one of the runs below, or `continue=CHECKPOINT`. Imported, it makes the same
 runs in one process.
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor.debug import CommDebugMode
 
 from engine_options import engine_options
 
@@ -34,6 +36,7 @@ from srpo_trl.sharding import named_trainable, part_of, whole_of  # noqa: E402
 from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 
 TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
+UNTIED = {"tie_word_embeddings": False}
 ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-3}  # smooth where gradients vanish
 # name: rollouts, micro-batch of each of two processes (of six rollouts a process), options
 SCENARIOS = {
@@ -44,12 +47,16 @@ SCENARIOS = {
     "lora": (STRADDLING, 2, TWO_STEPS | {"peft_config": LORA}),
     "adamw": (STRADDLING, 2, TWO_STEPS | ADAMW),
     "adamw, lora": (STRADDLING, 2, TWO_STEPS | ADAMW | {"peft_config": LORA}),
+    "one sided, lora": (ONE_SIDED, 2, TWO_STEPS | {"peft_config": LORA}),
+    "untied, lora": (STRADDLING, 6, TWO_STEPS | {"peft_config": LORA, "sizes": UNTIED}),
     # odd sizes: the last process's shards are shorter, and ZeRO-3 pads them
     "untied, uneven": (
         STRADDLING,
         6,
-        TWO_STEPS | {"sizes": {"hidden_size": 33, "tie_word_embeddings": False}},
+        TWO_STEPS | {"sizes": {"hidden_size": 33} | UNTIED},
     ),
+    # larger than DeepSpeed's own threshold, below which ZeRO-3 leaves a parameter gathered
+    "large": (STRADDLING, 6, TWO_STEPS | ADAMW | {"sizes": {"hidden_size": 256, "intermediate_size": 512}}),
 }
 LOADED = "loaded by name"  # under ZeRO-3, transformers shards it while it loads
 SCENARIOS[LOADED] = (STRADDLING, 6, TWO_STEPS)
@@ -98,6 +105,21 @@ def sharded_fraction(trainer):
     return sum(part_of(p).numel() for p in parameters.values()) / sum(wholes)
 
 
+def engine_name(trainer):
+    """The engine that prepared the model, with the stage and offload that DeepSpeed itself says it runs."""
+    state = trainer.accelerator.state
+    name = state.distributed_type.value
+    if state.deepspeed_plugin is None:
+        return name
+    engine = trainer.model_wrapped
+    offloads = [
+        kind
+        for kind, config in (("optimizer", engine.zero_offload_optimizer()), ("param", engine.zero_offload_param()))
+        if config is not None and config.device.value == "cpu"
+    ]
+    return " ".join([name, str(engine.zero_optimization_stage()), *offloads])
+
+
 def run(folder, num_processes, rollouts, micro_batch, options):
     if folder.name == LOADED:
         options = options | {"model": saved_model(folder)}
@@ -105,14 +127,19 @@ def run(folder, num_processes, rollouts, micro_batch, options):
     initial = flat((p, part_of(p)) for _, p in named_trainable(trainer.model))
     trainer.train()
     teacher = whole(trainer, trainer._teacher.state_dict())
+    num_ticks = trainer._teacher.num_ticks
+    with CommDebugMode() as communication:
+        trainer._teacher.tick()
     return {
-        "engine": trainer.accelerator.distributed_type.value,
+        "engine": engine_name(trainer),
         "num_processes": trainer.accelerator.num_processes,
         "held": sharded_fraction(trainer),
+        "teacher_held": sum(v.numel() for v in trainer._teacher.state_dict().values()) / len(teacher),
+        "tick_messages": communication.get_total_counts(),
         "update": whole(trainer) - initial,
         "teacher": teacher,
         "teacher_moved": teacher - initial,
-        "num_ticks": trainer._teacher.num_ticks,
+        "num_ticks": num_ticks,
         "routes": [logged(trainer, f"srpo/route/{route}_frac") for route in ("grpo", "sdpo", "skip")],
         "loss": logged(trainer, "loss"),
         "grad_norm": [float(norm) for norm in logged(trainer, "grad_norm")],
@@ -220,7 +247,7 @@ def nonfinite(folder):
     except NonFiniteStepsError as error:
         report = str(error)
     return {
-        "engine": clean.accelerator.distributed_type.value,
+        "engine": engine_name(clean),
         "student": [whole(trainer) for trainer in (clean, skipping, stopped)],
         "teacher": [whole(t, t._teacher.state_dict()) for t in (clean, skipping, stopped)],
         "num_ticks": [trainer._teacher.num_ticks for trainer in (clean, skipping, stopped)],
@@ -256,7 +283,7 @@ def hanging(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    output, num_processes = Path(sys.argv[2]), int(os.environ["WORLD_SIZE"])
+    output, num_processes = Path(sys.argv[2]), int(os.environ.get("WORLD_SIZE", "1"))
     names = sys.argv[3:] or [*SCENARIOS, *RESUMED, *BFLOAT16]
     found = {
         "scenarios": results(output / "runs", num_processes, [name for name in SCENARIOS if name in names]),
@@ -270,5 +297,6 @@ if __name__ == "__main__":
             if name.startswith("continue=")
         ],
     }
-    torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(found, output / f"rank{os.environ.get('RANK', '0')}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -102,8 +102,9 @@ def test_configs_are_found() -> None:
     assert {by_name(path) for path in TRAINING_CONFIGS} >= {"smoke_cpu.yaml", "qwen3_0.6b.yaml"}
     assert {path.stem for path in PAPER_CONFIGS} == set(PAPER_METHODS)
     assert {path.stem for path in SMALL_CONFIGS} == {*SMALL_SIZES, "lora"}
-    engines = ("single", "ddp", "fsdp2", "fsdp2_no_reshard", "zero1", "zero2", "zero3", "zero3_offload")
-    names = {f"accelerate/{engine}.yaml" for engine in (*engines, "multi_node")}
+    engines = ("single", "ddp", "fsdp2", "fsdp2_no_reshard", "multi_node")
+    stages = (f"zero{stage}{offload}" for stage in (1, 2, 3) for offload in ("", "_offload"))
+    names = {f"accelerate/{engine}.yaml" for engine in (*engines, *stages)}
     assert {by_name(path) for path in ACCELERATE_CONFIGS} >= names
 
 

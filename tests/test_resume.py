@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from harness import LORA, flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
 from srpo_trl.base_trainers import checkpointing
+from srpo_trl.logs.training_clock import TrainingClock
 from srpo_trl.teacher import TEACHER_FILE
 
 # Sampled rollouts, several epochs of four prompts, AdamW: everything that a resumed run must find again.
@@ -68,6 +69,31 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, split, peft_config):
         assert torch.equal(resumed, uninterrupted)
     assert second._teacher.num_ticks == whole._teacher.num_ticks > 0
     assert any(entry.get("srpo/route/sdpo_frac", 0) > 0 for entry in whole.state.log_history[-3:])
+
+
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+def test_finished_run_that_is_resumed_trains_no_further(tmp_path, split):
+    """As after a kill between the last checkpoint and the saved model."""
+    options = RUN | split | {"reward_funcs": half}
+    whole = make_trainer(tmp_path, **options)
+    whole.train()
+    resumed = make_trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == 4
+    for after, before in zip(states(resumed), states(whole), strict=True):
+        assert torch.equal(after, before)
+    longer = make_trainer(tmp_path, **options | {"max_steps": 5})
+    longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert longer.state.global_step == 5
+
+
+def test_run_that_has_used_up_its_time_is_resumed_for_no_further_step(tmp_path):
+    options = RUN | SPLITS["one step a batch"] | {"reward_funcs": half, "max_steps": 6}
+    first = make_trainer(tmp_path, callbacks=[TrainingClock(limit=1e-9)], **options)
+    first.train()
+    resumed = make_trainer(tmp_path, callbacks=[TrainingClock(limit=1e-9)], **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert first.state.global_step == resumed.state.global_step == 1
 
 
 def test_checkpoint_without_teacher_is_refused(tmp_path):

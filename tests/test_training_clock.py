@@ -69,6 +69,9 @@ def test_a_resumed_run_goes_on_counting_with_its_own_limit(now, tmp_path):
     assert not step(resumed, now, 5.0).should_training_stop
     assert resumed.seconds == 9.0
     assert step(resumed, now, 1.0).should_training_stop
+    spent, control = TrainingClock(limit=4.0), TrainerControl()
+    spent.on_train_begin(ARGS, TrainerState.load_from_json(str(tmp_path / "state.json")), control)
+    assert control.should_training_stop  # the trainer asks before the first step
     fresh = TrainingClock()
     fresh.on_train_begin(ARGS, TrainerState(stateful_callbacks=[fresh]), TrainerControl())
     assert fresh.seconds == 0.0

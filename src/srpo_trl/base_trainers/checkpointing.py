@@ -105,8 +105,8 @@ def unwritable(folder: str) -> str:
 
 
 @contextmanager
-def explained_failure(run_dir: str, name: str) -> Iterator[None]:
-    """Say, where the block fails to write a checkpoint, what that means; remove what it has written.
+def explained_failure(run_dir: str, name: str, *, clears: bool) -> Iterator[None]:
+    """Say, where the block fails to write a checkpoint, what that means; with `clears`, remove what it has written.
 
     Raises:
         OSError: in place of the many errors that a full or broken disk shows itself in.
@@ -115,8 +115,9 @@ def explained_failure(run_dir: str, name: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch.save's, and safetensors'
         free = f", where {shutil.disk_usage(run_dir).free} bytes are free" if os.path.isdir(run_dir) else ""
-        with suppress(OSError):
-            clear_staging(run_dir)
+        if clears:
+            with suppress(OSError):
+                clear_staging(run_dir)
         raise OSError(
             f"{name} could not be written into {run_dir}{free}: {error}\nThe checkpoints before it are "
             "whole. Make room or repair the folder, then go on from the last one with resume_from_checkpoint."

@@ -52,27 +52,47 @@ class ResumableGRPOTrainer(GRPOTrainer):
         if not self._is_saving:  # a staged checkpoint is pushed once it has its final name
             super()._push_from_checkpoint(checkpoint_folder)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train to the end of an epoch; not at all where the run is over, as one resumed from its last checkpoint is.
+
+        `Trainer` asks only after a step whether it was the last, and so would take one too many.
+        """
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint into a staging folder, then give it its name in one rename."""
+        """Write a checkpoint into a staging folder, then give it its name in one rename.
+
+        Raises:
+            OSError: it could not be written; the checkpoints before it are whole.
+        """
         run_dir = self._get_output_dir(trial)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            checkpointing.clear_staging(run_dir)
-        self.accelerator.wait_for_everyone()
+        with checkpointing.explained_failure(run_dir, name, clears=self.args.should_save):
+            if self.args.should_save:
+                checkpointing.clear_staging(run_dir)
+            self.accelerator.wait_for_everyone()
+            staged = self._stage(model, trial)
+            self._name_best_checkpoint(Path(run_dir), staged)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(run_dir, staged)
+            self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(Path(run_dir) / name))
+
+    def _stage(self, model: nn.Module, trial: Any) -> Path:
+        """Write all files of a checkpoint into the staging folder, and return where they are."""
         self._is_saving = True
         try:
             super()._save_checkpoint(model, trial)
-            staged = Path(self._get_output_dir(trial)) / name
+            staged = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         finally:
             self._is_saving = False
         self._save_run_state(staged)
-        self._name_best_checkpoint(Path(run_dir), staged)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._publish(run_dir, staged)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(Path(run_dir) / name))
+        return staged
 
     def _name_best_checkpoint(self, run_dir: Path, staged: Path) -> None:
         """Point to the best checkpoint where it lies, or is about to; every process loads it from there in the end."""

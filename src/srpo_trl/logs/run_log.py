@@ -41,8 +41,15 @@ class RunLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(record, ensure_ascii=False, default=str)
         # A lone surrogate of a broken tokenizer has no UTF-8; it must not end a run.
-        with self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(f"{prefix}{line}\n")
+        try:
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                file.write(f"{prefix}{line}\n")
+        except OSError as error:  # whose own message does not say where
+            error.add_note(
+                f"Raised while a line was added to {self._path}. The lines before it and the last checkpoint are "
+                "whole. Make room or repair the folder, then go on with resume_from_checkpoint."
+            )
+            raise
 
 
 class LogContents(NamedTuple):

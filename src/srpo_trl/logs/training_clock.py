@@ -48,10 +48,12 @@ class TrainingClock(TrainerCallback, ExportableState):
         return {"args": {"limit": self.limit}, "attributes": {"seconds": self.seconds}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on from the checkpoint's count, where there is one. The limit is the new run's own."""
+        """Go on from the checkpoint's count, where there is one. The limit is the new run's own; it may be used up."""
         saved = state.stateful_callbacks.get(type(self).__name__)
         if isinstance(saved, dict):
             self.seconds = saved["attributes"]["seconds"]
+        if self.limit is not None and self.seconds >= self.limit:
+            control.should_training_stop = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""

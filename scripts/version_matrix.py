@@ -1,0 +1,93 @@
+"""Runs the core tests with other versions of the stack than constraints.txt's, each in an environment of its own.
+
+    python scripts/version_matrix.py [NAME ...] [--keep FOLDER]
+
+Each environment is made anew and removed afterwards, about 3 GB on disk at a time (more where pip finds no CPU build
+of its torch). torch is installed first and by itself, so that a CPU wheel is taken where pip is pointed at one. The
+exit status is 1 where an environment cannot be made or a test fails in it.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CORE_TESTS = ("objective", "trainer", "resume", "seams", "teacher", "split_invariance", "grpo_identity")
+TESTS = {
+    "transformers-5.17": (*CORE_TESTS, "passes", "vllm", "adapters"),
+    "oldest": CORE_TESTS,
+}
+
+
+def requirements(path: str = "pyproject.toml") -> list[Requirement]:
+    """The package's own requirements, without extras."""
+    project = tomllib.loads((REPOSITORY / path).read_text(encoding="utf-8"))["project"]
+    return [Requirement(text) for text in project["dependencies"]]
+
+
+def constraints() -> dict[str, str]:
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def oldest(requirement: Requirement) -> str:
+    return next(s.version for s in requirement.specifier if s.operator == ">=")
+
+
+def versions(name: str) -> dict[str, str]:
+    """Package versions of an environment; what is not named is left to pip."""
+    pinned = constraints()
+    if name == "transformers-5.17":  # vLLM needs transformers < 5.18
+        return pinned | {"transformers": "5.17.0"}
+    floors = {requirement.name: oldest(requirement) for requirement in requirements()}
+    development = {package: pinned[package] for package in ("hypothesis", "pytest", "pytest-xdist")}
+    return floors | development
+
+
+def run(name: str, folder: Path) -> bool:
+    """Make the environment, run its tests, and say what was tested."""
+    started = time.monotonic()
+    chosen = versions(name)
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    pins = folder / "constraints.txt"
+    pins.write_text("".join(f"{package}=={version}\n" for package, version in chosen.items()), encoding="utf-8")
+    extras = ["bitsandbytes"] if "adapters" in TESTS[name] else []
+    tools = ["pytest", "pytest-xdist", "hypothesis", "pandas", *extras]
+    commands = [
+        [*pip, f"torch=={chosen['torch']}"],
+        [*pip, "--constraint", str(pins), "--editable", str(REPOSITORY), *tools],
+        [python, "-m", "pytest", "-q", "-n", "2", *(f"tests/test_{test}.py" for test in TESTS[name])],
+    ]
+    print(f"[{name}] {', '.join(f'{r.name} {chosen[r.name]}' for r in requirements())}", flush=True)
+    passed = all(subprocess.run(command, cwd=REPOSITORY, check=False).returncode == 0 for command in commands)
+    print(f"[{name}] {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
+    return passed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TESTS)}; all by default")
+    parser.add_argument("--keep", type=Path, help="folder to leave the environments in")
+    options = parser.parse_args(argv)
+    unknown = set(options.names) - set(TESTS)
+    if unknown:
+        parser.error(f"no environment is called {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")
+    results = []
+    for name in options.names or TESTS:
+        with tempfile.TemporaryDirectory(prefix="srpo-versions-") as temporary:
+            results.append(run(name, (options.keep or Path(temporary)) / name))
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
