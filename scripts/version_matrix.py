@@ -60,7 +60,9 @@ def run(name: str, folder: Path) -> bool:
     python = str(folder / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     pins = folder / "constraints.txt"
-    pins.write_text("".join(f"{package}=={version}\n" for package, version in chosen.items()), encoding="utf-8")
+    pins.write_text(
+        "".join(f"{package}=={version}\n" for package, version in chosen.items()), encoding="utf-8"
+    )
     extras = ["bitsandbytes"] if "adapters" in TESTS[name] else []
     tools = ["pytest", "pytest-xdist", "hypothesis", "pandas", *extras]
     commands = [
@@ -75,7 +77,9 @@ def run(name: str, folder: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TESTS)}; all by default")
     parser.add_argument("--keep", type=Path, help="folder to leave the environments in")
     options = parser.parse_args(argv)

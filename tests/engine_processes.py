@@ -114,7 +114,10 @@ def engine_name(trainer):
     engine = trainer.model_wrapped
     offloads = [
         kind
-        for kind, config in (("optimizer", engine.zero_offload_optimizer()), ("param", engine.zero_offload_param()))
+        for kind, config in (
+            ("optimizer", engine.zero_offload_optimizer()),
+            ("param", engine.zero_offload_param()),
+        )
         if config is not None and config.device.value == "cpu"
     ]
     return " ".join([name, str(engine.zero_optimization_stage()), *offloads])

@@ -324,6 +324,10 @@ def test_best_checkpoint_is_kept_and_loaded(tmp_path):
     assert trainer.args.metric_for_best_model == "eval_avg@3"
     assert logged(trainer, "eval_avg@3") == [0.0, 1.0, 0.0, 0.0]
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    last = tmp_path / f"checkpoint-{trainer.state.global_step}"
+    assert trainer.args.save_total_limit == 1
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", last.name}
+    assert trainer.state.global_step > 2  # a run goes on from its end, whatever was best
     assert "checkpoint-2" in step_folders(tmp_path)
     best = saved_weights(tmp_path / "checkpoint-2")
     for name, parameter in trainer.model.named_parameters():

@@ -1,4 +1,4 @@
-"""`accelerate launch` with the files of configs/accelerate/ runs the engine each is named after, on one or two machines.
+"""`accelerate launch` with the files of configs/accelerate/ runs the engine each is named after, on 1 or 2 machines.
 
 On CPUs, with gloo in place of NCCL: nothing in the files is changed but the number of processes.
 """
@@ -47,9 +47,17 @@ def assert_runs(config, folder, alone, num_processes=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"single", "multi_node"}))
+@pytest.mark.parametrize(
+    "config", sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"single", "multi_node"})
+)
 def test_config_starts_its_engine_on_two_processes(tmp_path, alone, config):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{config}.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        CONFIGS / f"{config}.yaml",
+    ]
     command += ["--main_process_port", free_port(), SCRIPT, "launched", tmp_path, LARGE]
     done = subprocess.run(command, env=environment(), capture_output=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr.decode()[-6000:]

@@ -72,6 +72,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "log": ("self", "logs", "start_time"),
     "_run_epoch": ("self", "model", "epoch"),
+    "_finalize_training": ("self", "trial", "num_train_samples", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),
     "_push_from_checkpoint": ("self", "checkpoint_folder"),

@@ -112,6 +112,14 @@ class ResumableGRPOTrainer(GRPOTrainer):
             use_mtime=True,
         )
 
+    def _finalize_training(self, *args: Any) -> Any:
+        """Return TRL's result; with `save_total_limit=1` it would remove the last checkpoint unless it is the best."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
