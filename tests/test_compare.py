@@ -144,7 +144,11 @@ def test_variants_are_the_papers_seven():
     routings = {name: options["routing"] for name, options in VARIANTS.items()}
     assert set(routings.values()) == {"grpo", "sdpo", "srpo", "advantage_mix", "sdpo_failed", "sdpo_correct"}
     assert len(VARIANTS) == 7
-    assert VARIANTS["srpo_beta0"] == {"routing": "srpo", "entropy_weight_beta": "0"}
+    weighted = {name for name, options in VARIANTS.items() if "entropy_weight_beta" not in options}
+    assert weighted == {"srpo", "grpo"}  # which has no token weights to leave out
+    for name in ("sdpo", "advantage_mix"):
+        recipe = Path(__file__).parents[1] / "configs" / "paper" / f"{name}.yaml"
+        assert yaml.safe_load(recipe.read_text(encoding="utf-8"))["entropy_weight_beta"] == 0.0
 
 
 # ---------------------------------------------------------------- runs, made by a trainer that only pretends

@@ -24,7 +24,7 @@ from srpo_trl.quickstart.task import (
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that the three methods share; they differ in `SRPOConfig.routing` alone."""
+    """Everything that the three methods share; they differ in `routing` and token weights alone."""
 
     num_steps: int = 100
     eval_every: int = 10
@@ -37,6 +37,7 @@ class TrainingRecipe:
         """Return the trainer's configuration; every option that is not named here has its default."""
         return SRPOConfig(
             routing=method,  # type: ignore[arg-type]
+            entropy_weight_beta=1.0 if method == "srpo" else 0.0,  # SDPO weights no token
             output_dir=str(output_dir),
             seed=seed,
             max_steps=self.num_steps,
