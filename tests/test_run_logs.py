@@ -18,7 +18,7 @@ from srpo_trl.base_trainers.logged import ELAPSED, PEAK_MEMORY, changed_options
 from srpo_trl.logs import examples_log, run_costs
 from srpo_trl.logs.completions_table import RolloutMeans
 from srpo_trl.logs.examples_log import token_texts
-from srpo_trl.logs.run_costs import TrainingClock, peak_memory_gb
+from srpo_trl.logs.run_costs import Stopwatch, peak_memory_gb
 from srpo_trl.logs.run_log import EXAMPLES_FILE, LOG_FILE, RunLog, read_run_log
 from srpo_trl.teacher_context import TeacherInformation
 
@@ -90,7 +90,7 @@ def test_text_without_utf_8_does_not_end_a_run(tmp_path):
 
 
 def test_clock_adds_parts_and_leaves_pauses_out(clock):
-    stopwatch = TrainingClock()
+    stopwatch = Stopwatch()
     assert stopwatch.seconds == 0
     stopwatch.start(100.0)
     clock.seconds = 10

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from srpo_trl.base_trainers.resumable import ResumableGRPOTrainer
 from srpo_trl.config import SRPOConfig
-from srpo_trl.logs.run_costs import TrainingClock, peak_memory_gb
+from srpo_trl.logs.run_costs import Stopwatch, peak_memory_gb
 from srpo_trl.logs.run_log import LOG_FILE, RunLog
 from srpo_trl.trl_seams import get_config_model_id
 
@@ -20,7 +20,7 @@ ELAPSED = "srpo/seconds/elapsed"
 PEAK_MEMORY = "srpo/memory/peak_gb"
 RUN_METRICS = (ELAPSED, PEAK_MEMORY)  # logged with every `routing`
 
-_CLOCK = "srpo_trl.TrainingClock"  # in the trainer state of a checkpoint
+_CLOCK = "srpo_trl.Stopwatch"  # in the trainer state of a checkpoint
 _OF_A_PLACE = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
 _OF_A_SECRET = ("token", "key", "secret", "password", "url", "host")  # ends of names
 _PACKAGES = ("srpo-trl", "trl", "transformers", "torch")
@@ -34,7 +34,7 @@ class LoggedGRPOTrainer(ResumableGRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._clock = TrainingClock()
+        self._clock = Stopwatch()
         self._run_log = RunLog(Path(str(self.args.output_dir)) / LOG_FILE)
         self._log_has_begun = False  # an evaluation before any training belongs to no run
         self.add_callback(_KeepLog(self))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 
-class TrainingClock:
+class Stopwatch:
     """Seconds of training. It stands still before, between and after the parts of a run, and while one evaluates."""
 
     def __init__(self) -> None:
