@@ -45,7 +45,8 @@ def oldest(requirement: Requirement) -> str:
 def versions(name: str) -> dict[str, str]:
     """Package versions of an environment; what is not named is left to pip."""
     pinned = constraints()
-    if name == "transformers-5.17":  # vLLM needs transformers < 5.18
+    if name == "transformers-5.17":  # vLLM needs transformers < 5.18, which needs huggingface-hub < 2
+        del pinned["huggingface-hub"]
         return pinned | {"transformers": "5.17.0"}
     floors = {requirement.name: oldest(requirement) for requirement in requirements()}
     development = {package: pinned[package] for package in ("hypothesis", "pytest", "pytest-xdist")}
@@ -63,7 +64,7 @@ def run(name: str, folder: Path) -> bool:
     pins.write_text(
         "".join(f"{package}=={version}\n" for package, version in chosen.items()), encoding="utf-8"
     )
-    extras = ["bitsandbytes"] if "adapters" in TESTS[name] else []
+    extras = ["bitsandbytes"] if "adapters" in TESTS[name] else []  # QLoRA
     tools = ["pytest", "pytest-xdist", "hypothesis", "pandas", *extras]
     commands = [
         [*pip, f"torch=={chosen['torch']}"],

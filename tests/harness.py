@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.quickstart.tiny_model import build_model, build_tokenizer
@@ -38,6 +38,26 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: A
             if parameter.dim() > 1:
                 parameter.mul_(8.0)
     return model.to(dtype)
+
+
+def tiny_moe_model(seed: int = 0) -> Qwen3MoeForCausalLM:
+    """A random model with four experts in each of its two layers, two of which a token takes."""
+    torch.manual_seed(seed)
+    config = Qwen3MoeConfig(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        output_router_logits=True,
+        router_aux_loss_coef=0.01,
+    )
+    return Qwen3MoeForCausalLM(config)
 
 
 def contains_answer(completions: Sequence[Any], **kwargs: Any) -> list[float | None]:

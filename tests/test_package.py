@@ -1,13 +1,16 @@
 """The installed package: its version, what an import costs, and that the command answers without torch."""
 
 import importlib.metadata
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import srpo_trl
+from srpo_trl.trl_seams import SUPPORTED_TRL
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HEAVY_MODULES = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "matplotlib")
@@ -68,3 +71,24 @@ def test_constraints_pin_every_declared_dependency() -> None:
     for requirement in declared:
         if requirement.name != "vllm":  # needs an older transformers than the tested stack
             assert requirement.specifier.contains(versions[requirement.name]), requirement
+
+
+def test_trl_range_is_what_is_tested() -> None:
+    """Its oldest and newest release are in constraints.txt, or in an environment of scripts/version_matrix.py."""
+    matrix = runpy.run_path(str(REPOSITORY / "scripts" / "version_matrix.py"))
+    declared = {requirement.name: requirement for requirement in matrix["requirements"]()}
+    low, high = map(Version, SUPPORTED_TRL)
+    assert str(declared["trl"].specifier) == f"<{high.major}.{high.minor},>={low}"
+    tested = {matrix["versions"](name)["trl"] for name in matrix["TESTS"]} | {matrix["constraints"]()["trl"]}
+    assert str(low) in tested
+    assert any((Version(v).major, Version(v).minor + 1) == (high.major, high.minor) for v in tested)
+
+
+def test_version_matrix_has_the_floors_and_what_vllm_needs() -> None:
+    matrix = runpy.run_path(str(REPOSITORY / "scripts" / "version_matrix.py"))
+    assert matrix["versions"]("transformers-5.17")["transformers"] == "5.17.0"
+    oldest = matrix["versions"]("oldest")
+    for requirement in matrix["requirements"]():
+        assert f">={oldest[requirement.name]}" in str(requirement.specifier)
+    files = {path.stem.removeprefix("test_") for path in (REPOSITORY / "tests").glob("test_*.py")}
+    assert files >= {test for tests in matrix["TESTS"].values() for test in tests}

@@ -26,7 +26,7 @@ def report(monkeypatch, source=None):
         trl_seams.check()
     text = str(error.value)
     assert text.startswith("srpo_trl does not fit the installed TRL:\n- ")
-    assert "Install TRL >=1.16.0,<2.0.0" in text
+    assert "Install TRL >=1.16.0,<1.17.0" in text
     return [line.removeprefix("- ") for line in text.splitlines()[1:-1]]
 
 
@@ -82,13 +82,13 @@ def test_a_loss_that_does_not_call_the_fused_head_is_reported(monkeypatch):
     assert report(monkeypatch, renamed) == ["GRPOTrainer does not call its fused LM head"]
 
 
-@pytest.mark.parametrize("version", ["1.15.2", "1.16.0.dev0", "2.0.0", "2.3.1"])
+@pytest.mark.parametrize("version", ["1.15.2", "1.16.0.dev0", "1.17.0", "2.3.1"])
 def test_a_version_outside_the_range_is_named_with_the_range(monkeypatch, version):
     monkeypatch.setattr(trl, "__version__", version)
-    assert report(monkeypatch) == [f"TRL {version} is outside the supported range >=1.16.0,<2.0.0"]
+    assert report(monkeypatch) == [f"TRL {version} is outside the supported range >=1.16.0,<1.17.0"]
 
 
-@pytest.mark.parametrize("version", ["1.16.0", "1.99.0"])
+@pytest.mark.parametrize("version", ["1.16.0", "1.16.9"])
 def test_a_version_inside_the_range_passes(monkeypatch, version):
     monkeypatch.setattr(trl, "__version__", version)
     trl_seams.check()

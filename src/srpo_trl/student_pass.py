@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.ops import DistillationResult, DistillationSpec, Head, distillation_loss
-from srpo_trl.trl_seams import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+from srpo_trl.trl_seams import FusedCausalLMOutput
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,19 @@ def add_distillation_head(model: PreTrainedModel) -> None:
             outputs = trl_forward(*args, **kwargs)
         num_completion = distillation.scored_BT.shape[1]
         hidden_BTD = captured[0][:, -num_completion - 1 : -1]
+        # ZeRO-3 gathers a parameter of another module when it is read here, inside the wrapped forward.
         head = _gathered_by_fsdp(lm_head_of(self))
-        with maybe_gather_lm_head_ctx(head.weight_VD, head.bias_V):  # type: ignore[arg-type]
-            result = distillation_loss(
-                hidden_BTD[distillation.scored_BT],
-                head,
-                distillation.teacher_hidden_ND,
-                distillation.teacher_head or head,
-                kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
-                distillation.coefficient_N,
-                distillation.old_logps_N,
-                spec=distillation.spec,
-                refuse_nonfinite=False,  # the whole optimizer step is skipped and reported
-            )
+        result = distillation_loss(
+            hidden_BTD[distillation.scored_BT],
+            head,
+            distillation.teacher_hidden_ND,
+            distillation.teacher_head or head,
+            kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
+            distillation.coefficient_N,
+            distillation.old_logps_N,
+            spec=distillation.spec,
+            refuse_nonfinite=False,  # the whole optimizer step is skipped and reported
+        )
         return RoutedOutput(
             **outputs,
             distillation_loss=result.loss,

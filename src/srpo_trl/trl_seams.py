@@ -19,7 +19,6 @@ from trl.trainer.utils import (
     get_callable_name,
     get_config_model_id,
     is_async_callable,
-    maybe_gather_lm_head_ctx,
     split_pixel_values_by_grid,
     start_event_loop_in_daemon,
 )
@@ -35,13 +34,12 @@ __all__ = [
     "get_callable_name",
     "get_config_model_id",
     "is_async_callable",
-    "maybe_gather_lm_head_ctx",
     "rotate_checkpoints",
     "split_pixel_values_by_grid",
     "start_event_loop_in_daemon",
 ]
 
-SUPPORTED_TRL = ("1.16.0", "2.0.0")  # from, below
+SUPPORTED_TRL = ("1.16.0", "1.17.0")  # from, below
 
 # Methods that SRPOTrainer overrides or calls, with the parameters it relies on.
 METHODS: dict[str, tuple[str, ...]] = {
