@@ -118,7 +118,7 @@ def engine_name(trainer):
             ("optimizer", engine.zero_offload_optimizer()),
             ("param", engine.zero_offload_param()),
         )
-        if config is not None and config.device.value == "cpu"
+        if config is not None and config.device == "cpu"
     ]
     return " ".join([name, str(engine.zero_optimization_stage()), *offloads])
 
