@@ -26,7 +26,6 @@ ENGINES = {
     "zero2_offload": Engine("DEEPSPEED 2 optimizer", False),
     "zero3": Engine("DEEPSPEED 3", True),
     "zero3_offload": Engine("DEEPSPEED 3 optimizer param", True),
-    "zero3_universal": Engine("DEEPSPEED 3", True),
 }
 
 _FSDP2 = {
@@ -106,8 +105,6 @@ def _zero(stage: int, engine: str) -> dict:
     if engine.endswith("offload"):
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     return {
-        # a checkpoint of another number of processes, after DeepSpeed's ds_to_universal
-        "checkpoint": {"load_universal": engine.endswith("universal")},
         "zero_optimization": zero,
         "bf16": {"enabled": "auto"},
         "gradient_clipping": "auto",

@@ -16,12 +16,13 @@ from accelerate.utils import DistributedType
 from peft import PromptTuningConfig, get_peft_model
 
 from engine_options import ENGINES
-from engine_processes import BFLOAT16, LOADED, RESUMED, SCENARIOS, results
+from engine_processes import BFLOAT16, LOADED, RESUMED, SCENARIOS, continued, results, resumed
 from harness import config, relative_error, tiny_model
 from srpo_trl.checks.arguments import refuse_unsupported
 from srpo_trl.teacher import TeacherWeights
 
 HERE = Path(__file__).parent
+AT_END = "end of a rollout batch"
 EVERYTHING = [*SCENARIOS, *RESUMED, *BFLOAT16]
 # What else differs little from one of those that run everything.
 RUNS = {
@@ -30,7 +31,7 @@ RUNS = {
     "zero3": EVERYTHING,
     "fsdp2_no_reshard": ["two steps", "one sided", "lora", "inside a rollout batch", *BFLOAT16],
     "fsdp2_offload": ["two steps", "lora", "inside a rollout batch"],
-    "fsdp2_sharded_files": ["inside a rollout batch", "resumed lora"],
+    "fsdp2_sharded_files": [AT_END, "resumed lora"],
     "zero1": ["two steps", "lora", "inside a rollout batch"],
     "zero1_offload": ["adamw", "lora", "inside a rollout batch"],
     "zero2_offload": ["adamw", "lora", "inside a rollout batch"],
@@ -165,8 +166,8 @@ def test_resumed_run_equals_uninterrupted_run(engine_run, engine, name):
     ranks, folder = engine_run(engine)
     for rank in ranks:
         found = rank["resume"][name]
-        for resumed, uninterrupted in zip(found["resumed"], found["uninterrupted"], strict=True):
-            assert torch.equal(resumed, uninterrupted)
+        for went_on, uninterrupted in zip(found["resumed"], found["uninterrupted"], strict=True):
+            assert torch.equal(went_on, uninterrupted)
         assert found["num_ticks"][0] == found["num_ticks"][1] > 0
     checkpoints = [f"checkpoint-{step}" for step in range(1, 5)]
     assert sorted(p.name for p in (folder / name).iterdir() if p.is_dir()) == checkpoints
@@ -176,22 +177,55 @@ def test_resumed_run_equals_uninterrupted_run(engine_run, engine, name):
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_teacher_of_two_processes_loads_on_one(engine_run, engine):
     (first, _), folder = engine_run(engine)
-    name = "end of a rollout batch"
     teacher = TeacherWeights(tiny_model(), "ema", 0.05)
-    teacher.load(folder / name / "checkpoint-4")
+    teacher.load(folder / AT_END / "checkpoint-4")
     values = torch.cat([value.double().reshape(-1) for value in teacher.state_dict().values()])
-    assert torch.equal(values, first["resume"][name]["uninterrupted"][1])
+    assert torch.equal(values, first["resume"][AT_END]["uninterrupted"][1])
     assert teacher.num_ticks == 4
 
 
+def assert_went_on(found, uninterrupted):
+    for part, expected, tolerance in zip(("student", "teacher"), uninterrupted, (1e-5, 1e-7), strict=True):
+        assert relative_error(found[part], expected) < tolerance
+
+
 @pytest.mark.slow
-def test_fsdp2_run_goes_on_with_another_number_of_processes(engine_run, tmp_path):
-    (first, _), folder = engine_run("fsdp2")
-    name = "end of a rollout batch"
-    (found,) = launch("fsdp2", tmp_path, f"continue={folder / name / 'checkpoint-2'}", num_processes=1)
-    student, teacher = first["resume"][name]["uninterrupted"]
-    assert relative_error(found["continued"][0]["student"], student) < 1e-5
-    assert relative_error(found["continued"][0]["teacher"], teacher) < 1e-7
+@pytest.mark.parametrize("engine", ["fsdp2", "fsdp2_sharded_files"])
+def test_fsdp2_run_goes_on_with_another_number_of_processes(engine_run, tmp_path, engine):
+    (first, _), folder = engine_run(engine)
+    (rank,) = launch(engine, tmp_path, f"continue={folder / AT_END / 'checkpoint-2'}", num_processes=1)
+    assert_went_on(rank["continued"][0], first["resume"][AT_END]["uninterrupted"])
+
+
+@pytest.mark.slow
+def test_ddp_run_goes_on_with_one_process(engine_run, tmp_path):
+    (first, _), folder = engine_run("ddp")
+    found = continued(tmp_path, 1, str(folder / AT_END / "checkpoint-2"))
+    assert_went_on(found, first["resume"][AT_END]["uninterrupted"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_run_of_one_process_goes_on_with_two(tmp_path, engine):
+    alone = resumed(tmp_path / "alone", 1, RESUMED[AT_END])
+    for rank in launch(engine, tmp_path, f"continue={tmp_path / 'alone' / 'checkpoint-2'}"):
+        assert_went_on(rank["continued"][0], alone["uninterrupted"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_refuses_its_checkpoint_on_another_number_of_processes(engine_run, tmp_path, engine):
+    """It, not we: a run that goes on with a part of the optimizer's state would be worse."""
+    folder = engine_run(engine)[1]
+    with pytest.raises(AssertionError, match="DP world size of 2 but the current world size is 1"):
+        launch(engine, tmp_path, f"continue={folder / AT_END / 'checkpoint-2'}", num_processes=1)
+
+
+@pytest.mark.slow
+def test_rollouts_of_two_processes_are_refused_on_one(engine_run, tmp_path):
+    checkpoint = engine_run("ddp")[1] / "inside a rollout batch" / "checkpoint-2"
+    with pytest.raises(ValueError, match="inside a rollout batch of 2 processes and cannot be resumed on 1"):
+        continued(tmp_path, 1, str(checkpoint))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`accelerate launch` with the files of configs/accelerate/ runs the engine each is named after, on 1 or 2 machines.
+"""`accelerate launch` with each file of configs/accelerate/ runs the engine of its name, on one or two machines.
 
 On CPUs, with gloo in place of NCCL: nothing in the files is changed but the number of processes.
 """
