@@ -48,8 +48,9 @@ compare: setup ## All seven variants on two offline tasks, 3 seeds, 200 steps (h
 test: lint ## Lint, type-check, run the fast tests and the notebooks
 	$(PYTEST) -m "not slow" --nbmake tests notebooks
 
-test-all: lint ## Everything: slow tests, then the mutants
+test-all: lint ## Everything: slow tests, other versions of the stack, then the mutants
 	$(PYTEST) --nbmake tests notebooks
+	$(BIN)/python scripts/version_matrix.py
 	$(TEST_ENV) $(BIN)/python scripts/mutants
 
 docs: setup ## Build the documentation as a site in build/site, warnings as errors

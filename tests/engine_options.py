@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Engine(NamedTuple):
-    """What a run must find: the engine's name (ZeRO's with stage and offload), and whether parameters are sharded."""
+    """What a run must find: the engine (ZeRO's with stage and offload), and whether it shards parameters."""
 
     name: str
     shards_parameters: bool
