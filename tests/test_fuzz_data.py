@@ -36,7 +36,7 @@ from srpo_trl.teacher_context import (
     whole_characters,
 )
 
-NUM_TEXTS = 150
+NUM_TEXTS = 40
 SLOWER = 30  # times as many in the slow tests
 
 TEMPLATES = ContextTemplates(REPROMPT_TEMPLATE, SOLUTION_TEMPLATE, FEEDBACK_TEMPLATE)
@@ -147,25 +147,29 @@ test_broken_characters_are_replaced, test_broken_characters_are_replaced_at_leng
 )
 
 
-def can_be_shown(completion, keep_thinking, step, tmp_path_factory):
+def can_be_shown(completion, keep_thinking, step, folder):
     text = demonstration_text(completion, keep_thinking=keep_thinking)
     assert text == text.strip()
     assert keep_thinking or "<think>" not in text
     answers = EarlierAnswers(2)
     answers.remember([(prompt_key(completion), text)], step)
-    answers.save(tmp_path_factory.getbasetemp())
+    answers.save(folder)
     restored = EarlierAnswers(2)
-    restored.load(tmp_path_factory.getbasetemp())
+    restored.load(folder)
     assert restored.recall(prompt_key(completion)) == (text, step)
 
 
 @pytest.mark.parametrize(
     "num_examples", [NUM_TEXTS, pytest.param(SLOWER * NUM_TEXTS, marks=pytest.mark.slow)]
 )
-def test_any_completion_can_be_shown_and_remembered(num_examples, tmp_path_factory):
+def test_any_completion_can_be_shown_and_remembered(num_examples, tmp_path):
     strategies = (odd_completion(), st.booleans(), st.integers(0, 9))
     limits = settings(max_examples=num_examples, derandomize=True, database=None, deadline=None)
-    limits(given(*strategies)(partial(can_be_shown, tmp_path_factory=tmp_path_factory)))()
+
+    def check(completion, keep_thinking, step):
+        can_be_shown(completion, keep_thinking, step, tmp_path)
+
+    limits(given(*strategies)(check))()
 
 
 # ------------------------------------------------------------------ graders
@@ -201,17 +205,17 @@ test_no_grader_raises, test_no_grader_raises_at_length = fuzzed(
 
 
 def is_read_back(path, texts, rest):
+    """Lone surrogates apart, which come back written out; what follows makes no sense and costs nothing."""
     path.unlink(missing_ok=True)
     log = RunLog(path)
     log.begin(0)
     for text in texts:
-        log.append({"step": 1, "text": text, text: 1})
+        log.append({"step": 1, "text": text})
     with path.open("ab") as file:
         file.write(rest.encode("utf-8", "surrogatepass"))
-    contents = read_run_log(path)
-    assert [record["text"] for record in contents.records if "text" in record][: len(texts)] == [
-        text.encode("utf-8", "backslashreplace").decode("utf-8") for text in texts
-    ] or any("\ud800" <= character <= "\udfff" for character in "".join(texts))
+    records = read_run_log(path).records
+    whole = [text for text in texts if text == whole_characters(text)]
+    assert [record["text"] for record in records if record["text"] in whole] == whole
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,11 @@ def is_read_back(path, texts, rest):
 def test_a_log_takes_any_text(num_examples, tmp_path):
     limits = settings(max_examples=num_examples, derandomize=True, database=None, deadline=None)
     strategies = (st.lists(odd_text(), max_size=3), odd_text())
-    limits(given(*strategies)(partial(is_read_back, tmp_path / "log.jsonl")))()
+
+    def check(texts, rest):
+        is_read_back(tmp_path / "log.jsonl", texts, rest)
+
+    limits(given(*strategies)(check))()
 
 
 # ------------------------------------------------------------------ whole runs
@@ -252,7 +260,7 @@ def test_a_run_takes_any_feedback_and_any_column(tmp_path, texts):
     )
     trainer = make_trainer(
         tmp_path,
-        reward_funcs=grade_with(["\ud800", *texts[:15]]),
+        reward_funcs=grade_with([texts[0], "\ud800", *texts[1:15]]),
         train_dataset=rows,
         rollout_func=replay(tiny_tokenizer(), rollouts),
         teacher_context=["feedback", "reference"],

@@ -6,6 +6,7 @@ grader wrote is encoded without special tokens: a marker such as `<|im_end|>` in
 where they are in the conversation; of the last user turn, the text after its last image becomes the re-prompt.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -268,7 +269,22 @@ class TeacherPromptEncoder:
 
     def _encode_untrusted(self, text: str, *, adds_special: bool = False) -> list[int]:
         text = whole_characters(text)
+        ids = self._encode_text(text)
+        if self._special_ids.isdisjoint(ids):
+            return self._encode_text(text, adds_special=True) if adds_special else ids
+        # The vocabulary holds a marker as a word of its own: here its characters are encoded one by one.
+        markers = "|".join(map(re.escape, sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)))
+        pieces = [list(part) if i % 2 else [part] for i, part in enumerate(re.split(f"({markers})", text))]
+        around = self._encode_text("", adds_special=True) if adds_special else []
+        return [*around, *(token for part in pieces for piece in part for token in self._encode_text(piece))]
+
+    def _encode_text(self, text: str, *, adds_special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=adds_special, split_special_tokens=True)["input_ids"]
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """The tokens that text must not become; the one for unknown text is text."""
+        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     def _shorten(self, information: TeacherInformation, num_tokens: int) -> TeacherInformation | None:
         """Return the information without `num_tokens` of its tokens, or None where a part would vanish."""
