@@ -36,8 +36,8 @@ from srpo_trl.teacher_context import (
     whole_characters,
 )
 
-NUM_TEXTS = 40
-SLOWER = 30  # times as many in the slow tests
+NUM_TEXTS = 100
+SLOWER = 10  # times as many in the slow tests
 
 TEMPLATES = ContextTemplates(REPROMPT_TEMPLATE, SOLUTION_TEMPLATE, FEEDBACK_TEMPLATE)
 BYTES = build_byte_tokenizer()

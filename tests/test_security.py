@@ -156,7 +156,7 @@ def test_files_of_a_checkpoint_that_nothing_reads_are_not_run(tmp_path, checkpoi
     checkpoint, marker = tmp_path / "checkpoint-2", tmp_path / "marker"
     shutil.copytree(checkpoints["full"], checkpoint)
     assert (checkpoint / "training_args.bin").is_file()
-    for name in ("training_args.bin", "other.pkl", "scaler.pt"):
+    for name in ("training_args.bin", "other.pkl"):
         poison(checkpoint / name, marker, "torch")
     resumed(tmp_path, checkpoint)
     assert not marker.exists()
@@ -202,7 +202,7 @@ def rows(tmp_path):
 
 COMMANDS = {
     "train": ["train", "--max_steps", "1", "--num_generations", "2", "--output_dir"],
-    "eval": ["eval", "--num_generations_eval", "1", "--dataset_test_split", "train", "--output_dir"],
+    "eval": ["eval", "--num_generations", "2", "--dataset_test_split", "train", "--output_dir"],
     "plan": ["plan", "--num_generations", "2", "--output_dir"],
 }
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--max_completion_length", "4", "--report_to", "none"]
@@ -264,7 +264,7 @@ def test_names_of_files_come_from_numbers_alone(tmp_path, monkeypatch):
             reward_funcs=grade,
             train_dataset=rows,
             rollout_func=None,
-            teacher_context=["feedback"],
+            teacher_context=["feedback", "reference"],
             reference_column="answer",
             log_completions=True,
             log_examples_steps=1,
