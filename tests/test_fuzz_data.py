@@ -43,20 +43,16 @@ TEMPLATES = ContextTemplates(REPROMPT_TEMPLATE, SOLUTION_TEMPLATE, FEEDBACK_TEMP
 BYTES = build_byte_tokenizer()
 
 
-def fuzzed(strategies, check):
-    """A fast test and a slow one that give the check as many examples of the strategies as their size says."""
-
-    def of(num_examples):
-        limits = settings(
-            max_examples=num_examples,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        return limits(given(*strategies)(check))
-
-    return of(NUM_TEXTS), pytest.mark.slow(of(SLOWER * NUM_TEXTS))
+def fuzzed(num_examples, *strategies):
+    """Give a test so many tuples of examples."""
+    limits = settings(
+        max_examples=num_examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    return lambda check: limits(given(st.tuples(*strategies))(check))
 
 
 # ------------------------------------------------------------------ teacher prompts
@@ -103,16 +99,24 @@ def text_is_text(name, text, kind, information, max_length):
         assert whole_characters(turn) in tokenizer.decode(list(prompt.ids), skip_special_tokens=False)
 
 
-test_text_never_becomes_a_special_token, test_text_never_becomes_a_special_token_at_length = fuzzed(
-    (
-        st.sampled_from(sorted(TOKENIZERS)),
-        odd_text(),
-        st.integers(0, 2),
-        st.tuples(odd_text(), odd_text()),
-        st.sampled_from([90, 200, 400, 10**9]),
-    ),
-    text_is_text,
+ENCODED = (
+    st.sampled_from(sorted(TOKENIZERS)),
+    odd_text(),
+    st.integers(0, 2),
+    st.tuples(odd_text(), odd_text()),
+    st.sampled_from([90, 200, 400, 10**9]),
 )
+
+
+@fuzzed(NUM_TEXTS, *ENCODED)
+def test_text_never_becomes_a_special_token(values):
+    text_is_text(*values)
+
+
+@pytest.mark.slow
+@fuzzed(SLOWER * NUM_TEXTS, *ENCODED)
+def test_text_never_becomes_a_special_token_at_length(values):
+    text_is_text(*values)
 
 
 def fields_are_filled_once(prompt, solution, feedback):
@@ -129,9 +133,22 @@ def fields_are_filled_once(prompt, solution, feedback):
     assert fill_template(prompt, unknown=solution) == prompt.replace("{unknown}", solution)
 
 
-test_templates_take_any_text, test_templates_take_any_text_at_length = fuzzed(
-    (odd_text(), odd_text(), odd_text()), fields_are_filled_once
+FILLED = (
+    odd_text(),
+    odd_text(),
+    odd_text(),
 )
+
+
+@fuzzed(NUM_TEXTS, *FILLED)
+def test_templates_take_any_text(values):
+    fields_are_filled_once(*values)
+
+
+@pytest.mark.slow
+@fuzzed(SLOWER * NUM_TEXTS, *FILLED)
+def test_templates_take_any_text_at_length(values):
+    fields_are_filled_once(*values)
 
 
 def has_whole_characters(text):
@@ -142,9 +159,18 @@ def has_whole_characters(text):
         assert whole == text
 
 
-test_broken_characters_are_replaced, test_broken_characters_are_replaced_at_length = fuzzed(
-    (odd_text(),), has_whole_characters
-)
+BROKEN = (odd_text(),)
+
+
+@fuzzed(NUM_TEXTS, *BROKEN)
+def test_broken_characters_are_replaced(values):
+    has_whole_characters(*values)
+
+
+@pytest.mark.slow
+@fuzzed(SLOWER * NUM_TEXTS, *BROKEN)
+def test_broken_characters_are_replaced_at_length(values):
+    has_whole_characters(*values)
 
 
 def can_be_shown(completion, keep_thinking, step, folder):
@@ -163,13 +189,11 @@ def can_be_shown(completion, keep_thinking, step, folder):
     "num_examples", [NUM_TEXTS, pytest.param(SLOWER * NUM_TEXTS, marks=pytest.mark.slow)]
 )
 def test_any_completion_can_be_shown_and_remembered(num_examples, tmp_path):
-    strategies = (odd_completion(), st.booleans(), st.integers(0, 9))
-    limits = settings(max_examples=num_examples, derandomize=True, database=None, deadline=None)
+    @fuzzed(num_examples, odd_completion(), st.booleans(), st.integers(0, 9))
+    def check(values):
+        can_be_shown(*values, tmp_path)
 
-    def check(completion, keep_thinking, step):
-        can_be_shown(completion, keep_thinking, step, tmp_path)
-
-    limits(given(*strategies)(check))()
+    check()
 
 
 # ------------------------------------------------------------------ graders
@@ -196,9 +220,22 @@ def is_graded(name, completion, answer):
     assert format_reward([completion]) in ([0.0], [1.0])
 
 
-test_no_grader_raises, test_no_grader_raises_at_length = fuzzed(
-    (st.sampled_from(sorted(GRADERS)), odd_completion(), odd_answer()), is_graded
+GRADED = (
+    st.sampled_from(sorted(GRADERS)),
+    odd_completion(),
+    odd_answer(),
 )
+
+
+@fuzzed(NUM_TEXTS, *GRADED)
+def test_no_grader_raises(values):
+    is_graded(*values)
+
+
+@pytest.mark.slow
+@fuzzed(SLOWER * NUM_TEXTS, *GRADED)
+def test_no_grader_raises_at_length(values):
+    is_graded(*values)
 
 
 # ------------------------------------------------------------------ files
@@ -222,13 +259,11 @@ def is_read_back(path, texts, rest):
     "num_examples", [NUM_TEXTS, pytest.param(SLOWER * NUM_TEXTS, marks=pytest.mark.slow)]
 )
 def test_a_log_takes_any_text(num_examples, tmp_path):
-    limits = settings(max_examples=num_examples, derandomize=True, database=None, deadline=None)
-    strategies = (st.lists(odd_text(), max_size=3), odd_text())
+    @fuzzed(num_examples, st.lists(odd_text(), max_size=3), odd_text())
+    def check(values):
+        is_read_back(tmp_path / "log.jsonl", *values)
 
-    def check(texts, rest):
-        is_read_back(tmp_path / "log.jsonl", texts, rest)
-
-    limits(given(*strategies)(check))()
+    check()
 
 
 # ------------------------------------------------------------------ whole runs
