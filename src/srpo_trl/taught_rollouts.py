@@ -45,7 +45,7 @@ from srpo_trl.rollouts import (
 from srpo_trl.routing import ROUTE_NAMES, Route
 from srpo_trl.sharding import release_gathered, shards_parameters
 from srpo_trl.teacher import TeacherWeights
-from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder
+from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder, whole_characters
 from srpo_trl.teacher_pass import ShardedBackbone, score_rollouts, teacher_head
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     def _log_completion_extra(self, column: str, values: list) -> None:
         """Take a column from a reward function; feedback of several functions is joined rollout by rollout."""
+        values = [whole_characters(value) if isinstance(value, str) else value for value in values]
         earlier = self._pending_extra_logs.get(column)
         if self._is_routed and column == "feedback" and earlier:
             values = ["\n".join(filter(None, texts)) for texts in zip(earlier, values, strict=True)]

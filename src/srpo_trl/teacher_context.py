@@ -6,11 +6,13 @@ grader wrote is encoded without special tokens: a marker such as `<|im_end|>` in
 where they are in the conversation; of the last user turn, the text after its last image becomes the re-prompt.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import prepare_multimodal_messages
@@ -25,7 +27,8 @@ _UNCLOSED_THINKING = re.compile(r"<think>.*\Z", re.DOTALL)  # the rollout was cu
 # Model inputs with which some processors tell text from image tokens; a processor gives at most one of them.
 TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
 
-_USER_TURN = "srpo-user-turn-7f3a9c"  # stands for the user's text while the chat template is rendered
+# Stands for the user's text while the chat template is rendered; no row of a dataset can know it beforehand.
+_USER_TURN = f"srpo-user-turn-{uuid4().hex}"
 
 
 class TeacherInformation(NamedTuple):
@@ -77,6 +80,14 @@ class ContextTemplates:
 def fill_template(template: str, **values: str) -> str:
     """Return the template with each `{name}` replaced once; braces inside the values are never interpreted."""
     return re.sub(r"\{(\w+)\}", lambda field: values.get(field[1], field[0]), template)
+
+
+def whole_characters(text: str) -> str:
+    """Return the text with U+FFFD for each lone surrogate: half a character, which no tokenizer and no file takes.
+
+    A `\\ud800` in a rollout's JSON becomes one in the feedback of a grader that quotes it.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def remove_thinking(text: str) -> str:
@@ -195,7 +206,7 @@ class TeacherPromptEncoder:
     def _text_encoder(self, prompt: str) -> Callable[[TeacherInformation], TeacherPrompt]:
         def encode(information: TeacherInformation) -> TeacherPrompt:
             text = self.templates.user_turn(prompt, information)
-            return TeacherPrompt(tuple(self.tokenizer(text, split_special_tokens=True)["input_ids"]))
+            return TeacherPrompt(tuple(self._encode_untrusted(text, adds_special=True)))
 
         return encode
 
@@ -256,8 +267,24 @@ class TeacherPromptEncoder:
         types = {name: tuple(map(int, encoded[name][0])) for name in TOKEN_TYPE_INPUTS if name in encoded}
         return TeacherPrompt(tuple(map(int, ids)), token_types=types)
 
-    def _encode_untrusted(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def _encode_untrusted(self, text: str, *, adds_special: bool = False) -> list[int]:
+        text = whole_characters(text)
+        ids = self._encode_text(text)
+        if self._special_ids.isdisjoint(ids):
+            return self._encode_text(text, adds_special=True) if adds_special else ids
+        # The vocabulary holds a marker as a word of its own: here its characters are encoded one by one.
+        markers = "|".join(map(re.escape, sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)))
+        pieces = [list(part) if i % 2 else [part] for i, part in enumerate(re.split(f"({markers})", text))]
+        around = self._encode_text("", adds_special=True) if adds_special else []
+        return [*around, *(token for part in pieces for piece in part for token in self._encode_text(piece))]
+
+    def _encode_text(self, text: str, *, adds_special: bool = False) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=adds_special, split_special_tokens=True)["input_ids"]
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """The tokens that text must not become; the one for unknown text is text."""
+        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     def _shorten(self, information: TeacherInformation, num_tokens: int) -> TeacherInformation | None:
         """Return the information without `num_tokens` of its tokens, or None where a part would vanish."""
