@@ -1,19 +1,20 @@
 """The command line of `srpo-trl plan`: everything wrong with it in one message, before a model is built."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-import yaml
+from transformers import PretrainedConfig
 from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
 from trl import ModelConfig
 
+from srpo_trl.commands.config_file import read_config_file
 from srpo_trl.commands.inputs import model_problems
+from srpo_trl.commands.options import attempt
 from srpo_trl.commands.training_script import read_arguments
 from srpo_trl.config import SRPOConfig
 from srpo_trl.memory_plan.engines import Engine, read_engine
@@ -22,7 +23,6 @@ from srpo_trl.memory_plan.inputs import Run
 from srpo_trl.memory_plan.shape import load_config
 
 GIB = 2**30
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,16 @@ class Request:
     margin: float
     json_path: Path | None
 
+    @property
+    def room(self) -> int:
+        """Bytes of one GPU that may be used, where its memory is known."""
+        return int((self.run.memory or 0) * (1 - self.margin))
 
-def read_request(argv: Sequence[str]) -> Request:
-    """Return what the command line asks for.
+
+def read_request(argv: Sequence[str]) -> tuple[Request | None, list[str]]:
+    """Return what the command line asks for (None where it was refused), and the problems.
 
     Raises:
-        ValueError: every problem that was found, one a line.
         SystemExit: for `--help`, or a value that cannot be read as its option's type.
     """
     given, training_arguments = _parser().parse_known_args(argv)
@@ -53,30 +57,31 @@ def read_request(argv: Sequence[str]) -> Request:
     if given.model is not None:
         training_arguments += ["--model_name_or_path", given.model]
     problems = list(_own_problems(given))
-    engine = _attempt(problems, read_engine, given.accelerate_config, given.num_processes) or Engine()
+    engines = attempt(problems, read_engine, given.accelerate_config, given.num_processes)
+    engine = engines[0] if engines else Engine()
     # A plan is made anywhere; whether bf16 can be had depends on the machine that trains.
     with _as_one_of(engine.num_processes):
         _, training, model_config, found = read_arguments([*training_arguments, "--use_cpu", "true"])
     problems += found
-    model = None
+    models: list[PretrainedConfig] = []
     if model_config is not None:
         wrong_name = list(model_problems(model_config))
         problems += wrong_name
         if not wrong_name:
             trust = bool(training and training.trust_remote_code)
-            model = _attempt(problems, load_config, model_config, trust_remote_code=trust)
+            models = attempt(problems, load_config, model_config, trust_remote_code=trust)
     if training is not None and (name := OptimizerNames(training.optim).value) not in OPTIMIZERS:
         problems.append(f"optim={name!r} is not planned; {', '.join(OPTIMIZERS)} are.")
     if model_config is not None and (model_config.load_in_4bit or model_config.load_in_8bit):
         problems += _quantisation_problems(model_config, engine)
-    if training is not None and model is not None:
-        problems += _length_problems(given.prompt_length, training, model)
-    if problems or training is None or model_config is None or model is None:
-        raise ValueError("\n".join(problems))
+    if training is not None and models:
+        problems += _length_problems(given.prompt_length, training, models[0])
+    if problems or training is None or model_config is None or not models:
+        return None, problems
     on_gpu = not _asks_for_cpu(training_arguments)
     memory = int(given.gpu_memory * GIB) if given.gpu_memory else _memory_here() if on_gpu else None
-    run = Run(training, model_config, model, engine, given.prompt_length, on_gpu, memory)
-    return Request(run, given.margin, given.json)
+    run = Run(training, model_config, models[0], engine, given.prompt_length, on_gpu, memory)
+    return Request(run, given.margin, given.json), []
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,7 +127,7 @@ def _own_problems(given: argparse.Namespace) -> Iterator[str]:
         yield f"--margin {given.margin:g} must be a fraction from 0 to below 1."
 
 
-def _length_problems(prompt_length: int, training: SRPOConfig, model: Any) -> Iterator[str]:
+def _length_problems(prompt_length: int, training: SRPOConfig, model: PretrainedConfig) -> Iterator[str]:
     longest = getattr(model.get_text_config(), "max_position_embeddings", None)
     length = prompt_length + (training.max_completion_length or 0)
     if longest and length > longest:
@@ -137,17 +142,6 @@ def _quantisation_problems(model_config: ModelConfig, engine: Engine) -> Iterato
         yield "load_in_4bit and load_in_8bit need use_peft: quantised weights are not trained themselves."
     if engine.shards_parameters:
         yield f"Quantised weights under {engine.kind} are not planned. Take DDP or one process."
-
-
-def _attempt(
-    problems: list[str], function: Callable[..., Result], *args: Any, **kwargs: Any
-) -> Result | None:
-    """Return the function's result, or None with the message of its ValueError or OSError added to `problems`."""
-    try:
-        return function(*args, **kwargs)
-    except (ValueError, OSError) as error:
-        problems.append(str(error))
-        return None
 
 
 @contextmanager
@@ -168,7 +162,7 @@ def _asks_for_cpu(training_arguments: Sequence[str]) -> bool:
     given, _ = parser.parse_known_args(training_arguments)
     value = given.use_cpu
     if value is None and given.config is not None:
-        value = yaml.safe_load(Path(given.config).read_text(encoding="utf-8")).get("use_cpu", False)
+        value = read_config_file(given.config).get("use_cpu")
     return bool(strtobool(str(value or False)))
 
 

@@ -19,7 +19,7 @@ _DDP = {
     DistributedType.MULTI_HPU,
 }
 # DeepSpeed's own, in elements.
-_DEFAULT_BUCKET, _DEFAULT_LIVE = 500_000_000, 1_000_000_000
+_DEFAULT_BUCKET, _DEFAULT_LIVE, _DEFAULT_SUB_GROUP = 500_000_000, 1_000_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Engine:
         optimizer_on_host: the optimizer state does.
         reduce_bucket: ZeRO's elements of a gradient bucket; None: the hidden size squared.
         max_live: ZeRO-3's most elements of gathered parameters.
+        sub_group: ZeRO-3's elements of one process that are updated at a time.
     """
 
     kind: Kind = "single"
@@ -45,6 +46,7 @@ class Engine:
     optimizer_on_host: bool = False
     reduce_bucket: int | None = _DEFAULT_BUCKET
     max_live: int = _DEFAULT_LIVE
+    sub_group: int = _DEFAULT_SUB_GROUP
 
     @property
     def is_zero(self) -> bool:
@@ -143,6 +145,7 @@ def _zero_options(given: dict[str, Any], folder: Path) -> dict[str, Any]:
         "parameters_on_host": zero["stage"] == 3 and _device(zero, "offload_param") == "cpu",
         "reduce_bucket": None if bucket == "auto" else int(bucket),
         "max_live": _DEFAULT_LIVE if live == "auto" else int(live),
+        "sub_group": int(zero.get("sub_group_size", _DEFAULT_SUB_GROUP)),
     }
 
 

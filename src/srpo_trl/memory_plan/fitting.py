@@ -2,13 +2,15 @@
 
 import copy
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from srpo_trl.memory_plan.engines import Engine
 from srpo_trl.memory_plan.inputs import Run
-from srpo_trl.memory_plan.moments import Plan, plan_memory
+from srpo_trl.memory_plan.moments import plan_memory
 from srpo_trl.memory_plan.passes import Passes
+from srpo_trl.memory_plan.plan import Plan
 
 # A remedy that saves less than one part in so many of the peak is not worth a line.
 _WORTHWHILE = 100
@@ -26,6 +28,24 @@ class Remedy(NamedTuple):
     plan: Plan
 
 
+class Findings(NamedTuple):
+    """What was found for a GPU's memory.
+
+    Attributes:
+        largest: the plan of the largest micro-batch that fits; None where none does, or no memory was given.
+        remedies: changes that help where none does.
+    """
+
+    largest: Plan | None = None
+    remedies: tuple[Remedy, ...] = ()
+
+
+def judge(run: Run, passes: Passes, room: int) -> Findings:
+    """Return what fits in `room` bytes of a GPU."""
+    largest = largest_micro_batch(run, passes, room)
+    return Findings(largest, () if largest else tuple(remedies(run, passes, room)))
+
+
 def micro_batches(run: Run) -> list[int]:
     """Return the micro-batches that leave the optimizer step and the rollouts sampled at a time as they are."""
     return [
@@ -37,20 +57,10 @@ def micro_batches(run: Run) -> list[int]:
 
 def largest_micro_batch(run: Run, passes: Passes, room: int) -> Plan | None:
     """Return the plan of the largest micro-batch whose peak is at most `room` bytes, or None."""
-    plans = [plan_memory(run, passes, 1)]
-    if plans[0].peak > room:
-        return None
     candidates = micro_batches(run)
-    low, high = 0, len(candidates) - 1
-    while low < high:  # a peak never falls with the micro-batch
-        middle = (low + high + 1) // 2
-        plan = plan_memory(run, passes, candidates[middle])
-        if plan.peak <= room:
-            low = middle
-            plans.append(plan)
-        else:
-            high = middle - 1
-    return plans[-1]
+    # A peak never falls with the micro-batch.
+    num_fitting = bisect_right(candidates, room, key=lambda rows: plan_memory(run, passes, rows).peak)
+    return plan_memory(run, passes, candidates[num_fitting - 1]) if num_fitting else None
 
 
 def one_row_at_a_time(run: Run) -> Run:
@@ -85,6 +95,11 @@ def _changes(run: Run) -> Iterator[tuple[str, Callable[[Run], Run]]]:
     training, engine = run.training, run.engine
     if not training.gradient_checkpointing:
         yield "gradient_checkpointing: true", lambda r: _with_options(r, gradient_checkpointing=True)
+    if run.vllm_bytes and not training.vllm_enable_sleep_mode:
+        yield (
+            "vllm_enable_sleep_mode: true (vLLM gives its memory back while the model trains)",
+            lambda r: _with_options(r, vllm_enable_sleep_mode=True),
+        )
     fewest = _fewest_steps_per_generation(run)
     if not training.use_vllm and fewest < (training.steps_per_generation or 1):
         yield (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from srpo_trl.memory_plan.engines import Engine
 from srpo_trl.memory_plan.shape import Parameter
 
-FP32, MIXED = 4, 2  # bytes of one number
+FP64, FP32, MIXED = 8, 4, 2  # bytes of one number
 # Bytes of optimizer state per parameter: fixed ones, and numbers in the parameter's own format.
 OPTIMIZERS: dict[str, tuple[float, int]] = {
     "adamw_torch": (0, 2),
@@ -194,17 +194,31 @@ def sampling_bytes(num_rows: int, vocab_size: int) -> int:
     return 4 * num_rows * vocab_size * FP32
 
 
-def tick_bytes(trainable: Iterable[Parameter], formats: Formats) -> int:
-    """Temporaries of the moving average's step, one parameter at a time: a square in fp32 and its copy in float64.
+def tick_bytes(trainable: Iterable[Parameter], formats: Formats, kind: str) -> int:
+    """Temporaries of the teacher's tick and distance, one parameter at a time: a square and its copy in float64.
 
-    A student of another format adds its fp32 copy.
+    The square has the teacher's format; a student of another format is copied to it.
     """
+    if kind == "live":
+        return 0
     n = formats.engine.num_processes if formats.engine.shards_parameters else 1
-    sizes = [p.numel * (FP32 + 8 + FP32 * (formats.stored(p) < FP32)) for p in trainable]
-    return part(max(sizes, default=0), n)
+
+    def of_one(p: Parameter) -> float:
+        stored = formats.stored(p)
+        teacher = max(FP32, stored) if kind == "ema" else stored
+        return p.numel * (teacher + FP64 + teacher * (teacher != stored))
+
+    return part(max(map(of_one, trainable), default=0), n)
 
 
 def step_bytes(trainable: Iterable[Parameter], formats: Formats) -> int:
-    """Temporaries of the optimizer's step: none where it is fused; ZeRO raises its part of the gradients to fp32."""
+    """Temporaries of the optimizer's step: none where it is fused.
+
+    ZeRO raises its part of the gradients to fp32, ZeRO-3 in groups of `sub_group` elements; in the host's memory it
+    does so where the optimizer is.
+    """
     engine = formats.engine
-    return part(FP32 * sum(p.numel for p in trainable), engine.num_processes) if engine.is_zero else 0
+    if not engine.is_zero or engine.optimizer_on_host:
+        return 0
+    own = part(sum(p.numel for p in trainable), engine.num_processes)
+    return FP32 * (min(own, engine.sub_group) if engine.kind == "zero3" else own)

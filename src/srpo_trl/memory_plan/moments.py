@@ -1,72 +1,16 @@
-"""Memory of one process at the moments of a step that can be its peak, component by component.
-
-sampling -> teacher pass -> forward and loss -> backward -> update
-"""
+"""Memory of one process at each moment of a step, component by component: formulas and passes put together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from srpo_trl.memory_plan import formulas, heads
 from srpo_trl.memory_plan.formulas import MIXED, Formats
 from srpo_trl.memory_plan.inputs import Run
 from srpo_trl.memory_plan.passes import Passes
+from srpo_trl.memory_plan.plan import BACKWARD, FORWARD, MOMENTS, SAMPLING, TEACHER, UPDATE, Component, Plan
 from srpo_trl.memory_plan.shape import Parameter
 from srpo_trl.memory_plan.simulation import Sampling, TeacherPass, TrainingPass
 from srpo_trl.ops import DistillationSpec
-
-MOMENTS = ("sampling", "teacher pass", "forward", "backward", "update")
-SAMPLING, TEACHER, FORWARD, BACKWARD, UPDATE = MOMENTS
-
-
-class Component(NamedTuple):
-    """Something that takes memory.
-
-    Attributes:
-        name: what it is.
-        num_parts: processes that hold equal parts of it; 1: every process holds all of it.
-        on_host: it lies in the host's memory.
-        moments: bytes on one process at each moment at which there are any.
-    """
-
-    name: str
-    num_parts: int
-    on_host: bool
-    moments: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The memory of a run with one micro-batch size.
-
-    Attributes:
-        micro_batch: rows of a micro-batch.
-        accumulation: micro-batches of an optimizer step.
-        components: those that take any memory.
-    """
-
-    micro_batch: int
-    accumulation: int
-    components: tuple[Component, ...] = field(repr=False)
-
-    def total(self, moment: str, *, on_host: bool = False) -> int:
-        """Bytes of one process at a moment."""
-        return sum(c.moments.get(moment, 0) for c in self.components if c.on_host == on_host)
-
-    @property
-    def peak_moment(self) -> str:
-        """The moment at which one process holds most."""
-        return max(MOMENTS, key=self.total)
-
-    @property
-    def peak(self) -> int:
-        """Bytes of one process at that moment."""
-        return self.total(self.peak_moment)
-
-    @property
-    def host_peak(self) -> int:
-        """Most bytes that one process puts into the host's memory."""
-        return max(self.total(moment, on_host=True) for moment in MOMENTS)
 
 
 def plan_memory(run: Run, passes: Passes, micro_batch: int) -> Plan:
@@ -74,6 +18,7 @@ def plan_memory(run: Run, passes: Passes, micro_batch: int) -> Plan:
     accumulation = run.rollouts_per_step // micro_batch
     sizes = _Sizes(run, passes)
     components = [*_lasting(sizes), *_of_teacher(sizes), *_of_passes(sizes, micro_batch, accumulation)]
+    components.sort(key=lambda c: max(c.moments.values(), default=0), reverse=True)
     return Plan(micro_batch, accumulation, tuple(c for c in components if any(c.moments.values())))
 
 
@@ -309,7 +254,6 @@ def _backward(
 
 def _update(s: _Sizes, gradients: int) -> int:
     """The optimizer's step has the gradients beside it, the teacher's tick after it has not."""
-    tick = 0
-    if s.run.has_teacher and s.run.training.teacher_model_kind != "live":
-        tick = formulas.tick_bytes(s.trainable, s.formats)
+    kind = s.run.training.teacher_model_kind if s.run.has_teacher else "live"
+    tick = 0 if s.engine.parameters_on_host else formulas.tick_bytes(s.trainable, s.formats, kind)
     return max(formulas.step_bytes(s.trainable, s.formats), tick - gradients)
