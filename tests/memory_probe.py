@@ -44,8 +44,9 @@ from torch.utils._pytree import tree_map_only  # noqa: E402
 
 from harness import make_trainer, tiny_model  # noqa: E402
 from srpo_trl import SRPOTrainer  # noqa: E402
-from srpo_trl.memory_plan.moments import BACKWARD, FORWARD, SAMPLING, TEACHER, UPDATE  # noqa: E402
+from srpo_trl.memory_plan.plan import BACKWARD, FORWARD, SAMPLING, TEACHER, UPDATE  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "hidden_size": 256,
     "intermediate_size": 768,
@@ -57,6 +58,21 @@ SIZES = {
     "max_position_embeddings": 2048,
 }
 PROMPT, COMPLETION, TEACHER_PROMPT = 48, 48, 128  # tokens, of every row alike
+ROWS = {
+    "teacher_context": ["reference"],
+    "reference_column": "reference",
+    "max_reprompt_length": TEACHER_PROMPT,
+    "max_completion_length": COMPLETION,
+    "generation_kwargs": {"min_new_tokens": COMPLETION},
+}
+STEP = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "max_steps": 2,
+    "optim": "adamw_torch_fused",
+    "learning_rate": 1e-5,
+    "max_grad_norm": 1.0,
+}
 WATCHED = (
     (SRPOTrainer, "_generate", SAMPLING),
     (SRPOTrainer, "_score_with_teacher", TEACHER),
@@ -79,20 +95,11 @@ def trainer(folder, *, sizes=None, dtype=torch.float32, **options):
         "reference": [str(i) * 500 for i in range(8)],
     }
     defaults = {
+        **ROWS,
+        **STEP,
         "rollout_func": None,
         "reward_funcs": one_right_of_four,
         "train_dataset": Dataset.from_dict(rows),
-        "teacher_context": ["reference"],
-        "reference_column": "reference",
-        "max_reprompt_length": TEACHER_PROMPT,
-        "max_completion_length": COMPLETION,
-        "generation_kwargs": {"min_new_tokens": COMPLETION},
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 4,
-        "max_steps": 2,
-        "optim": "adamw_torch_fused",
-        "learning_rate": 1e-5,
-        "max_grad_norm": 1.0,
     }
     return make_trainer(
         folder, model=tiny_model(dtype=dtype, **(SIZES | (sizes or {}))), **(defaults | options)
@@ -137,7 +144,7 @@ def last_step(moments):
 def profiled(run):
     """Return {moment: (peak, before)} in bytes, of a function that makes a trainer and trains."""
     with (
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler,
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
         watched(lambda moment: record_function(f"moment {moment}")),
     ):
         run()

@@ -21,7 +21,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     file, label = Path(path), f"--config {path}"
     seen = [file.resolve()]
     while True:
-        own = _read_mapping(file, label)
+        own = read_mapping(file, label)
         base = own.pop(BASE, None)
         values = own | values
         if base is None:
@@ -34,7 +34,15 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         seen.append(file.resolve())
 
 
-def _read_mapping(file: Path, label: str) -> dict[str, Any]:
+def read_mapping(file: Path, label: str) -> dict[str, Any]:
+    """Return what a YAML file of `option: value` lines holds.
+
+    Args:
+        file: to read.
+        label: what messages call it.
+    Raises:
+        ValueError: it cannot be read, is not YAML or holds something else.
+    """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

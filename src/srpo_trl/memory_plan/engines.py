@@ -9,6 +9,8 @@ from typing import Any, Literal
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from srpo_trl.commands.config_file import read_mapping
+
 Kind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 _DDP = {
@@ -71,12 +73,15 @@ def read_engine(path: str | None, num_processes: int | None = None) -> Engine:
         path: YAML file of `accelerate launch --config_file`.
         num_processes: as `accelerate launch --num_processes` replaces the file's.
     Raises:
-        ValueError: every problem of the file, in one message.
-        OSError: it cannot be read.
+        ValueError: the file cannot be read, or every problem of what stands in it, in one message.
     """
     if path is None:
         count = num_processes or 1
         return Engine("ddp" if count > 1 else "single", count)
+    if "distributed_type" not in read_mapping(Path(path), f"--accelerate_config {path}"):
+        raise ValueError(
+            f"{path} names no distributed_type. Give a file for accelerate launch --config_file."
+        )
     config = load_config_from_file(path)
     count = num_processes or config.num_processes
     problems = [

@@ -105,11 +105,19 @@ def build_without_memory(
         )
         peft_config = get_peft_config(model_config)
         if peft_config is not None:
-            # On a GPU PEFT raises bfloat16 adapters to float32, TRL lowers those of quantised models again.
-            is_quantised = model_config.load_in_4bit or model_config.load_in_8bit
-            raises = not (adapters_in_base_dtype or is_quantised)
-            model = get_peft_model(model, peft_config, autocast_adapter_dtype=raises)
+            # PEFT makes float32 adapters. TRL lowers those of quantised models to bfloat16.
+            model = get_peft_model(model, peft_config)
+            if model_config.load_in_4bit or model_config.load_in_8bit:
+                _lower(model, torch.bfloat16)
+            elif adapters_in_base_dtype:
+                _lower(model, options["dtype"])
     return model
+
+
+def _lower(model: nn.Module, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _dtype(model_config: ModelConfig, config: PretrainedConfig) -> torch.dtype:
