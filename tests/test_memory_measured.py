@@ -22,10 +22,11 @@ from srpo_trl.memory_plan.engines import Engine
 from srpo_trl.memory_plan.inputs import Run
 from srpo_trl.memory_plan.moments import plan_memory
 from srpo_trl.memory_plan.passes import Passes
-from srpo_trl.memory_plan.plan import FORWARD, MOMENTS
+from srpo_trl.memory_plan.plan import FORWARD, MOMENTS, TEACHER
 
 PROBE = Path(__file__).with_name("memory_probe.py")
 TOLERANCE = 0.15
+TEACHER_TOLERANCE = 0.2  # of sharded weights: a plan has all rollouts distilled, these runs have three of four
 LORA_TARGETS = ["q_proj", "v_proj"]
 BFLOAT16 = {"dtype": torch.bfloat16, "bf16": True}
 RUNS = {
@@ -118,4 +119,5 @@ def test_planned_peaks_of_engines_are_the_measured_ones(name, tmp_path):
     options = ROWS | STEP | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     plan = planned(config(tmp_path, **options, bf16=True), ENGINES[name], dtype="float32")
     found = errors(name, measured["moments"], plan)
+    assert 0 <= found.pop(TEACHER) <= TEACHER_TOLERANCE
     assert max(map(abs, found.values())) <= TOLERANCE, found
