@@ -26,7 +26,9 @@ from srpo_trl.memory_plan.plan import FORWARD, MOMENTS, TEACHER
 
 PROBE = Path(__file__).with_name("memory_probe.py")
 TOLERANCE = 0.15
-TEACHER_TOLERANCE = 0.2  # of sharded weights: a plan has all rollouts distilled, these runs have three of four
+TEACHER_TOLERANCE = (
+    0.2  # of sharded weights: a plan has all rollouts distilled, these runs have three of four
+)
 LORA_TARGETS = ["q_proj", "v_proj"]
 BFLOAT16 = {"dtype": torch.bfloat16, "bf16": True}
 RUNS = {
