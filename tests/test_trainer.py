@@ -95,6 +95,13 @@ def test_feedback_of_several_functions_is_joined_and_a_wrong_number_refused(tmp_
     trainer.train()
     assert "attempt:\n\n wrong\n\nCorrectly" in prompts[0]
     assert "attempt:\n\n wrong\n the answer\n\nCorrectly" in prompts[1]
+
+    def number(completions, log_extra, **kwargs):
+        log_extra("feedback", ["wrong", 3.5] * (len(completions) // 2))
+        return [0.0] * len(completions)
+
+    with pytest.raises(ValueError, match=r"got 3\.5 for rollout 1; give text"):
+        make_trainer(tmp_path, reward_funcs=number, teacher_context=["feedback"]).train()
     with pytest.raises(ValueError, match="1 texts for 16 rollouts"):
         make_trainer(tmp_path, reward_funcs=short, teacher_context=["feedback"]).train()
 

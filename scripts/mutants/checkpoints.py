@@ -65,4 +65,24 @@ MUTANTS = [
         ),
         tests=("test_resume.py::test_interrupted_save_is_never_chosen_and_costs_nothing[save_state]",),
     ),
+    mutant(
+        "finished_run_trains_on",
+        "a finished run that is resumed takes one step more",
+        (
+            "base_trainers/resumable.py",
+            "if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:",
+            "if self.control.should_training_stop:",
+        ),
+        tests=("test_resume.py::test_finished_run_that_is_resumed_trains_no_further",),
+    ),
+    mutant(
+        "pickles_are_loaded",
+        "rollouts of a checkpoint are unpickled",
+        (
+            "base_trainers/checkpointing.py",
+            'map_location="cpu", weights_only=True',
+            'map_location="cpu", weights_only=False',
+        ),
+        tests=("test_security.py::test_source_reads_no_pickle_and_runs_no_text",),
+    ),
 ]

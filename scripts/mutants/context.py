@@ -95,4 +95,16 @@ MUTANTS = [
         ("teacher_context.py", "            **self.chat_template_kwargs,\n", ""),
         tests=("test_teacher_context.py::test_chat_template_arguments_reach_the_template",),
     ),
+    mutant(
+        "marker_as_a_word_of_the_vocabulary",
+        "a special token's marker that a word-level tokenizer knows as a word becomes that token",
+        ("teacher_context.py", "if self._special_ids.isdisjoint(ids):", "if True:"),
+        tests=("test_fuzz_data.py::test_text_never_becomes_a_special_token",),
+    ),
+    mutant(
+        "half_characters",
+        "lone surrogates reach the tokenizer",
+        ("teacher_context.py", "text = whole_characters(text)", "text = str(text)"),
+        tests=("test_fuzz_data.py::test_broken_characters_are_replaced",),
+    ),
 ]

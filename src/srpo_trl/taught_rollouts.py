@@ -144,6 +144,11 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     def _log_completion_extra(self, column: str, values: list) -> None:
         """Take a column from a reward function; feedback of several functions is joined rollout by rollout."""
         values = [whole_characters(value) if isinstance(value, str) else value for value in values]
+        for row, value in enumerate(values if self._is_routed and column == "feedback" else ()):
+            if not isinstance(value, str | None):
+                raise ValueError(
+                    f"log_extra('feedback', texts) got {value!r} for rollout {row}; give text, or None, per completion."
+                )
         earlier = self._pending_extra_logs.get(column)
         if self._is_routed and column == "feedback" and earlier:
             values = ["\n".join(filter(None, texts)) for texts in zip(earlier, values, strict=True)]
