@@ -83,7 +83,9 @@ ENGINES = {
     "fsdp2_no_reshard": Engine("fsdp2", 2, reshards=False),
     "multi_node": Engine("fsdp2", 16, num_machines=2),
     "zero1": Engine("zero1", 2),
+    "zero1_offload": Engine("zero1", 2, optimizer_on_host=True),
     "zero2": Engine("zero2", 2),
+    "zero2_offload": Engine("zero2", 2, optimizer_on_host=True),
     "zero3": Engine("zero3", 2),
     "zero3_offload": Engine("zero3", 2, parameters_on_host=True, optimizer_on_host=True),
 }
