@@ -218,3 +218,7 @@ def test_missing_sources_fall_through():
         "", "F"
     )
     assert not select_information(["sibling", "reference"], "", "F", "")
+
+
+def test_a_prompt_that_is_too_long_with_nothing_to_cut_has_no_teacher():
+    assert encoder(max_length=5).encode("a prompt of many words", TeacherInformation("", "")) is None

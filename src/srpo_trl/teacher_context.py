@@ -274,12 +274,18 @@ class TeacherPromptEncoder:
             return self._encode_text(text, adds_special=True) if adds_special else ids
         # The vocabulary holds a marker as a word of its own: here its characters are encoded one by one.
         markers = "|".join(map(re.escape, sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)))
-        pieces = [list(part) if i % 2 else [part] for i, part in enumerate(re.split(f"({markers})", text))]
+        parts = re.split(f"({markers})", text)  # every other one is a marker
+        pieces = [piece for i, part in enumerate(parts) for piece in (part if i % 2 else [part])]
+        distinct = sorted(set(pieces))
+        ids_of = dict(zip(distinct, self._encode_texts(distinct), strict=True))
         around = self._encode_text("", adds_special=True) if adds_special else []
-        return [*around, *(token for part in pieces for piece in part for token in self._encode_text(piece))]
+        return [*around, *(token for piece in pieces for token in ids_of[piece])]
 
     def _encode_text(self, text: str, *, adds_special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=adds_special, split_special_tokens=True)["input_ids"]
+
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     @functools.cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -287,9 +293,11 @@ class TeacherPromptEncoder:
         return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     def _shorten(self, information: TeacherInformation, num_tokens: int) -> TeacherInformation | None:
-        """Return the information without `num_tokens` of its tokens, or None where a part would vanish."""
+        """Return the information without `num_tokens` of its tokens, or None where a part would vanish or none is there."""
         solution_ids = self._encode_untrusted(information.solution)
         feedback_ids = self._encode_untrusted(information.feedback)
+        if not (solution_ids or feedback_ids):
+            return None
         from_feedback = min(num_tokens, max(len(feedback_ids) - 1, 0)) if solution_ids else num_tokens
         from_solution = num_tokens - from_feedback
         kept_solution = solution_ids[from_solution:]
