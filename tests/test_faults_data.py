@@ -127,7 +127,7 @@ def test_datasets_that_fit_are_taken(tmp_path, options):
     "options", [{"num_generations": 3}, {"num_generations": 32}, {"num_generations": 1}], ids=str
 )
 def test_a_group_size_that_does_not_divide_is_refused(tmp_path, options):
-    with pytest.raises(ValueError, match=r"divisible by num_generations|at least 2 generations"):
+    with pytest.raises(ValueError, match=r"divisible by num_generations|num_generations=1 must be a number, at least 2"):
         config(tmp_path, **options)
 
 
@@ -143,9 +143,13 @@ def test_too_few_rows_to_train_on_are_refused_before_the_first_batch(tmp_path):
 
 
 def test_a_row_without_a_prompt_is_named(tmp_path):
+    """A dataset that is read as a stream is not looked through beforehand."""
     dataset = Dataset.from_dict({"prompt": ["1+1", None, "3+3", "4+4"]})
+    with pytest.raises(ValueError, match="train_dataset has no prompt in 1 of its rows, row 1 first"):
+        make_trainer(tmp_path, train_dataset=dataset, **SAMPLED)
+    stream = dataset.to_iterable_dataset()
     with pytest.raises(ValueError, match="A row of the dataset has no prompt"):
-        make_trainer(tmp_path, train_dataset=dataset, **SAMPLED).train()
+        make_trainer(tmp_path, train_dataset=stream, **SAMPLED).train()
 
 
 def test_groups_of_the_same_prompt_never_mix(tmp_path):
