@@ -127,7 +127,7 @@ def test_datasets_that_fit_are_taken(tmp_path, options):
     "options", [{"num_generations": 3}, {"num_generations": 32}, {"num_generations": 1}], ids=str
 )
 def test_a_group_size_that_does_not_divide_is_refused(tmp_path, options):
-    with pytest.raises(ValueError, match=r"divisible by num_generations|num_generations=1 must be a number, at least 2"):
+    with pytest.raises(ValueError, match=r"divisible by num_generations|num_generations=1 must be"):
         config(tmp_path, **options)
 
 
