@@ -23,6 +23,7 @@ from srpo_trl.teacher import TeacherWeights
 
 HERE = Path(__file__).parent
 AT_END = "end of a rollout batch"
+CPU_ADAMW = ("zero1_offload", "zero2_offload", "zero3_offload")
 EVERYTHING = [*SCENARIOS, *RESUMED, *BFLOAT16]
 # What else differs little from one of those that run everything.
 RUNS = {
@@ -33,9 +34,9 @@ RUNS = {
     "fsdp2_offload": ["two steps", "lora", "inside a rollout batch"],
     "fsdp2_sharded_files": [AT_END, "resumed lora"],
     "zero1": ["two steps", "lora", "inside a rollout batch"],
-    "zero1_offload": ["adamw", "lora", "inside a rollout batch"],
-    "zero2_offload": ["adamw", "lora", "inside a rollout batch"],
-    "zero3_offload": ["adamw", "lora", "inside a rollout batch"],
+    "zero1_offload": ["adamw", "adamw, lora", "inside a rollout batch"],
+    "zero2_offload": ["adamw", "adamw, lora", "inside a rollout batch"],
+    "zero3_offload": ["adamw", "adamw, lora", "inside a rollout batch"],
     "ddp": [*SCENARIOS, *RESUMED, *BFLOAT16],
 }
 
@@ -163,11 +164,13 @@ def test_a_model_loaded_by_name_is_the_model_given(alone):
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "name"), runs_of(RESUMED))
 def test_resumed_run_equals_uninterrupted_run(engine_run, engine, name):
+    """Bit for bit, but under DeepSpeed's AdamW on CPUs, which multiplies beta^n up and takes a power when resumed."""
     ranks, folder = engine_run(engine)
     for rank in ranks:
         found = rank["resume"][name]
         for went_on, uninterrupted in zip(found["resumed"], found["uninterrupted"], strict=True):
-            assert torch.equal(went_on, uninterrupted)
+            error = relative_error(went_on, uninterrupted)
+            assert error < 1e-6 if engine in CPU_ADAMW else torch.equal(went_on, uninterrupted)
         assert found["num_ticks"][0] == found["num_ticks"][1] > 0
     checkpoints = [f"checkpoint-{step}" for step in range(1, 5)]
     assert sorted(p.name for p in (folder / name).iterdir() if p.is_dir()) == checkpoints
@@ -195,6 +198,8 @@ def test_fsdp2_run_goes_on_with_another_number_of_processes(engine_run, tmp_path
     (first, _), folder = engine_run(engine)
     (rank,) = launch(engine, tmp_path, f"continue={folder / AT_END / 'checkpoint-2'}", num_processes=1)
     assert_went_on(rank["continued"][0], first["resume"][AT_END]["uninterrupted"])
+    with pytest.raises(ValueError, match="written under FSDP and cannot be resumed under one process or DDP"):
+        continued(tmp_path, 1, str(folder / AT_END / "checkpoint-2"))
 
 
 @pytest.mark.slow
@@ -205,11 +210,14 @@ def test_ddp_run_goes_on_with_one_process(engine_run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_run_of_one_process_goes_on_with_two(tmp_path, engine):
+def test_run_of_one_process_goes_on_with_two_and_under_no_other_engine(tmp_path):
     alone = resumed(tmp_path / "alone", 1, RESUMED[AT_END])
-    for rank in launch(engine, tmp_path, f"continue={tmp_path / 'alone' / 'checkpoint-2'}"):
+    checkpoint = tmp_path / "alone" / "checkpoint-2"
+    for rank in launch("ddp", tmp_path, f"continue={checkpoint}"):
         assert_went_on(rank["continued"][0], alone["uninterrupted"])
+    for engine, name in (("fsdp2", "FSDP"), ("zero2", "DEEPSPEED")):
+        with pytest.raises(AssertionError, match=f"one process or DDP and cannot be resumed under {name}"):
+            launch(engine, tmp_path, f"continue={checkpoint}")
 
 
 @pytest.mark.slow

@@ -118,6 +118,20 @@ def test_checkpoint_of_plain_grpo_is_refused(tmp_path):
         make_trainer(tmp_path, **options).train(resume_from_checkpoint=True)
 
 
+def test_checkpoint_of_another_engine_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    """`Trainer` would find its weights at best, and begin with a new optimizer."""
+    options = RUN | SPLITS["one step a batch"] | {"reward_funcs": half}
+    make_trainer(tmp_path, **options).train()
+    path = tmp_path / "checkpoint-2" / checkpointing.STATE_FILE
+    state = json.loads(path.read_text())
+    assert state["engine"] == ""
+    path.write_text(json.dumps(state | {"engine": "FSDP"}))
+    trainer = make_trainer(tmp_path, **options)
+    monkeypatch.setattr(trainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
+    with pytest.raises(ValueError, match="written under FSDP and cannot be resumed under one process or DDP"):
+        trainer.train(resume_from_checkpoint=str(path.parent))
+
+
 class PowerCut(BaseException):
     pass
 

@@ -301,6 +301,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             state = checkpointing.RunState(
                 self._step,
                 self.accelerator.num_processes,
+                checkpointing.engine_of(self.accelerator),
                 has_rollouts,
                 self._share.state(),
                 None if sampler is None else sampler.state(is_inside_epoch=epoch != int(epoch)),
@@ -308,6 +309,10 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             checkpointing.save_state(folder, state)
             if self._earlier_answers is not None:
                 self._earlier_answers.save(folder)
+
+    def _check_run_state(self, folder: Path) -> None:
+        if self._is_routed:
+            checkpointing.load_state(folder).check(folder, self.accelerator)
 
     def _load_run_state(self, folder: Path) -> None:
         if not self._is_routed:
@@ -321,7 +326,6 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             self._earlier_answers.load(folder)
         self._step, self._buffered_inputs = state.micro_step, None
         if state.has_rollouts:
-            state.check_processes(folder, self.accelerator.num_processes)
             rollouts = checkpointing.load_rollouts(
                 folder, self.accelerator.process_index, self.accelerator.device
             )

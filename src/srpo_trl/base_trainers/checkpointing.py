@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, send_to_device
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -32,6 +33,7 @@ class RunState:
     Attributes:
         micro_step: training micro-batches so far; decides when the next rollouts are generated.
         num_processes: that wrote the checkpoint.
+        engine: that wrote it: "FSDP", "DEEPSPEED", or "" for whole files, as one process and DDP write them.
         has_rollouts: the checkpoint lies inside a rollout batch, whose rest is saved beside it.
         distillation_share: `DistillationShare.state`.
         prompts: `ResumableRepeatSampler.state`; None for an iterable data set.
@@ -39,17 +41,35 @@ class RunState:
 
     micro_step: int
     num_processes: int
+    engine: str
     has_rollouts: bool
     distillation_share: dict[str, Any]
     prompts: dict[str, Any] | None
 
-    def check_processes(self, folder: Path, num_processes: int) -> None:
-        """Raise ValueError where rollouts of other processes would have to be shared out anew."""
-        if self.num_processes != num_processes:
+    def check(self, folder: Path, accelerator: Accelerator) -> None:
+        """Raise ValueError where this launch cannot go on from the checkpoint.
+
+        Another engine does not find the optimizer's state, and `Trainer` would begin with a new one; rollouts of
+        other processes would have to be shared out anew.
+        """
+        engine, num_processes = engine_of(accelerator), accelerator.num_processes
+        if self.engine != engine:
+            raise ValueError(
+                f"{folder} was written under {self.engine or 'one process or DDP'} and cannot be resumed under "
+                f"{engine or 'one process or DDP'}, which does not read its optimizer's state. Launch as before, "
+                "or start a new run from the checkpoint's model."
+            )
+        if self.has_rollouts and self.num_processes != num_processes:
             raise ValueError(
                 f"{folder} lies inside a rollout batch of {self.num_processes} processes and cannot be resumed on "
                 f"{num_processes}. Resume on as many processes, or from a checkpoint at the end of a rollout batch."
             )
+
+
+def engine_of(accelerator: Accelerator) -> str:
+    """Return the engine that writes checkpoints in its own way; empty where `Trainer` writes whole files."""
+    kind = accelerator.distributed_type
+    return kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else ""
 
 
 class SavedRollouts(NamedTuple):

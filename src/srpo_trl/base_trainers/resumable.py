@@ -1,5 +1,6 @@
 """`GRPOTrainer` whose checkpoints appear whole or not at all, and whose runs go on where they stopped."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOTrainer
 
 from srpo_trl.base_trainers import checkpointing
@@ -19,7 +20,8 @@ from srpo_trl.trl_seams import rotate_checkpoints
 class ResumableGRPOTrainer(GRPOTrainer):
     """`trl.GRPOTrainer` with staged checkpoints and, on resuming, the uninterrupted run's order of prompts.
 
-    Subclasses save and load what they add through `_save_run_state` and `_load_run_state`.
+    Subclasses save and load what they add through `_save_run_state` and `_load_run_state`, and say through
+    `_check_run_state` which checkpoints they cannot go on from.
     """
 
     _is_saving = False
@@ -36,8 +38,24 @@ class ResumableGRPOTrainer(GRPOTrainer):
     def _save_run_state(self, folder: Path) -> None:
         """Add to a checkpoint that is not visible yet; called on every process."""
 
+    def _check_run_state(self, folder: Path) -> None:
+        """Refuse a checkpoint that this launch cannot go on from; called before anything of it is loaded."""
+
     def _load_run_state(self, folder: Path) -> None:
         """Restore what `_save_run_state` wrote; called on every process, after weights and optimizer."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does.
+
+        Raises:
+            ValueError: the checkpoint cannot be gone on from by this launch.
+            FileNotFoundError: it was written by another trainer.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+        if isinstance(resume_from_checkpoint, str | os.PathLike) and os.path.isdir(resume_from_checkpoint):
+            self._check_run_state(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         self._train_sampler = ResumableRepeatSampler.like(super()._get_train_sampler(dataset))
