@@ -119,6 +119,19 @@ def test_text_never_becomes_a_special_token_at_length(values):
     text_is_text(*values)
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_marker_of_a_tokenizer_is_text(name):
+    for marker in TOKENIZERS[name].all_special_tokens:
+        for kind in range(3):
+            text_is_text(name, f"1{marker}2", kind, ("", f"{marker}\n{marker}"), 10**9)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_half_a_character_reaches_no_tokenizer(name):
+    for kind in range(3):
+        text_is_text(name, "a\ud800", kind, ("\udfff", "b\ud83d"), 10**9)
+
+
 def fields_are_filled_once(prompt, solution, feedback):
     turn = TEMPLATES.user_turn(prompt, TeacherInformation(solution, feedback))
     expected = [

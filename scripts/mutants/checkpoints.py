@@ -54,14 +54,13 @@ MUTANTS = [
         "a checkpoint takes its final name before the teacher is saved in it",
         (
             "base_trainers/resumable.py",
-            "        self._save_run_state(staged)\n"
-            "        self._name_best_checkpoint(Path(run_dir), staged)\n"
-            "        self.accelerator.wait_for_everyone()\n"
-            "        if self.args.should_save:\n"
-            "            self._publish(run_dir, staged)\n",
-            "        if self.args.should_save:\n"
-            "            self._publish(run_dir, staged)\n"
-            "        self._save_run_state(Path(run_dir) / name)\n",
+            "        self._save_run_state(staged)\n        return staged",
+            "        return staged",
+        ),
+        (
+            "base_trainers/resumable.py",
+            "                self._publish(run_dir, staged)\n",
+            "                self._publish(run_dir, staged)\n            self._save_run_state(Path(run_dir) / name)\n",
         ),
         tests=("test_resume.py::test_interrupted_save_is_never_chosen_and_costs_nothing[save_state]",),
     ),
@@ -84,5 +83,21 @@ MUTANTS = [
             'map_location="cpu", weights_only=False',
         ),
         tests=("test_security.py::test_source_reads_no_pickle_and_runs_no_text",),
+    ),
+    mutant(
+        "checkpoint_of_another_engine",
+        "a checkpoint that another engine wrote is resumed, with a new optimizer",
+        ("base_trainers/checkpointing.py", "        if self.engine != engine:\n", "        if False:\n"),
+        tests=("test_resume.py::test_checkpoint_of_another_engine_is_refused_before_it_is_loaded",),
+    ),
+    mutant(
+        "last_checkpoint_removed_at_the_end",
+        "a run whose best checkpoint is an earlier one ends without its last",
+        (
+            "base_trainers/resumable.py",
+            "limit, self.args.save_total_limit = self.args.save_total_limit, None",
+            "limit = self.args.save_total_limit",
+        ),
+        tests=("test_evaluation.py::test_best_checkpoint_is_kept_and_loaded",),
     ),
 ]

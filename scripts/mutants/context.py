@@ -99,12 +99,12 @@ MUTANTS = [
         "marker_as_a_word_of_the_vocabulary",
         "a special token's marker that a word-level tokenizer knows as a word becomes that token",
         ("teacher_context.py", "if self._special_ids.isdisjoint(ids):", "if True:"),
-        tests=("test_fuzz_data.py::test_text_never_becomes_a_special_token",),
+        tests=("test_fuzz_data.py::test_every_marker_of_a_tokenizer_is_text",),
     ),
     mutant(
         "half_characters",
         "lone surrogates reach the tokenizer",
         ("teacher_context.py", "text = whole_characters(text)", "text = str(text)"),
-        tests=("test_fuzz_data.py::test_broken_characters_are_replaced",),
+        tests=("test_fuzz_data.py::test_half_a_character_reaches_no_tokenizer",),
     ),
 ]
