@@ -49,12 +49,11 @@ def oldest(requirement: Requirement) -> str:
 def versions(name: str) -> dict[str, str]:
     """Package versions of an environment; what is not named is left to pip."""
     pinned = constraints()
-    if name == "transformers-5.17":  # vLLM needs transformers < 5.18, which needs huggingface-hub < 2
-        del pinned["huggingface-hub"]
+    del pinned["huggingface-hub"]  # transformers < 5.18 need one below 2
+    if name == "transformers-5.17":  # what vLLM needs
         return pinned | {"transformers": "5.17.0"}
-    floors = {requirement.name: oldest(requirement) for requirement in requirements()}
-    development = {package: pinned[package] for package in ("hypothesis", "pytest", "pytest-xdist")}
-    return floors | development
+    # The packages below the core stay at their pins: left free, pip tries them for a long time.
+    return pinned | {requirement.name: oldest(requirement) for requirement in requirements()}
 
 
 def run(name: str, folder: Path) -> bool:

@@ -36,8 +36,8 @@ MUTANTS = [
         "markers in a demonstration become special tokens",
         (
             "teacher_context.py",
-            "self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)",
-            "self.tokenizer(text, add_special_tokens=False)",
+            "        ids = self._encode_text(text)\n        if self._special_ids.isdisjoint(ids):",
+            '        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]\n        if True:',
         ),
         tests=("test_teacher_context.py::test_untrusted_text_is_text",),
     ),
@@ -46,8 +46,9 @@ MUTANTS = [
         "the same for prompts that are no conversation",
         (
             "teacher_context.py",
-            "self.tokenizer(text, split_special_tokens=True)",
-            "self.tokenizer(text)",
+            "        if self._special_ids.isdisjoint(ids):\n"
+            "            return self._encode_text(text, adds_special=True)",
+            '        if True:\n            return self.tokenizer(text)["input_ids"]',
         ),
         tests=(f"{GAPS}::test_markers_in_the_demonstration_of_a_text_prompt_stay_text",),
     ),

@@ -69,6 +69,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "log": ("self", "logs", "start_time"),
+    "train": ("self", "resume_from_checkpoint"),
     "_run_epoch": ("self", "model", "epoch"),
     "_finalize_training": ("self", "trial", "num_train_samples", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
