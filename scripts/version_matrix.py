@@ -23,12 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CORE_TESTS = ("objective", "trainer", "resume", "seams", "teacher", "split_invariance", "grpo_identity")
 TESTS = {
     "transformers-5.17": (*CORE_TESTS, "passes", "vllm", "adapters"),
-    "oldest": CORE_TESTS,
+    "oldest": (*CORE_TESTS, "passes", "vllm", "adapters", "ops"),
 }
-
-BY_DEFAULT = (
-    "transformers-5.17",
-)  # "oldest" has not been run to its end: pip took over 20 minutes to resolve it
 
 
 def requirements(path: str = "pyproject.toml") -> list[Requirement]:
@@ -84,16 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(TESTS)}; {BY_DEFAULT[0]} by default"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TESTS)}; all by default")
     parser.add_argument("--keep", type=Path, help="folder to leave the environments in")
     options = parser.parse_args(argv)
     unknown = set(options.names) - set(TESTS)
     if unknown:
         parser.error(f"no environment is called {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")
     results = []
-    for name in options.names or BY_DEFAULT:
+    for name in options.names or TESTS:
         with tempfile.TemporaryDirectory(prefix="srpo-versions-") as temporary:
             results.append(run(name, (options.keep or Path(temporary)) / name))
     return 0 if all(results) else 1
