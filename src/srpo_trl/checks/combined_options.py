@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import SchedulerType, get_scheduler
 
+from srpo_trl.checks.option_types import is_of
+
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
@@ -87,7 +89,9 @@ def _schedule(config: "SRPOConfig") -> Iterator[str]:
     """Make the schedule on trial: it checks its own arguments, but is made after the model is loaded."""
     given = _dictionary(config.lr_scheduler_kwargs)
     name = SchedulerType(config.lr_scheduler_type)
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
+    # A learning rate that is wrong itself is named elsewhere, and hides nothing here.
+    rate = config.learning_rate if is_of(config.learning_rate, float) and config.learning_rate >= 0 else 1.0
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
     try:
         get_scheduler(
             name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=given
@@ -118,5 +122,5 @@ RULES: tuple[tuple[tuple[str, ...], Callable[["SRPOConfig"], Iterator[str]]], ..
     (("optim_args",), _optimizer),
     (("chat_template_kwargs",), _chat_template),
     (("generation_kwargs",), _generation),
-    (("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate"), _schedule),
+    (("lr_scheduler_type", "lr_scheduler_kwargs"), _schedule),
 )
