@@ -19,6 +19,7 @@ from srpo_trl.compare.plot import COLOURS, MARKERS
 from srpo_trl.compare.scores import Estimate, estimate
 
 Runs = dict[int, list[dict[str, float]]]  # by seed, the points of `results.json`
+EARLY = 40
 REFERENCES = ("grpo", "srpo_beta0")  # what the other variants are compared with, seed by seed
 
 
@@ -57,33 +58,37 @@ def last_score(points: Sequence[Mapping[str, float]]) -> float:
     return points[-1]["score"]
 
 
+def early_score(points: Sequence[Mapping[str, float]]) -> float:
+    """Return the score after `EARLY` steps."""
+    return next(point["score"] for point in points if point["step"] == EARLY)
+
+
 def best_score(points: Sequence[Mapping[str, float]]) -> float:
     """Return the highest score after the start."""
     return max(point["score"] for point in points if point["step"] > 0)
 
 
 def summary(variants: Mapping[str, Runs]) -> list[str]:
-    """Return the table of every variant's curve: mean, best, last, and the seconds of a step."""
-    rows = [["variant", "seeds", "start", "mean of the curve", "best", "last", "seconds a step"]]
+    """Return the table of every variant's curve: mean over it, score after 40 steps, best and last."""
+    rows = [["variant", "seeds", "start", "mean of the curve", f"after {EARLY} steps", "best", "last"]]
     for name, runs in variants.items():
         curves = list(runs.values())
-        seconds = fmean(points[-1]["seconds"] / points[-1]["step"] for points in curves)
-        measures = (mean_score, best_score, last_score)
+        measures = (mean_score, early_score, best_score, last_score)
         cells = [_text(estimate([measure(points) for points in curves])) for measure in measures]
         start = fmean(points[0]["score"] for points in curves)
-        rows.append([name, str(len(curves)), f"{start:.3f}", *cells, f"{seconds:.2f}"])
+        rows.append([name, str(len(curves)), f"{start:.3f}", *cells])
     return table(rows)
 
 
 def differences(variants: Mapping[str, Runs]) -> list[str]:
     """Return the table of differences between variants, over the seeds that both have: the same order of questions."""
-    rows = [["difference", "seeds", "mean of the curve", "last"]]
+    rows = [["difference", "seeds", "mean of the curve", f"after {EARLY} steps", "last"]]
     for reference in REFERENCES:
         for name in variants:
             seeds = sorted(set(variants[name]) & set(variants.get(reference, {})))
             if name != reference and seeds and (reference == "grpo" or name == "srpo"):
                 cells = []
-                for measure in (mean_score, last_score):
+                for measure in (mean_score, early_score, last_score):
                     pairs = [(variants[name][seed], variants[reference][seed]) for seed in seeds]
                     cells.append(_text(estimate([measure(a) - measure(b) for a, b in pairs]), sign="+"))
                 rows.append([f"{name} - {reference}", str(len(seeds)), *cells])

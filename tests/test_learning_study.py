@@ -18,7 +18,7 @@ from srpo_trl.quickstart.task import HELD_OUT_MODULUS, SOLUTION_TOKENS
 
 
 def run(seed, *scores, is_finished=True):
-    points = [{"step": 20 * i, "seconds": 10.0 * i, "score": score} for i, score in enumerate(scores)]
+    points = [{"step": 40 * i, "seconds": 10.0 * i, "score": score} for i, score in enumerate(scores)]
     return {"seed": seed, "is_finished": is_finished, "points": points}
 
 
@@ -39,13 +39,13 @@ def test_tables_and_picture(study, capsys):
     lines = capsys.readouterr().out.splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines if "|" in line}
     # Means of the curves 0.5, 0.6, 0.9 and best 0.6, 0.7, 0.9: deviations sqrt(0.13 / 3), sqrt(0.07 / 3).
-    mean, best, last = cells["grpo"][3:6]
+    mean, early, best, last = cells["grpo"][3:]
     assert mean == f"0.667 ± {math.sqrt(0.13 / 3 / 3):.3f}"
     assert best == last == f"0.733 ± {math.sqrt(0.07 / 3 / 3):.3f}"
-    assert cells["grpo"][6] == "0.50"
+    assert early == f"0.600 ± {math.sqrt(0.07 / 3):.3f}"  # of 0.4, 0.5, 0.9
     assert cells["srpo"][1] == "2"  # the third has not finished
     # Seed by seed: 0.55 - 0.5 and 0.75 - 0.6 have mean 0.1 and standard error 0.05; the third seed has no pair.
-    assert cells["srpo - grpo"][1:] == ["2", "+0.100 ± 0.050", "+0.000 ± 0.000"]
+    assert cells["srpo - grpo"][1:] == ["2", "+0.100 ± 0.050", "+0.200 ± 0.100", "+0.000 ± 0.000"]
     assert "sdpo" not in cells
     assert (study / "learning.png").read_bytes().startswith(b"\x89PNG")
 
