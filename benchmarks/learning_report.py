@@ -111,7 +111,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 def draw(tasks: Mapping[str, Mapping[str, Runs]], path: Path) -> None:
     """Draw the mean curves over steps, a panel for each task, with every single run behind them."""
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
+        figure = Figure(figsize=(12, 4.6), layout="constrained")
         panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
         for axes, (task, variants) in zip(panels, tasks.items(), strict=True):
             for (name, runs), colour, marker in zip(variants.items(), COLOURS, MARKERS, strict=False):
@@ -119,7 +119,8 @@ def draw(tasks: Mapping[str, Mapping[str, Runs]], path: Path) -> None:
             axes.set(xlabel="training step", title=task, xlim=(0, None), ylim=(0, 1))
             axes.grid(alpha=0.25)
         panels[0].set_ylabel("held-out accuracy (sampled, temperature 1)")
-        panels[-1].legend(loc="lower right", frameon=False, fontsize=8)
+        handles, labels = panels[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False)
         figure.savefig(path, dpi=100)
 
 
