@@ -19,7 +19,7 @@ from srpo_trl.compare.plot import COLOURS, MARKERS
 from srpo_trl.compare.scores import Estimate, estimate
 
 Runs = dict[int, list[dict[str, float]]]  # by seed, the points of `results.json`
-EARLY = 40
+EARLY = 40  # steps after which the variants' speed at the start is compared
 REFERENCES = ("grpo", "srpo_beta0")  # what the other variants are compared with, seed by seed
 
 
@@ -69,7 +69,7 @@ def best_score(points: Sequence[Mapping[str, float]]) -> float:
 
 
 def summary(variants: Mapping[str, Runs]) -> list[str]:
-    """Return the table of every variant's curve: mean over it, score after 40 steps, best and last."""
+    """Return the table of every variant's curve: mean over it, early score, best and last."""
     rows = [["variant", "seeds", "start", "mean of the curve", f"after {EARLY} steps", "best", "last"]]
     for name, runs in variants.items():
         curves = list(runs.values())

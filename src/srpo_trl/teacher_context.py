@@ -293,7 +293,7 @@ class TeacherPromptEncoder:
         return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     def _shorten(self, information: TeacherInformation, num_tokens: int) -> TeacherInformation | None:
-        """Return the information without `num_tokens` of its tokens, or None if a part would vanish or is missing."""
+        """Return the information without `num_tokens` of its tokens; None if a part would vanish or both are empty."""
         solution_ids = self._encode_untrusted(information.solution)
         feedback_ids = self._encode_untrusted(information.feedback)
         if not (solution_ids or feedback_ids):
