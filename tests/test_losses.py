@@ -10,7 +10,6 @@ from trl.experimental.sdpo import loss_utils
 
 import oracle
 from srpo_trl.losses import (
-    append_tail_bucket,
     divergence,
     divergence_on_topk,
     effective_sample_size,
@@ -23,8 +22,10 @@ from srpo_trl.losses import (
     renormalize,
     reverse_kl,
     sampled_token_reverse_kl,
-    student_topk_support,
+    student_topk,
+    topk_and_tail,
 )
+from srpo_trl.losses.divergence import MIN_TAIL_MASS
 
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
 PAIR_FUNCTIONS = {
@@ -83,8 +84,9 @@ def test_divergence_on_topk_is_the_oracles(alpha, topk, add_tail):
 @pytest.mark.parametrize("add_tail", [True, False])
 def test_divergence_on_topk_is_trls(alpha, add_tail):
     generator = torch.Generator().manual_seed(3)
-    student_logits = 3 * torch.randn(64, 200, generator=generator)
-    teacher_logits = student_logits + torch.randn(64, 200, generator=generator)
+    # In float64: in float32 TRL's tail, one minus a sum, has fewer digits than ours.
+    student_logits = 3 * torch.randn(64, 200, generator=generator, dtype=torch.float64)
+    teacher_logits = student_logits + torch.randn(64, 200, generator=generator, dtype=torch.float64)
     expected = loss_utils.compute_topk_self_distillation_loss(
         student_logits,
         teacher_logits,
@@ -198,17 +200,14 @@ def test_rounded_log_probabilities_are_refused(name):
 
 def test_support_is_the_students_not_the_teachers():
     student, teacher = logs(0.5, 0.3, 0.15, 0.05), logs(0.05, 0.15, 0.3, 0.5)
-    student_top, teacher_top = student_topk_support(student, teacher, 2)
-    np.testing.assert_allclose(student_top.exp().numpy(), [[0.5, 0.3]], rtol=1e-12)
-    np.testing.assert_allclose(teacher_top.exp().numpy(), [[0.05, 0.15]], rtol=1e-12)
+    assert student_topk(student, 2).tolist() == [[0, 1]]
+    expected = 0.05 * math.log(0.05 / 0.5) + 0.15 * math.log(0.15 / 0.3) + 0.8 * math.log(0.8 / 0.2)
+    assert divergence_on_topk(student, teacher, 0.0, 2, True).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("topk", [4, 5, 100])
 def test_topk_from_the_vocabulary_on_is_the_full_vocabulary(topk):
     student, teacher = logs(0.1, 0.2, 0.3, 0.4), logs(0.4, 0.3, 0.2, 0.1)
-    student_top, teacher_top = student_topk_support(student, teacher, topk)
-    assert torch.equal(student_top, student)
-    assert torch.equal(teacher_top, teacher)
     for add_tail in (True, False):
         full = divergence_on_topk(student, teacher, 0.5, None, add_tail)
         assert torch.equal(divergence_on_topk(student, teacher, 0.5, topk, add_tail), full)
@@ -223,17 +222,57 @@ def test_empty_support_is_refused(topk):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tail_bucket_closes_the_distribution(dtype):
-    top = random_logps((20, 50), seed=14, dtype=dtype).sort(-1, descending=True).values[:, :8]
-    closed = append_tail_bucket(top)
+    logps = random_logps((20, 50), seed=14, dtype=dtype)
+    closed = topk_and_tail(logps, student_topk(logps, 8))
+    top = logps.sort(-1, descending=True).values[:, :8]
     assert torch.equal(closed[:, :8], top)
     tail = 1 - top.double().exp().sum(-1)
     torch.testing.assert_close(closed[:, 8].exp().double(), tail, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("shift", [0.0, -1e-9, -1e-7, -1e-3, -5.0])
-def test_tail_bucket_is_trls_bit_for_bit(shift):
-    top = torch.log_softmax(torch.randn(50, 8, generator=torch.Generator().manual_seed(15)), -1) + shift
-    assert torch.equal(append_tail_bucket(top), loss_utils.add_tail_bucket(top))
+def test_tail_bucket_is_trls():
+    logps = random_logps((50, 30), seed=15)
+    indices = student_topk(logps, 8)
+    expected = loss_utils.add_tail_bucket(logps.gather(-1, indices))
+    torch.testing.assert_close(topk_and_tail(logps, indices), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("mass", [0.5, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8, 1e-9, 1e-12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_tail_has_all_its_digits(mass, dtype):
+    """Three tokens hold 1 - mass, six others mass / 6 each; TRL's form, one minus a sum, is wrong below 1e-6."""
+    logps = torch.log(torch.tensor([[(1 - mass) / 3] * 3 + [mass / 6] * 6], dtype=torch.float64)).to(dtype)
+    tail = topk_and_tail(logps, torch.tensor([[0, 1, 2]]))[0, 3]
+    assert tail.exp().item() == pytest.approx(mass, rel=1e-5 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("mass", [0.5, 1e-3, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9])
+def test_gradient_of_a_small_tail_is_the_float64_one(alpha, mass):
+    generator = torch.Generator().manual_seed(16)
+    outside = torch.randn(5, 200, generator=generator, dtype=torch.float64).log_softmax(-1) + math.log(mass)
+    inside = torch.randn(5, 10, generator=generator, dtype=torch.float64).log_softmax(-1) + math.log1p(-mass)
+    teacher = random_logps((5, 210), seed=17)
+    indices = torch.arange(10).expand(5, 10)
+
+    def gradient(dtype):
+        values = torch.cat([inside, outside], dim=-1).to(dtype).requires_grad_()
+        student = topk_and_tail(torch.log_softmax(values, -1), indices)
+        divergence(student, topk_and_tail(teacher.to(dtype), indices), alpha).sum().backward()
+        return values.grad.double()
+
+    exact = gradient(torch.float64)
+    error = gradient(torch.float32) - exact
+    assert error.norm() < 1e-5 * exact.norm()
+    assert error[:, 10:].norm() < 1e-5 * exact[:, 10:].norm()
+
+
+def test_a_tail_below_its_bound_is_a_constant():
+    logits = torch.tensor([[0.0, 0.0, -50.0, -60.0]], requires_grad=True)
+    tail = topk_and_tail(torch.log_softmax(logits, -1), torch.tensor([[0, 1]]))[0, 2]
+    tail.backward()
+    assert tail.item() == pytest.approx(math.log(MIN_TAIL_MASS))
+    assert torch.equal(logits.grad, torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -339,6 +339,38 @@ def test_all_mass_in_the_topk_stays_finite(backend, dtype, alpha):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
 
 
+def tail_logits(masses, seed):
+    """Logits of 101 tokens, whose first 10 are the most probable; the others hold the given mass."""
+    generator = torch.Generator().manual_seed(seed)
+    inside = torch.randn(len(masses), 10, generator=generator, dtype=torch.float64).log_softmax(-1)
+    outside = torch.randn(len(masses), 91, generator=generator, dtype=torch.float64).mul(0.1).log_softmax(-1)
+    mass = torch.tensor(masses, dtype=torch.float64).unsqueeze(1)
+    return torch.cat([inside + torch.log1p(-mass), outside + mass.log()], dim=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("teacher_mass", [0.2, 3e-8])
+def test_gradient_of_a_small_tail_is_the_float64_one(backend, alpha, teacher_mass):
+    """The student's tail holds from 0.5 to 1e-9: each token's own gradient is right, inside its top K and outside."""
+    masses = [0.5, 1e-2, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9]
+    students, teachers = tail_logits(masses, 5), tail_logits([teacher_mass] * len(masses), 6)
+    spec = DistillationSpec(alpha=alpha, topk=10)
+
+    def gradient(dtype, name):
+        logits, head = students.to(dtype).requires_grad_(), Head(torch.eye(101, dtype=dtype))
+        ids, ones = torch.zeros(len(masses), dtype=torch.int64), torch.ones(len(masses), dtype=dtype)
+        arguments = (logits, head, teachers.to(dtype), head, ids, ones)
+        result = distillation_loss(*arguments, None, spec=spec, backend=name)
+        return torch.autograd.grad(result.loss, logits)[0].double()
+
+    exact = gradient(torch.float64, "reference")
+    error = gradient(torch.float32, backend) - exact
+    for part in (slice(0, 10), slice(10, None)):
+        relative = error[:, part].norm(dim=-1) / exact[:, part].norm(dim=-1)
+        assert relative.max() < 1e-5, str(relative.tolist())
+
+
 # --- What is made ---
 
 

@@ -112,8 +112,19 @@ def test_all_mass_in_the_topk_stays_finite(results, alpha):
     actual, expected = results["tail_clamp"][alpha], triton_worker.tail_clamp("reference", alpha)
     assert all(value.isfinite().all() for value in actual.values())
     torch.testing.assert_close(actual["gradient"], expected["gradient"], rtol=1e-5, atol=1e-6)
-    # The tail's bound has few digits: 1 - exp(-1e-7) in float32.
-    torch.testing.assert_close(actual["divergence_N"], expected["divergence_N"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual["divergence_N"], expected["divergence_N"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", triton_worker.ALPHAS)
+def test_a_small_tail_has_the_float64_gradient(results, alpha):
+    actual, exact = (
+        results["small_tails"][alpha],
+        triton_worker.small_tails("reference", alpha, torch.float64),
+    )
+    for name, value in actual.items():
+        torch.testing.assert_close(
+            value.double(), exact[name], rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_equal_logits_at_the_threshold_go_to_the_lowest_ids(results):
@@ -269,11 +280,27 @@ FULL = PLAIN | {
 SUPPORT = {"HAS_RATIO": True, "HAS_SOFTCAP": True, "BLOCK": 128}
 FLOATS = {"inner", "outer", "teacher_inner", "teacher_outer", "clip", "alpha"}
 COMPILED = [
-    ("triton_scan", "scan_segments", PLAIN | {"KEEP_MAXIMA": True, "GROUP": 32, "BLOCK": 8192}, 8),
+    (
+        "triton_scan",
+        "scan_segments",
+        PLAIN | {"KEEP_GROUPS": True, "SKIP_MARKED": False, "GROUP": 32, "BLOCK": 8192},
+        8,
+    ),
+    (
+        "triton_scan",
+        "scan_segments",
+        PLAIN | {"KEEP_GROUPS": False, "SKIP_MARKED": True, "GROUP": 32, "BLOCK": 8192},
+        8,
+    ),
     ("triton_scan", "merge_segments", {"BLOCK": 32}, 1),
-    ("triton_scan", "choose_groups", {"BLOCK": 8192}, 8),
+    ("triton_scan", "choose_groups", {"GROUPS_OF_SEGMENT": 256, "BLOCK": 8192}, 8),
     ("triton_scan", "choose_tokens", PLAIN | {"GROUP": 32, "BLOCK": 4096}, 4),
-    ("triton_scan", "gather_support", {"HAS_BIAS": True, "HAS_SOFTCAP": True, "BLOCK": 128}, 4),
+    (
+        "triton_scan",
+        "gather_support",
+        {"HAS_BIAS": True, "HAS_SOFTCAP": True, "MARK_TOPK": True, "BLOCK": 128},
+        4,
+    ),
     ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "tail", "DIVERGENCE": "jsd"}, 4),
     ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "renormalized", "DIVERGENCE": "forward_kl"}, 4),
     ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "sampled_token", "DIVERGENCE": "reverse_kl"}, 4),

@@ -132,6 +132,26 @@ def tail_clamp(backend: str, alpha: float) -> dict[str, torch.Tensor]:
     return {"divergence_N": result.divergence_N, "gradient": gradient}
 
 
+def small_tails(backend: str, alpha: float, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Gradients of the logits where the student's tail holds from 0.5 to 1e-12 and the teacher's 0.2 or 1e-8."""
+    students, teachers = tail_logits([0.5, 1e-3, 1e-6, 1e-7, 1e-9, 1e-12]), tail_logits([0.2, 1e-8] * 3)
+    logits, head = students.to(dtype).requires_grad_(), Head(torch.eye(1001, dtype=dtype))
+    teacher = teachers.to(dtype)
+    problem = Problem(logits, head, teacher, head, torch.zeros(6, dtype=torch.int64), torch.ones(6), None)
+    result = problem.run(DistillationSpec(alpha=alpha, topk=20), backend)
+    (gradient,) = torch.autograd.grad(result.loss, logits)
+    return {"divergence_N": result.divergence_N, "gradient": gradient}
+
+
+def tail_logits(masses: list[float]) -> torch.Tensor:
+    """Logits of 1001 tokens, whose last 20 are the most probable; the others hold the given mass."""
+    generator = torch.Generator().manual_seed(5)
+    inside = torch.randn(len(masses), 20, generator=generator, dtype=torch.float64).log_softmax(-1)
+    outside = torch.randn(len(masses), 981, generator=generator, dtype=torch.float64).mul(0.1).log_softmax(-1)
+    mass = torch.tensor(masses, dtype=torch.float64).unsqueeze(1)
+    return torch.cat([outside + mass.log(), inside + torch.log1p(-mass)], dim=1)
+
+
 def tied_problem() -> Problem:
     """Equal logits at the threshold of the top K, within and across the groups that it is chosen from."""
     generator = torch.Generator().manual_seed(3)
@@ -225,6 +245,7 @@ def main(path: str) -> None:
             break
         torch.manual_seed(0)
         results["cases"][name] = case.run(case.problem(), "triton")
+    results["small_tails"] = {alpha: small_tails("triton", alpha) for alpha in ALPHAS}
     results["tail_clamp"] = {alpha: tail_clamp("triton", alpha) for alpha in ALPHAS}
     results["tied"] = tied_problem().run(DistillationSpec(topk=100), "triton")._asdict()
     with torch.no_grad():

@@ -80,8 +80,8 @@ MUTANTS = [
         "the top K is renormalised although the tail was asked for",
         (
             "ops/token_terms.py",
-            "_topk_and_tail if spec.add_tail else _topk_renormalized",
-            "_topk_renormalized",
+            "        if spec.add_tail:\n",
+            "        if False:\n",
         ),
         tests=("test_ops.py::test_chunked_is_the_reference[5-33-7]", f"{OBJECTIVE}[srpo]"),
     ),
@@ -90,10 +90,44 @@ MUTANTS = [
         "no gradient reaches the tokens outside the top K",
         (
             "ops/token_terms.py",
-            "return divergence_R, grad_top_RK, grad_tail_R / student_logps_RK[:, topk].exp() - total_R",
+            "return divergence_R, grad_top_RK, grad_tail_R / bounded_tail_R - total_R",
             "return divergence_R, grad_top_RK, torch.zeros_like(divergence_R)",
         ),
         tests=("test_ops.py::test_gradient_is_the_numerical_one[3-True-0.5-chunked]", f"{OBJECTIVE}[srpo]"),
+    ),
+    mutant(
+        "tail_as_one_minus_a_sum",
+        "the tail's mass is one minus the mass of the top K, in which a small one loses its digits",
+        (
+            "losses/divergence.py",
+            "outside_NV.logsumexp(-1, keepdim=True).clamp(min=math.log(MIN_TAIL_MASS))",
+            "(1 - logps_NV.gather(-1, indices_NK).exp().sum(-1, keepdim=True)).clamp(min=MIN_TAIL_MASS).log()",
+        ),
+        tests=(
+            "test_losses.py::test_a_small_tail_has_all_its_digits",
+            "test_losses.py::test_gradient_of_a_small_tail_is_the_float64_one",
+            "test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",
+        ),
+    ),
+    mutant(
+        "tail_as_one_minus_a_sum_in_closed_form",
+        "the same in the chunked operator",
+        (
+            "ops/token_terms.py",
+            "return probs_RV.scatter_(-1, indices_RK, 0.0).sum(-1)",
+            "return 1 - probs_RV.gather(-1, indices_RK).sum(-1)",
+        ),
+        tests=("test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
+    ),
+    mutant(
+        "tail_as_one_minus_a_sum_in_triton",
+        "the same in the Triton kernels",
+        (
+            "ops/triton_terms.py",
+            "student_tail = tl.load(outside_ptr + row) / student_sum",
+            "student_tail = 1.0 - mass",
+        ),
+        tests=("test_ops_triton.py::test_a_small_tail_has_the_float64_gradient",),
     ),
     mutant(
         "entropy_of_the_topk",

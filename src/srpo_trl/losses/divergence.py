@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# The largest log-mass a top K may have, so that its tail keeps a finite logarithm: about the spacing of
-# floats below 1. TRL's SDPO has the same bound in float32.
-_MAX_LOG_MASS = {torch.float32: -1e-7, torch.float64: -1e-15}
+# The least mass of a tail bucket: with less outside its top K a token's tail is this constant.
+MIN_TAIL_MASS = 1e-15
+
+_DTYPES = (torch.float32, torch.float64)
 
 
 def forward_kl(student_logps_NK: Tensor, teacher_logps_NK: Tensor) -> Tensor:
@@ -120,50 +121,38 @@ def divergence(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: float)
     return generalized_jensen_shannon(student_logps_NK, teacher_logps_NK, alpha)
 
 
-def student_topk_support(
-    student_logps_NV: Tensor, teacher_logps_NV: Tensor, topk: int
-) -> tuple[Tensor, Tensor]:
-    """Both sides' log-probabilities on the student's `topk` most probable tokens.
+def student_topk(student_logps_NV: Tensor, topk: int) -> Tensor:
+    """The student's `topk` most probable tokens: the support of both sides. No gradient flows through the choice.
 
     Args:
-        student_logps_NV: normalised over the full vocabulary. Receives the gradient, but not through the
-            choice of the tokens.
-        teacher_logps_NV: same shape, normalised over the full vocabulary; detached here.
-        topk: at least 1. From V on, the full vocabulary, in vocabulary order.
+        student_logps_NV: log-probabilities over the full vocabulary.
+        topk: from 1 to V.
 
     Returns:
-        Student's and teacher's (N, min(topk, V)), in the same order; neither is renormalised.
+        (N, topk) int64 token ids, most probable first.
 
     Raises:
-        ValueError: topk is below 1, or the shapes differ.
+        ValueError: topk is below 1.
     """
     if topk < 1:
         raise ValueError(
             f"topk is {topk}, but a support has at least 1 token. Use None for the full vocabulary."
         )
-    _check_pair(student_logps_NV, teacher_logps_NV)
-    if topk >= student_logps_NV.shape[-1]:
-        return student_logps_NV, teacher_logps_NV.detach()
-    indices_NK = student_logps_NV.detach().topk(topk, dim=-1).indices
-    return student_logps_NV.gather(-1, indices_NK), teacher_logps_NV.detach().gather(-1, indices_NK)
+    return student_logps_NV.detach().topk(topk, dim=-1).indices
 
 
-def max_log_mass(dtype: torch.dtype) -> float:
-    """The largest log-mass of a top K from which `append_tail_bucket` still makes a finite tail; below 0."""
-    return _MAX_LOG_MASS[dtype]
+def topk_and_tail(logps_NV: Tensor, indices_NK: Tensor) -> Tensor:
+    """The log-probabilities of the given tokens and, last, that of all other tokens together.
 
+        log_tail = log sum_{v not in K} p_v                                 (SDPO, arXiv:2601.20802: the tail bucket)
 
-def append_tail_bucket(top_logps_NK: Tensor) -> Tensor:
-    """The given log-probabilities and, last, that of all tokens not among them.
-
-        log_tail = log(-expm1(logsumexp(top)))               (SDPO, arXiv:2601.20802; TRL's `add_tail_bucket`)
-
-    The log-sum-exp is bounded just below 0, so that a top K which holds all the mass has a finite tail;
-    beyond the bound no gradient flows through the tail.
+    The sum is taken over the tokens outside. Written as log(1 - sum_{k in K} p_k), as the official code and TRL's
+    `add_tail_bucket` do, it has no correct digit in float32 once the tail is near 1e-7. A tail of less than
+    `MIN_TAIL_MASS` is that constant, through which no gradient flows.
 
     Args:
-        top_logps_NK: log-probabilities of some tokens, normalised over the full vocabulary. Receives the
-            gradient.
+        logps_NV: normalised over the full vocabulary, float32 or float64. Receives the gradient.
+        indices_NK: int64, different tokens in each row, fewer than V.
 
     Returns:
         (N, K + 1) in the input's dtype; each row sums to one in probability.
@@ -171,10 +160,23 @@ def append_tail_bucket(top_logps_NK: Tensor) -> Tensor:
     Raises:
         ValueError: the dtype is narrower than float32.
     """
-    _check_dtype(top_logps_NK)
-    log_mass_N1 = torch.logsumexp(top_logps_NK, dim=-1, keepdim=True)
-    log_mass_N1 = log_mass_N1.clamp(max=max_log_mass(top_logps_NK.dtype))
-    return torch.cat([top_logps_NK, torch.log(-torch.expm1(log_mass_N1))], dim=-1)
+    _check_dtype(logps_NV)
+    outside_NV = logps_NV.scatter(-1, indices_NK, -math.inf)
+    log_tail_N1 = outside_NV.logsumexp(-1, keepdim=True).clamp(min=math.log(MIN_TAIL_MASS))
+    return torch.cat([logps_NV.gather(-1, indices_NK), log_tail_N1], dim=-1)
+
+
+def renormalized_topk(logps_NV: Tensor, indices_NK: Tensor) -> Tensor:
+    """The log-probabilities of the given tokens, conditional on being one of them.
+
+    Args:
+        logps_NV: log-probabilities over the vocabulary. Receives the gradient.
+        indices_NK: int64, different tokens in each row.
+
+    Returns:
+        (N, K) in the input's dtype; each row sums to one in probability.
+    """
+    return renormalize(logps_NV.gather(-1, indices_NK))
 
 
 def renormalize(top_logps_NK: Tensor) -> Tensor:
@@ -211,9 +213,12 @@ def divergence_on_topk(
     """
     if topk is None or topk >= student_logps_NV.shape[-1]:
         return divergence(student_logps_NV, teacher_logps_NV, alpha)
-    student_top_NK, teacher_top_NK = student_topk_support(student_logps_NV, teacher_logps_NV, topk)
-    close = append_tail_bucket if add_tail else renormalize
-    return divergence(close(student_top_NK), close(teacher_top_NK), alpha)
+    _check_pair(student_logps_NV, teacher_logps_NV)
+    indices_NK = student_topk(student_logps_NV, topk)
+    close = topk_and_tail if add_tail else renormalized_topk
+    return divergence(
+        close(student_logps_NV, indices_NK), close(teacher_logps_NV.detach(), indices_NK), alpha
+    )
 
 
 def sampled_token_reverse_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
@@ -255,7 +260,7 @@ def _check_pair(student_logps: Tensor, teacher_logps: Tensor) -> None:
 
 
 def _check_dtype(logps: Tensor) -> None:
-    if logps.dtype not in _MAX_LOG_MASS:
+    if logps.dtype not in _DTYPES:
         raise ValueError(
             f"log-probabilities are {logps.dtype}; float32 or float64 is required. Convert the logits with "
             ".float() before the log-softmax: rounded log-probabilities cannot be repaired."

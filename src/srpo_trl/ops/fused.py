@@ -142,16 +142,17 @@ def _reduce_chunk_(
     chunk.ids_CW[:, 0] = problem.token_ids_N[tokens]
 
     project_columns_(chunk.student_CV, student, tokens, whole, plan)
-    scan_(chunk.student_CV, student, whole, chunk.partial_CS3, chunk.maxima_CG if topk else None, plan)
+    scan_(chunk.student_CV, student, whole, chunk.partial_CS3, chunk.groups_C2G if topk else None, plan)
     merge_(chunk.partial_CS3, chunk.student_sums_C3)
     if topk:
         choose_(chunk, student, topk, plan)
     gather_(chunk.student_CV, student, whole, chunk.ids_CW, chunk.student_CW)
 
+    is_tail = plan.support == "tail"  # the teacher's own tail is what a scan that skips the support adds up
     for columns in tiles(vocab_size, plan.teacher_columns):
         project_columns_(chunk.teacher_CV, teacher, tokens, columns, plan)
-        scan_(chunk.teacher_CV, teacher, columns, chunk.partial_CS3, None, plan)
-        gather_(chunk.teacher_CV, teacher, columns, chunk.ids_CW, chunk.teacher_CW)
+        gather_(chunk.teacher_CV, teacher, columns, chunk.ids_CW, chunk.teacher_CW, mark_topk=is_tail)
+        scan_(chunk.teacher_CV, teacher, columns, chunk.partial_CS3, None, plan, skip_marked=is_tail)
     merge_(chunk.partial_CS3, chunk.teacher_sums_C3)
 
     reduce = reduce_full_ if plan.support == "full" else reduce_support_

@@ -119,7 +119,7 @@ def _plan(
     student_stride, teacher_stride = _padded(vocab_size) if with_student else 0, _padded(teacher_columns)
 
     token_items = student_stride + teacher_stride + 3 * num_segments + _TOKEN_SCALARS
-    token_items += num_groups + min(topk, num_groups) + 4 * (1 + topk)
+    token_items += 2 * num_groups + min(topk, num_groups) + 4 * (1 + topk)
     fixed_items, tile_rows = 0, vocab_size
     hidden_size = max(1, *(hidden_ND.shape[1] for hidden_ND, _ in sides))
     if with_student:

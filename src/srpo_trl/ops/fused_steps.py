@@ -46,12 +46,13 @@ class Buffers(NamedTuple):
     partial_CS3: Tensor
     student_sums_C3: Tensor
     teacher_sums_C3: Tensor
-    maxima_CG: Tensor
+    groups_C2G: Tensor
     chosen_CK: Tensor
     ids_CW: Tensor
     student_CW: Tensor
     teacher_CW: Tensor
     gradient_CW: Tensor
+    outside_C: Tensor
     rest_C: Tensor
 
 
@@ -68,12 +69,13 @@ def make_buffers(like: Tensor, plan: FusedPlan) -> Buffers:
         partial_CS3=empty(plan.num_segments, 3),
         student_sums_C3=empty(3),
         teacher_sums_C3=empty(3),
-        maxima_CG=empty(plan.num_groups),
+        groups_C2G=empty(2, plan.num_groups),
         chosen_CK=empty(min(plan.topk, plan.num_groups), dtype=torch.int32),
         ids_CW=empty(width, dtype=torch.int32),
         student_CW=empty(width),
         teacher_CW=empty(width),
         gradient_CW=empty(width),
+        outside_C=empty(),
         rest_C=empty(),
     )
 
@@ -100,10 +102,12 @@ def scan_(
     side: Side,
     columns: slice,
     partial_CS3: Tensor,
-    maxima_CG: Tensor | None,
+    groups_C2G: Tensor | None,
     plan: FusedPlan,
+    *,
+    skip_marked: bool = False,
 ) -> None:
-    """Fill the columns' part of `partial_CS3` and, where given, of the groups' maxima."""
+    """Fill the columns' part of `partial_CS3` and, where given, of the groups' maxima and sums."""
     num_columns = columns.stop - columns.start
     scan_segments[(products_CV.shape[0], triton.cdiv(num_columns, plan.segment))](
         products_CV,
@@ -115,10 +119,11 @@ def scan_(
         side.outer,
         partial_CS3,
         plan.num_segments,
-        maxima_CG,
+        groups_C2G,
         plan.num_groups,
         **_flags(side),
-        KEEP_MAXIMA=maxima_CG is not None,
+        KEEP_GROUPS=groups_C2G is not None,
+        SKIP_MARKED=skip_marked,
         GROUP=plan.group,
         BLOCK=plan.segment,
         num_warps=_num_warps(plan.segment),
@@ -132,14 +137,19 @@ def merge_(partial_CS3: Tensor, sums_C3: Tensor) -> None:
 
 
 def choose_(chunk: Buffers, student: Side, topk: int, plan: FusedPlan) -> None:
-    """Fill the top K's columns of the chunk's ids."""
+    """Fill the top K's columns of the chunk's ids, and the sum over the tokens outside."""
     num_tokens, num_chosen = chunk.chosen_CK.shape
     block = _block(plan.num_groups)
     choose_groups[(num_tokens,)](
-        chunk.maxima_CG,
+        chunk.groups_C2G,
         plan.num_groups,
+        chunk.partial_CS3,
+        plan.num_segments,
+        chunk.student_sums_C3,
         chunk.chosen_CK,
         num_chosen,
+        chunk.outside_C,
+        GROUPS_OF_SEGMENT=plan.segment // plan.group,
         BLOCK=block,
         num_warps=_num_warps(block),
     )
@@ -153,8 +163,10 @@ def choose_(chunk: Buffers, student: Side, topk: int, plan: FusedPlan) -> None:
         student.outer,
         chunk.chosen_CK,
         num_chosen,
+        chunk.student_sums_C3,
         chunk.ids_CW,
         topk,
+        chunk.outside_C,
         **_flags(student),
         GROUP=plan.group,
         BLOCK=block,
@@ -162,8 +174,16 @@ def choose_(chunk: Buffers, student: Side, topk: int, plan: FusedPlan) -> None:
     )
 
 
-def gather_(products_CV: Tensor, side: Side, columns: slice, ids_CW: Tensor, support_CW: Tensor) -> None:
-    """Fill `support_CW` with the logits of those of the ids that are among the columns."""
+def gather_(
+    products_CV: Tensor,
+    side: Side,
+    columns: slice,
+    ids_CW: Tensor,
+    support_CW: Tensor,
+    *,
+    mark_topk: bool = False,
+) -> None:
+    """Fill `support_CW` with the logits of those of the ids that are among the columns; mark the top K for a scan."""
     num_tokens, width = ids_CW.shape
     gather_support[(num_tokens,)](
         products_CV,
@@ -177,6 +197,7 @@ def gather_(products_CV: Tensor, side: Side, columns: slice, ids_CW: Tensor, sup
         support_CW,
         width,
         **_flags(side),
+        MARK_TOPK=mark_topk,
         BLOCK=_block(width),
         num_warps=4,
     )
@@ -202,6 +223,7 @@ def reduce_support_(
         width,
         chunk.student_sums_C3,
         chunk.teacher_sums_C3,
+        chunk.outside_C,
         problem.coefficient_N[tokens],
         None if old_logps_N is None else old_logps_N[tokens],
         clip,

@@ -11,7 +11,7 @@ from srpo_trl.losses import (
     entropy,
     importance_ratio,
     sampled_token_reverse_kl,
-    student_topk_support,
+    student_topk,
 )
 from srpo_trl.ops.interface import DistillationResult, DistillationSpec, Head, compute_dtype
 
@@ -72,7 +72,8 @@ def distillation_loss(
     topk_mass_N = torch.ones_like(student_logps_N)
     topk = spec.support_size(student_logps_NV.shape[-1])
     if topk is not None:
-        topk_mass_N = student_topk_support(student_logps_NV, teacher_logps_NV, topk)[0].exp().sum(-1)
+        indices_NK = student_topk(student_logps_NV, topk)
+        topk_mass_N = student_logps_NV.gather(-1, indices_NK).exp().sum(-1)
     ratio_N = torch.ones_like(student_logps_N)
     if old_logps_N is not None:
         ratio_N = importance_ratio(student_logps_N, old_logps_N.to(dtype), spec.importance_clip)

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srpo_trl.losses import append_tail_bucket, entropy, renormalize
-from srpo_trl.losses.divergence import max_log_mass, mixture_logps
+from srpo_trl.losses import entropy, renormalize
+from srpo_trl.losses.divergence import MIN_TAIL_MASS, mixture_logps
 from srpo_trl.ops.interface import DistillationSpec
 
 
@@ -97,14 +97,23 @@ def token_terms(
     else:
         student_top_RK, indices_RK = student_logps_RV.topk(topk, dim=-1)
         topk_mass_R = student_top_RK.exp().sum(-1)
-        student_probs_RV = student_logps_RV.exp_() if with_gradient else None
-        teacher_top_RK = torch.log_softmax(teacher_logits_RV, dim=-1).gather(-1, indices_RK)
-        close_and_differentiate = _topk_and_tail if spec.add_tail else _topk_renormalized
-        divergence_R, grad_top_RK, rest_factor_R = close_and_differentiate(
-            student_top_RK, teacher_top_RK, spec.alpha
-        )
+        teacher_logps_RV = torch.log_softmax(teacher_logits_RV, dim=-1)
+        teacher_top_RK = teacher_logps_RV.gather(-1, indices_RK)
+        student_probs_RV = student_logps_RV.exp_()
+        if spec.add_tail:
+            divergence_R, grad_top_RK, rest_factor_R = _topk_and_tail(
+                student_top_RK,
+                teacher_top_RK,
+                _mass_outside_(student_probs_RV, indices_RK),
+                _mass_outside_(teacher_logps_RV.exp_(), indices_RK),
+                spec.alpha,
+            )
+        else:
+            divergence_R, grad_top_RK, rest_factor_R = _topk_renormalized(
+                student_top_RK, teacher_top_RK, spec.alpha
+            )
         token_loss_R = divergence_R
-        grad_logits_RV = student_probs_RV
+        grad_logits_RV = student_probs_RV if with_gradient else None
         if grad_logits_RV is not None:
             grad_logits_RV.mul_(rest_factor_R.unsqueeze(-1)).scatter_(-1, indices_RK, grad_top_RK)
     return TokenTerms(token_loss_R, divergence_R, student_logps_R, entropy_R, topk_mass_R, grad_logits_RV)
@@ -136,21 +145,41 @@ def divergence_and_gradient(
     return grad_RK.sum(-1) + alpha * teacher_term_RK.sum(-1), grad_RK
 
 
+def _mass_outside_(probs_RV: Tensor, indices_RK: Tensor) -> Tensor:
+    """The mass of all but the given tokens, whose probabilities become 0: a sum, not one minus a sum."""
+    return probs_RV.scatter_(-1, indices_RK, 0.0).sum(-1)
+
+
 def _topk_and_tail(
-    student_top_RK: Tensor, teacher_top_RK: Tensor, alpha: float
+    student_top_RK: Tensor,
+    teacher_top_RK: Tensor,
+    student_tail_R: Tensor,
+    teacher_tail_R: Tensor,
+    alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Divergence, gradient in the top K, and what p_v outside is multiplied by to give its gradient."""
+    """Divergence, gradient in the top K, and what p_v outside is multiplied by to give its gradient.
+
+    Args:
+        student_top_RK, teacher_top_RK: log-probabilities.
+        student_tail_R, teacher_tail_R: probabilities of all other tokens together.
+        alpha: as in `srpo_trl.losses.divergence`.
+    """
     topk = student_top_RK.shape[-1]
-    student_logps_RK = append_tail_bucket(student_top_RK)
+    bounded_tail_R = student_tail_R.clamp(min=MIN_TAIL_MASS)
     divergence_R, grad_RK = divergence_and_gradient(
-        student_logps_RK, append_tail_bucket(teacher_top_RK), alpha
+        _with_tail(student_top_RK, bounded_tail_R),
+        _with_tail(teacher_top_RK, teacher_tail_R.clamp(min=MIN_TAIL_MASS)),
+        alpha,
     )
-    # Beyond the bound of the top K's mass the tail is a constant.
-    tail_is_constant_R = student_top_RK.logsumexp(-1) > max_log_mass(student_top_RK.dtype)
-    grad_tail_R = grad_RK[:, topk].masked_fill(tail_is_constant_R, 0.0)
+    # At its bound the tail is a constant.
+    grad_tail_R = grad_RK[:, topk].masked_fill(student_tail_R < MIN_TAIL_MASS, 0.0)
     total_R = grad_RK[:, :topk].sum(-1) + grad_tail_R
     grad_top_RK = grad_RK[:, :topk] - student_top_RK.exp() * total_R.unsqueeze(-1)
-    return divergence_R, grad_top_RK, grad_tail_R / student_logps_RK[:, topk].exp() - total_R
+    return divergence_R, grad_top_RK, grad_tail_R / bounded_tail_R - total_R
+
+
+def _with_tail(top_logps_RK: Tensor, tail_R: Tensor) -> Tensor:
+    return torch.cat([top_logps_RK, tail_R.log().unsqueeze(-1)], dim=-1)
 
 
 def _topk_renormalized(

@@ -14,6 +14,10 @@ within those groups. Both choices take exactly K, ties going to the lowest index
 logits at the threshold to the lowest token ids. torch.topk may choose others among equal ones: what is
 reported about the student does not depend on it, the divergence does where the teacher tells them apart.
 
+The mass outside the top K is a sum over the tokens outside: one minus the mass inside would lose all digits of a
+small tail. Of the student each choice adds what it passes over. Of the teacher, whose ids are known before its
+products are scanned, the support's products are set aside and marked, and the scan skips them.
+
 Log-probabilities are kept as logit - max - log(sum): subtracting a log-sum-exp of the size of the logits would
 cost digits that matter near the self-teacher.
 
@@ -23,6 +27,9 @@ K, W = 1 + K support columns: the sampled token, then the top K in the order of 
 
 import triton
 import triton.language as tl
+
+# Stands in the place of a product that a scan is to skip: the lowest float32, which no product of finite factors is.
+MARKED = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -73,18 +80,21 @@ def scan_segments(
     outer,
     partial_ptr,
     num_segments,
-    maxima_ptr,
+    groups_ptr,
     num_groups,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    KEEP_MAXIMA: tl.constexpr,
+    KEEP_GROUPS: tl.constexpr,
+    SKIP_MARKED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Softmax statistics of each segment of BLOCK columns, and the maxima of its groups. Grid: (C, segments).
+    """Softmax statistics of each segment of BLOCK columns, and of its groups. Grid: (C, segments).
 
     In: product (C, num_columns), the columns from `first_column`, a multiple of BLOCK, on; bias (V,).
-    Out: partial (C, S, 3): max m, sum exp(x - m), sum exp(x - m) (x - m); maxima (C, G) if KEEP_MAXIMA.
+    Out: partial (C, S, 3): max m, sum exp(x - m), sum exp(x - m) (x - m), over all columns or with SKIP_MARKED
+        those that are not `MARKED`; if KEEP_GROUPS groups (C, 2, G): each group's max, and its sum exp(x - m) with
+        the m of its segment.
     """
     row = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK
@@ -92,19 +102,24 @@ def scan_segments(
     column = start + group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     in_range = column < num_columns
     product = tl.load(product_ptr + row * stride + column, mask=in_range, other=0.0)
+    if SKIP_MARKED:
+        in_range = in_range & (product != MARKED)
     bias_column = first_column + column
     logit = finished(product, bias_column, in_range, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
     group_max = tl.max(tl.where(in_range, logit, float("-inf")), axis=1)
     largest = tl.max(group_max, axis=0)
     shifted = tl.where(in_range, logit - largest, 0.0)
     weight = tl.where(in_range, tl.exp(shifted), 0.0)
+    group_sum = tl.sum(weight, axis=1)
     partial = partial_ptr + (row * num_segments + (first_column + start) // BLOCK) * 3
     tl.store(partial, largest)
-    tl.store(partial + 1, tl.sum(tl.sum(weight, axis=1), axis=0))
+    tl.store(partial + 1, tl.sum(group_sum, axis=0))
     tl.store(partial + 2, tl.sum(tl.sum(weight * shifted, axis=1), axis=0))
-    if KEEP_MAXIMA:
+    if KEEP_GROUPS:
         group += (first_column + start) // GROUP
-        tl.store(maxima_ptr + row * num_groups + group, group_max, mask=group < num_groups)
+        groups = groups_ptr + row * 2 * num_groups + group
+        tl.store(groups, group_max, mask=group < num_groups)
+        tl.store(groups + num_groups, group_sum, mask=group < num_groups)
 
 
 @triton.jit
@@ -122,7 +137,8 @@ def merge_segments(partial_ptr, num_segments, sums_ptr, BLOCK: tl.constexpr):
     segment_sum = tl.load(partial + 1, mask=valid, other=0.0)
     segment_moment = tl.load(partial + 2, mask=valid, other=0.0)
     largest = tl.max(segment_max, axis=0)
-    shift = tl.where(valid, segment_max - largest, 0.0)
+    is_empty = segment_sum == 0.0  # every column of it was skipped, or it is none
+    shift = tl.where(is_empty, 0.0, segment_max - largest)
     weight = tl.exp(shift)
     total = tl.sum(weight * segment_sum, axis=0)
     moment = tl.sum(weight * (segment_moment + segment_sum * shift), axis=0)
@@ -134,18 +150,37 @@ def merge_segments(partial_ptr, num_segments, sums_ptr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def choose_groups(maxima_ptr, num_groups, chosen_ptr, num_chosen, BLOCK: tl.constexpr):
-    """The groups with the largest maxima. Grid: (C,).
+def choose_groups(
+    groups_ptr,
+    num_groups,
+    partial_ptr,
+    num_segments,
+    sums_ptr,
+    chosen_ptr,
+    num_chosen,
+    outside_ptr,
+    GROUPS_OF_SEGMENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The groups with the largest maxima, and the sum over all others. Grid: (C,).
 
-    In: maxima (C, G); num_chosen <= G <= BLOCK.
-    Out: chosen (C, num_chosen) int32, group indices in ascending order.
+    In: groups (C, 2, G) and partial (C, S, 3) from `scan_segments`, sums (C, 3) from `merge_segments`;
+        num_chosen <= G <= BLOCK.
+    Out: chosen (C, num_chosen) int32, group indices in ascending order; outside (C,): sum exp(x - m) over the
+        groups that are not chosen, with the m of the row.
     """
     row = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, BLOCK)
     valid = group < num_groups
-    maxima = tl.load(maxima_ptr + row * num_groups + group, mask=valid, other=0.0)
-    chosen, place = _choose_largest(maxima, valid, num_chosen)
+    groups = groups_ptr + row * 2 * num_groups + group
+    chosen, place = _choose_largest(tl.load(groups, mask=valid, other=0.0), valid, num_chosen)
     tl.store(chosen_ptr + row * num_chosen + place, group, mask=chosen)
+    passed_over = valid & (chosen == 0)
+    segment = row * num_segments + group // GROUPS_OF_SEGMENT
+    segment_max = tl.load(partial_ptr + segment * 3, mask=passed_over, other=0.0)
+    group_sum = tl.load(groups + num_groups, mask=passed_over, other=0.0)
+    shift = tl.where(passed_over, segment_max - tl.load(sums_ptr + row * 3), 0.0)
+    tl.store(outside_ptr + row, tl.sum(group_sum * tl.exp(shift), axis=0))
 
 
 @triton.jit
@@ -158,8 +193,10 @@ def choose_tokens(
     outer,
     chosen_ptr,
     num_chosen,
+    sums_ptr,
     ids_ptr,
     topk,
+    outside_ptr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     GROUP: tl.constexpr,
@@ -167,8 +204,10 @@ def choose_tokens(
 ):
     """The top K tokens among those of the chosen groups. Grid: (C,).
 
-    In: product (C, V), bias (V,), chosen (C, num_chosen) from `choose_groups`; BLOCK >= num_chosen * GROUP.
-    Out: columns 1 to K of ids (C, 1 + K) int32, in ascending order.
+    In: product (C, V), bias (V,), chosen (C, num_chosen) from `choose_groups`, sums (C, 3);
+        BLOCK >= num_chosen * GROUP.
+    Out: columns 1 to K of ids (C, 1 + K) int32, in ascending order; outside (C,), with what `choose_groups` has left
+        there, becomes sum exp(x - m) over all tokens that are not in the top K.
     """
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
@@ -180,6 +219,10 @@ def choose_tokens(
     logit = finished(product, column, valid, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
     chosen, rank = _choose_largest(logit, valid, topk)
     tl.store(ids_ptr + row * (topk + 1) + 1 + rank, column, mask=chosen)
+    passed_over = valid & (chosen == 0)
+    shift = tl.where(passed_over, logit - tl.load(sums_ptr + row * 3), 0.0)
+    outside = tl.sum(tl.where(passed_over, tl.exp(shift), 0.0), axis=0)
+    tl.store(outside_ptr + row, outside + tl.load(outside_ptr + row))
 
 
 @triton.jit
@@ -196,12 +239,13 @@ def gather_support(
     width,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    MARK_TOPK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Finished logits of the support's tokens, those of the given columns. Grid: (C,).
 
     In: product (C, num_columns), the columns from `first_column` on; bias (V,); ids (C, W); BLOCK >= W.
-    Out: support (C, W), where the token is one of the columns.
+    Out: support (C, W), where the token is one of the columns; with MARK_TOPK the top K's products are `MARKED`.
     """
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
@@ -211,3 +255,6 @@ def gather_support(
     product = tl.load(product_ptr + row * stride + column, mask=here, other=0.0)
     logit = finished(product, ids, here, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
     tl.store(support_ptr + row * width + place, logit, mask=here)
+    if MARK_TOPK:
+        tl.debug_barrier()  # the sampled token may be one of the top K: it is read before that is marked
+        tl.store(product_ptr + row * stride + column, MARKED, mask=here & (place > 0))

@@ -7,10 +7,10 @@ Formulas: `ops.token_terms`; products, finished logits and shapes: `ops.triton_s
 import triton
 import triton.language as tl
 
+from srpo_trl.losses.divergence import MIN_TAIL_MASS
 from srpo_trl.ops.triton_scan import finished
 
-# The least probability of a tail bucket: 1 - exp(-1e-7), the bound of `losses.append_tail_bucket` in float32.
-_LEAST_TAIL = tl.constexpr(1e-7)
+_MIN_TAIL_MASS = tl.constexpr(MIN_TAIL_MASS)
 
 
 @triton.jit
@@ -102,6 +102,7 @@ def support_terms(
     width,
     student_sums_ptr,
     teacher_sums_ptr,
+    outside_ptr,
     coefficient_ptr,
     old_logps_ptr,
     clip,
@@ -120,8 +121,10 @@ def support_terms(
 ):
     """Loss, statistics and the support's gradient of each row. Grid: (C,).
 
-    In: both sides' logits on the support (C, W) and sums (C, 3); coefficient and old log-probabilities (C,);
-        inner and outer of the student; SUPPORT "tail", "renormalized" or "sampled_token"; BLOCK >= W.
+    In: both sides' logits on the support (C, W) and sums (C, 3); with SUPPORT "tail" the teacher's sums are those
+        of the tokens outside, and outside (C,) is the student's sum exp(x - m) over them; coefficient and old
+        log-probabilities (C,); inner and outer of the student; SUPPORT "tail", "renormalized" or "sampled_token";
+        BLOCK >= W.
     Out: statistics (6, C), `statistics_stride` apart, in the order of `chunked.Sweep`; gradient (C, W) of the
         student's products, to be stored at the support's tokens (the first alone with "sampled_token", else
         all others); rest (C,), what the probability of every other token is multiplied by.
@@ -149,6 +152,13 @@ def support_terms(
         in_support = (place > 0) & (place < width)
         logit = tl.load(student_support_ptr + row * width + place, mask=in_support, other=0.0)
         teacher_logit = tl.load(teacher_support_ptr + row * width + place, mask=in_support, other=0.0)
+        if SUPPORT == "tail":
+            support_max = tl.max(tl.where(in_support, teacher_logit, float("-inf")), axis=0)
+            outside_max = teacher_max
+            teacher_max = tl.maximum(outside_max, support_max, propagate_nan=tl.PropagateNan.ALL)
+            teacher_outside = teacher_sum * tl.exp(outside_max - teacher_max)
+            inside = tl.where(in_support, tl.exp(teacher_logit - teacher_max), 0.0)
+            teacher_sum = teacher_outside + tl.sum(inside, axis=0)
         logp = tl.where(in_support, logit - student_max - tl.log(student_sum), 0.0)
         teacher_logp = tl.where(in_support, teacher_logit - teacher_max - tl.log(teacher_sum), 0.0)
         prob = tl.where(in_support, tl.exp(logit - student_max) / student_sum, 0.0)
@@ -165,14 +175,15 @@ def support_terms(
         total = tl.sum(gradient, axis=0)
         rest = 0.0
         if SUPPORT == "tail":
-            tail = tl.maximum(1.0 - mass, _LEAST_TAIL)
-            teacher_tail = tl.maximum(1.0 - teacher_mass, _LEAST_TAIL)
+            student_tail = tl.load(outside_ptr + row) / student_sum
+            tail = tl.maximum(student_tail, _MIN_TAIL_MASS)
+            teacher_tail = tl.maximum(teacher_outside / teacher_sum, _MIN_TAIL_MASS)
             share, tail_gradient = divergence_terms(
                 tl.log(tail), tl.log(teacher_tail), tail, teacher_tail, alpha, DIVERGENCE
             )
             divergence += share
-            # Beyond the bound of the top K's mass the tail is a constant.
-            tail_gradient = tl.where(1.0 - mass < _LEAST_TAIL, 0.0, tail_gradient)
+            # At its bound the tail is a constant.
+            tail_gradient = tl.where(student_tail < _MIN_TAIL_MASS, 0.0, tail_gradient)
             total += tail_gradient
             rest = tail_gradient / tail - total
         gradient -= prob * total
