@@ -120,16 +120,6 @@ MUTANTS = [
         tests=("test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
     ),
     mutant(
-        "tail_as_one_minus_a_sum_in_triton",
-        "the same in the Triton kernels",
-        (
-            "ops/triton_terms.py",
-            "student_tail = tl.load(outside_ptr + row) / student_sum",
-            "student_tail = 1.0 - mass",
-        ),
-        tests=("test_ops_triton.py::test_a_small_tail_has_the_float64_gradient",),
-    ),
-    mutant(
         "entropy_of_the_topk",
         "the teacher's entropy is that of its top 5 tokens, not of the full vocabulary",
         (
