@@ -24,6 +24,7 @@ from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.bench.measure import free_memory, seconds
 from srpo_trl.bench.tables import Table
 from srpo_trl.commands.smoke_model import build_byte_tokenizer
+from srpo_trl.routing_defaults import DEFAULTS
 
 Routing = Literal["grpo", "srpo"]
 
@@ -107,6 +108,7 @@ def train(case: Case, routing: Routing, device: torch.device, *, num_steps: int)
     longest = 4 * case.num_tokens + 1024
     with tempfile.TemporaryDirectory() as folder:
         config = SRPOConfig(
+            **DEFAULTS,  # the same policy loss for both
             output_dir=folder,
             routing=routing,
             num_generations=NUM_GENERATIONS,

@@ -54,17 +54,21 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
     "earlier_answers_kept": (st.integers(1, 10**6), without(NO_COUNT, 10**400)),
     "guard_action": (
         st.sampled_from(
-            ["off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"]
+            [None, "off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"]
         ),
-        [*NO_WORD, None],
+        NO_WORD,
     ),
     "redraw_failed_frac": (st.sampled_from([0, 0.0, 0.5, 1.0]), [*NO_NUMBER, -0.1, 1.1]),
     "eval_temperature": (
-        st.one_of(st.integers(1, 3), within(1e-4, 1e4)),
-        [*NO_NUMBER, 0, 0.0, -1.0, 1e-30, 1e30],
+        st.one_of(st.none(), st.integers(1, 3), within(1e-4, 1e4)),
+        [*without(NO_NUMBER, None), 0, 0.0, -1.0, 1e-30, 1e30],
     ),
-    "eval_top_p": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, -0.1, 1.1]),
-    "eval_tokens_per_batch": (st.integers(1, 10**6), without(NO_COUNT, 10**400)),
+    "eval_top_p": (
+        st.one_of(st.none(), within(0, 1, exclude_min=True)),
+        [*without(NO_NUMBER, None), 0, -0.1, 1.1],
+    ),
+    "eval_tokens_per_batch": (st.one_of(st.none(), st.integers(1, 10**6)), without(NO_COUNT, None, 10**400)),
+    "run_log": (st.sampled_from([None, True, False]), without(NO_BOOL, None)),
     "teacher_model_kind": (st.sampled_from(["ema", "base", "live"]), [*NO_WORD, None]),
     "teacher_update_rate": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, 0.0, -0.1, 1.1]),
     "teacher_context": (
@@ -89,7 +93,7 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
     "teacher_states_on_host": (st.booleans(), NO_BOOL),
     "liger_layers": (st.just(False), NO_BOOL),
     "log_examples_steps": (st.one_of(st.none(), st.integers(1, 3)), without(NO_COUNT, None, 10**400)),
-    "max_nonfinite_steps": (st.integers(1, 10**6), without(NO_COUNT, 10**400)),
+    "max_nonfinite_steps": (st.one_of(st.none(), st.integers(1, 10**6)), without(NO_COUNT, None, 10**400)),
     "reward_timeout": (
         st.one_of(st.none(), within(60, 1e9)),
         [*without(NO_NUMBER, None), 0, 0.0, -1, 1e30],
@@ -124,15 +128,15 @@ INHERITED: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
     "min_p": (st.one_of(st.none(), shares), [*without(NO_NUMBER, None), -0.1, 1.1]),
     "repetition_penalty": (st.one_of(st.integers(1, 3), within(0.1, 10)), [*NO_NUMBER, 0, -1.0]),
     "max_completion_length": (st.integers(1, 8), without(NO_COUNT, None)),
-    "scale_rewards": (st.sampled_from(["group", "batch", "none", True, False]), without(NO_WORD, True)),
+    "scale_rewards": (st.sampled_from([None, "group", "batch", "none", True, False]), without(NO_WORD, True)),
     "multi_objective_aggregation": (
         st.sampled_from(["sum_then_normalize", "normalize_then_sum"]),
         [*NO_WORD, None],
     ),
     "importance_sampling_level": (st.sampled_from(["token", "sequence"]), [*NO_WORD, None]),
     "vllm_importance_sampling_mode": (
-        st.sampled_from(["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]),
-        [*NO_WORD, None],
+        st.sampled_from([None, "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]),
+        NO_WORD,
     ),
     "vllm_importance_sampling_clip_max": (positive, [*without(NO_NUMBER, None, INFINITY), 0, -1]),
     "off_policy_mask_threshold": (st.one_of(st.none(), floats), without(NO_NUMBER, None)),
@@ -147,7 +151,7 @@ INHERITED: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
         st.sampled_from([None, "auto", "none", 1, 8, "8"]),
         [0, -1, 0.5, "", "abc", "0", [], True],
     ),
-    "learning_rate": (within(0, 100), [*NO_NUMBER, *NEGATIVE, 1e30]),
+    "learning_rate": (st.one_of(st.none(), within(0, 100)), [*without(NO_NUMBER, None), *NEGATIVE, 1e30]),
     "weight_decay": (shares, [*NO_NUMBER, *NEGATIVE, 1e30]),
     "adam_beta1": (within(0, 0.99), [*NO_NUMBER, *NEGATIVE, 1, 1.0]),
     "adam_beta2": (within(0, 0.999), [*NO_NUMBER, *NEGATIVE, 1, 1.0]),

@@ -44,6 +44,7 @@ OPTIONS = {  # name: default; a change here is a change of the public interface
     "gradient_share_steps": None,
     "log_examples_steps": None,
     "guard_action": "warn",
+    "run_log": True,
 }
 CHANGED = {
     "epsilon_high": 0.28,
@@ -106,6 +107,11 @@ WRONG = [
     {"max_reprompt_length": 0},
     {"gradient_share_steps": 0},
     {"max_nonfinite_steps": 0},
+    {"run_log": "yes"},
+    {"run_log": 1},
+    {"routing": "grpo", "guard_action": "freeze_teacher"},
+    {"routing": "grpo", "metric_for_best_model": "eval_avg@16"},
+    {"metric_for_best_model": "eval_loss"},
     {"max_nonfinite_steps": 2.0},
     {"reward_timeout": 0},
     {"reward_timeout": float("inf")},

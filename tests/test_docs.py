@@ -26,6 +26,7 @@ from srpo_trl.memory_plan import arguments as memory_arguments
 from srpo_trl.metrics import RATIOS, SUMS, metrics_from_sums
 from srpo_trl.report import command as report_command
 from srpo_trl.routing import ROUTE_NAMES, Correctness, Route, route_samples
+from srpo_trl.routing_defaults import DEFAULTS
 from srpo_trl.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +73,8 @@ def code(cell: str) -> str:
 
 
 def default_of(config: type, name: str) -> Any:
+    if config is SRPOConfig and name in DEFAULTS:
+        return DEFAULTS[name]
     field = config.__dataclass_fields__[name]
     return field.default if field.default is not dataclasses.MISSING else field.default_factory()
 

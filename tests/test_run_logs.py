@@ -168,7 +168,13 @@ def test_seconds_go_on_after_a_resume_without_the_pause(tmp_path, clock):
 @pytest.mark.parametrize("routing", ["srpo", "grpo"])
 def test_log_file_has_every_log_and_the_options(tmp_path, routing):
     trainer = make_trainer(
-        tmp_path, routing=routing, max_steps=2, eval_dataset=chat_dataset(), per_device_eval_batch_size=16
+        tmp_path,
+        routing=routing,
+        run_log=True,
+        eval_temperature=0.6,
+        max_steps=2,
+        eval_dataset=chat_dataset(),
+        per_device_eval_batch_size=16,
     )
     trainer.evaluate()  # before training: belongs to no run
     assert not (tmp_path / LOG_FILE).exists()

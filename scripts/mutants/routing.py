@@ -6,6 +6,26 @@ OBJECTIVE = "test_objective.py::test_loss_and_gradient_equal_the_oracles"
 
 MUTANTS = [
     mutant(
+        "papers_defaults_with_grpo",
+        "routing=grpo has the paper's defaults and all extras",
+        ("routing_defaults.py", '    if config.routing == "grpo":\n', "    if False:\n"),
+        tests=(
+            "test_grpo_identity.py::test_every_default_with_grpo_is_grpo_configs",
+            "test_grpo_identity.py::test_logs_evaluation_and_files_with_grpo_are_grpo_trainers",
+            "test_grpo_identity.py::test_a_step_that_is_not_finite_is_taken_with_grpo_as_grpo_trainer_takes_it",
+        ),
+    ),
+    mutant(
+        "extras_ignored_with_grpo",
+        "sampled evaluation that is asked for by name is not done with routing=grpo",
+        (
+            "routing_defaults.py",
+            "        if not missing.issuperset(SAMPLED_EVALUATION):\n",
+            "        for name in SAMPLED_EVALUATION:\n            setattr(config, name, None)\n        if False:\n",
+        ),
+        tests=("test_grpo_identity.py::test_sampled_evaluation_that_is_asked_for_works_with_grpo",),
+    ),
+    mutant(
         "threshold_exclusive",
         "a reward that equals the threshold is no success: > instead of >=",
         ("routing.py", "score_B >= threshold", "score_B > threshold"),

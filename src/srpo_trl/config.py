@@ -13,6 +13,7 @@ from srpo_trl.checks.combined_options import combined_problems
 from srpo_trl.checks.inherited_options import inherited_problems
 from srpo_trl.checks.own_options import derived_problems, problems_of
 from srpo_trl.evaluation.options import fit_evaluation
+from srpo_trl.routing_defaults import resolve_defaults
 
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
@@ -26,36 +27,48 @@ class SRPOConfig(GRPOConfig):
     Defaults of the method are the paper's (SRPO, arXiv:2604.02288, table 3). Inherited options whose default differs
     from TRL's: `num_generations_eval` 16, `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and,
     where vLLM samples, `vllm_importance_sampling_mode` `"token_truncate"` with `vllm_importance_sampling_clip_max` 2.
+    With `routing="grpo"` they are TRL's, and the extras of `srpo_trl.routing_defaults` are off unless given.
+
+    Attributes:
+        defaulted: names of the options that were None and got the default of the routing.
 
     Raises:
         ValueError: one message with every problem found, what is required, and what to do.
     """
 
     # Inherited options whose defaults SRPO changes
-    learning_rate: float = field(
-        default=5e-6, metadata={"help": "Initial learning rate of AdamW (SRPO, table 3)."}
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Initial learning rate of AdamW. None: 5e-6 (SRPO, table 3); TRL's with 'grpo'."},
     )
     epsilon_high: float | None = field(
-        default=0.28, metadata={"help": "Upper clip of the policy ratio (DAPO; SRPO, section 3.3)."}
-    )
-    scale_rewards: str = field(
-        default="none",
+        default=None,
         metadata={
-            "help": "'none' (Dr. GRPO, as in the paper), 'group' or 'batch': what advantages are divided by."
+            "help": "Upper clip of the policy ratio. None: 0.28 (DAPO; SRPO, section 3.3); TRL's with 'grpo'."
         },
     )
-    vllm_importance_sampling_mode: str = field(
-        default="token_truncate",
-        metadata={"help": "How vLLM's importance ratio is bounded; the paper truncates it token by token."},
+    scale_rewards: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "'none' (Dr. GRPO), 'group' or 'batch': what advantages are divided by. None: 'none', as in the "
+            "paper; TRL's with 'grpo'."
+        },
+    )
+    vllm_importance_sampling_mode: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "How vLLM's importance ratio is bounded. None: 'token_truncate', the paper's; TRL's with 'grpo'."
+        },
     )
     vllm_importance_sampling_clip_max: float | None = field(
-        default=2.0, metadata={"help": "Upper bound of vLLM's importance ratio (the paper's 2)."}
+        default=None,
+        metadata={"help": "Upper bound of vLLM's importance ratio. None: the paper's 2; TRL's with 'grpo'."},
     )
 
     num_generations_eval: int | None = field(
-        default=16,
+        default=None,
         metadata={
-            "help": "Samples of each question in an evaluation (the paper's 16). None: num_generations."
+            "help": "Samples of each question in an evaluation. None: the paper's 16; TRL's with 'grpo'."
         },
     )
 
@@ -215,28 +228,32 @@ class SRPOConfig(GRPOConfig):
     )
 
     # Evaluation
-    eval_temperature: float = field(
-        default=0.6,
-        metadata={"help": "Sampling temperature of evaluation; training samples at `temperature`."},
+    eval_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Sampling temperature of evaluation; training samples at `temperature`. None: 0.6; with 'grpo' "
+            "evaluation is GRPOTrainer's unless this, eval_top_p or eval_tokens_per_batch is given."
+        },
     )
-    eval_top_p: float = field(
-        default=0.95, metadata={"help": "Nucleus of evaluation's sampling; training's is `top_p`."}
+    eval_top_p: float | None = field(
+        default=None,
+        metadata={"help": "Nucleus of evaluation's sampling; training's is `top_p`. None: 0.95."},
     )
-    eval_tokens_per_batch: int = field(
-        default=65536,
+    eval_tokens_per_batch: int | None = field(
+        default=None,
         metadata={
             "help": "Most tokens that one evaluation batch of a process holds, each sample counted as its batch's "
             "longest prompt plus max_completion_length. vLLM and continuous batching schedule by themselves: there "
-            "everything is one batch."
+            "everything is one batch. None: 65536."
         },
     )
 
     # Faults
-    max_nonfinite_steps: int = field(
-        default=3,
+    max_nonfinite_steps: int | None = field(
+        default=None,
         metadata={
             "help": "So many optimizer steps in a row with a loss or gradient that is not finite stop the run, with a "
-            "report. Each of them is skipped."
+            "report. Each of them is skipped. None: 3; with 'grpo' they are taken, as in GRPOTrainer."
         },
     )
     reward_timeout: float | None = field(
@@ -248,6 +265,13 @@ class SRPOConfig(GRPOConfig):
     )
 
     # Observation
+    run_log: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Log the run's seconds and peak memory, and write all logs to log.jsonl in output_dir, for "
+            "`srpo-trl report`. None: yes; with 'grpo' no."
+        },
+    )
     gradient_share_steps: int | None = field(
         default=None,
         metadata={
@@ -263,24 +287,26 @@ class SRPOConfig(GRPOConfig):
         },
     )
 
-    guard_action: Literal[
-        "off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"
-    ] = field(
-        default="warn",
+    guard_action: (
+        Literal["off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"] | None
+    ) = field(
+        default=None,
         metadata={
             "help": "What the guards (srpo_trl.guards) do when a run goes wrong in a known way: 'warn'; besides, where "
             "it is a remedy, 'lower_distillation' (halve the share of distilled rollouts), 'freeze_teacher', "
-            "'resynchronise_teacher' (give it the student's weights) or 'stop'."
+            "'resynchronise_teacher' (give it the student's weights) or 'stop'. None: 'warn'; with 'grpo' 'off'."
         },
     )
 
     def __post_init__(self) -> None:
         """Validate SRPO's options and TRL's together."""
+        self.defaulted = resolve_defaults(self)
         wrong = inherited_problems(self)
         inherited = [*wrong.values(), *combined_problems(self, wrong.keys())]
         problems = [*problems_of(self), *inherited]
         if not inherited:  # TRL and `fit_evaluation` compute with these options
-            fit_evaluation(self)
+            if self.samples_evaluation:
+                fit_evaluation(self)
             try:
                 super().__post_init__()
             except (ValueError, TypeError, OSError) as error:  # TRL stops at its first; report it beside ours
@@ -292,4 +318,10 @@ class SRPOConfig(GRPOConfig):
                 f"SRPOConfig has {len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems)
             )
         for name in ("temperature", "eval_temperature", "repetition_penalty"):
-            setattr(self, name, float(getattr(self, name)))  # transformers would refuse a whole number
+            if getattr(self, name) is not None:  # transformers would refuse a whole number
+                setattr(self, name, float(getattr(self, name)))
+
+    @property
+    def samples_evaluation(self) -> bool:
+        """Whether evaluation draws samples and scores them; else it is GRPOTrainer's."""
+        return self.eval_temperature is not None

@@ -52,7 +52,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288).
 
     The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. With
-    `routing="grpo"` it is `GRPOTrainer`.
+    `routing="grpo"` it is `GRPOTrainer`, unless one of the extras (`srpo_trl.routing_defaults`) is asked for.
 
     Example:
 
@@ -140,6 +140,8 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         if args.liger_layers:
             check_liger_layers(self._student, args.device)
             apply_liger_layers(self._student)
+        if args.guard_action != "off":
+            self.add_callback(GuardCallback(str(args.guard_action), self._remedies()))
         if not self._is_routed:
             return
         self._spec = DistillationSpec(
@@ -161,15 +163,18 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
             if args.gradient_share_steps
             else None
         )
-        if args.guard_action != "off":
-            remedies = {
-                "lower_distillation": self._share.lower,
-                "freeze_teacher": lambda: self._teacher.freeze(),
-                "resynchronise_teacher": lambda: self._teacher.resynchronise(),
-            }
-            self.add_callback(GuardCallback(args.guard_action, remedies))
 
     # ---------------------------------------------------------------- the pieces
+
+    def _remedies(self) -> dict[str, Callable[[], None]]:
+        """Return what the guards' actions do; `routing="grpo"` has nothing that they could act on."""
+        if not self._is_routed:
+            return {}
+        return {
+            "lower_distillation": self._share.lower,
+            "freeze_teacher": lambda: self._teacher.freeze(),
+            "resynchronise_teacher": lambda: self._teacher.resynchronise(),
+        }
 
     @property
     def _whole_teacher_head(self) -> Head | None:

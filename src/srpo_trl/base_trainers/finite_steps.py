@@ -36,8 +36,9 @@ class NonFiniteStepsError(RuntimeError):
 class FiniteStepGRPOTrainer(CheckedCallsGRPOTrainer):
     """`CheckedCallsGRPOTrainer` that skips optimizer steps with a loss or a gradient that is not finite.
 
-    A skipped step leaves the weights and the optimizer's state, its counters included, as they were. TRL's counters
-    and the learning rate's schedule go on. Subclasses put the losses of their branches into `_branch_losses`.
+    With `max_nonfinite_steps` None it skips none. A skipped step leaves the weights and the optimizer's state, its
+    counters included, as they were. TRL's counters and the learning rate's schedule go on. Subclasses put the losses
+    of their branches into `_branch_losses`.
     """
 
     args: "SRPOConfig"
@@ -60,7 +61,7 @@ class FiniteStepGRPOTrainer(CheckedCallsGRPOTrainer):
     ) -> Tensor:
         """Return TRL's loss; where it is not finite, one whose gradient is NaN."""
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self.model.training:
+        if not self.model.training or self.args.max_nonfinite_steps is None:
             return loss
         self._record.add(inputs, loss=loss.detach(), **self._branch_losses)
         # A product, because an infinite loss can have a finite gradient, and only gradients reach other processes.
@@ -76,6 +77,8 @@ class FiniteStepGRPOTrainer(CheckedCallsGRPOTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the norm of the gradient, and decide on it whether the optimizer steps."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self.args.max_nonfinite_steps is None:
+            return grad_norm
         number = _as_number(grad_norm)  # waits for the device
         self._step_was_skipped = number < 0 or not math.isfinite(number)
         self._is_nonfinite_step = self._step_was_skipped and not self._is_loss_scaling()
@@ -109,6 +112,7 @@ class FiniteStepGRPOTrainer(CheckedCallsGRPOTrainer):
         Raises:
             NonFiniteStepsError: it is one too many, or the engine has taken the step all the same.
         """
+        assert self.args.max_nonfinite_steps is not None
         step, rank = self.state.global_step + 1, self.accelerator.process_index
         path = save_step(Path(str(self.args.output_dir)) / FOLDER, step, rank, self._record, grad_norm)
         is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED

@@ -18,7 +18,7 @@ from srpo_trl.trl_seams import get_config_model_id
 
 ELAPSED = "srpo/seconds/elapsed"
 PEAK_MEMORY = "srpo/memory/peak_gb"
-RUN_METRICS = (ELAPSED, PEAK_MEMORY)  # logged with every `routing`
+RUN_METRICS = (ELAPSED, PEAK_MEMORY)
 
 _CLOCK = "srpo_trl.Stopwatch"  # in the trainer state of a checkpoint
 _OF_A_PLACE = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
@@ -27,7 +27,10 @@ _PACKAGES = ("srpo-trl", "trl", "transformers", "torch")
 
 
 class LoggedGRPOTrainer(ResumableGRPOTrainer):
-    """`ResumableGRPOTrainer` with `RUN_METRICS` in its logs, all of which also go to `log.jsonl` in `output_dir`."""
+    """`ResumableGRPOTrainer` with `RUN_METRICS` in its logs, all of which also go to `log.jsonl` in `output_dir`.
+
+    Without `run_log` it does neither.
+    """
 
     args: SRPOConfig
     model: PreTrainedModel
@@ -37,11 +40,12 @@ class LoggedGRPOTrainer(ResumableGRPOTrainer):
         self._clock = Stopwatch()
         self._run_log = RunLog(Path(str(self.args.output_dir)) / LOG_FILE)
         self._log_has_begun = False  # an evaluation before any training belongs to no run
-        self.add_callback(_KeepLog(self))
+        if self.args.run_log:
+            self.add_callback(_KeepLog(self))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the run's costs to what is logged of training."""
-        if self.model.training:
+        if self.args.run_log and self.model.training:
             device = self.accelerator.device
             peak = torch.tensor([peak_memory_gb(device)], device=device)
             logs |= {ELAPSED: self._clock.seconds, PEAK_MEMORY: float(gather(peak).max())}
@@ -53,8 +57,9 @@ class LoggedGRPOTrainer(ResumableGRPOTrainer):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        saved: Any = self.state.stateful_callbacks
-        saved[_CLOCK] = {"attributes": {"seconds": self._clock.seconds}}
+        if self.args.run_log:
+            saved: Any = self.state.stateful_callbacks
+            saved[_CLOCK] = {"attributes": {"seconds": self._clock.seconds}}
         super()._save_checkpoint(model, trial)
 
     def _begin_log(self, state: TrainerState) -> None:
@@ -85,14 +90,15 @@ class LoggedGRPOTrainer(ResumableGRPOTrainer):
         }
 
 
-def changed_options(args: Any) -> dict[str, Any]:
+def changed_options(args: SRPOConfig) -> dict[str, Any]:
     """Return the options whose value is not their default, without those of a place or a secret."""
     public = _without_private(args.to_dict())
     changed = {}
     for field in dataclasses.fields(args):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        if field.name in public and getattr(args, field.name) != default:
+        is_default = field.name in args.defaulted or getattr(args, field.name) == default
+        if field.name in public and not is_default:
             changed[field.name] = public[field.name]
     return changed
 

@@ -90,7 +90,8 @@ def _schedule(config: "SRPOConfig") -> Iterator[str]:
     given = _dictionary(config.lr_scheduler_kwargs)
     name = SchedulerType(config.lr_scheduler_type)
     # A learning rate that is wrong itself is named elsewhere, and hides nothing here.
-    rate = config.learning_rate if is_of(config.learning_rate, float) and config.learning_rate >= 0 else 1.0
+    given_rate: Any = config.learning_rate
+    rate = given_rate if is_of(given_rate, float) and given_rate >= 0 else 1.0
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
     try:
         get_scheduler(

@@ -24,6 +24,11 @@ def problems_of(config: "SRPOConfig") -> Iterator[str]:
     yield from _distillation_problems(config)
     yield from _share_problems(config)
     yield from _one_of("guard_action", config.guard_action, GUARD_ACTIONS)
+    if config.routing == "grpo" and config.guard_action not in ("off", "warn", "stop"):
+        yield (
+            f"guard_action={config.guard_action!r} acts on the teacher or on distillation, which routing='grpo' has "
+            "none of. Use 'off', 'warn' or 'stop'."
+        )
     yield from _teacher_problems(config)
     yield from _template_problems(config)
     yield from _evaluation_problems(config)
@@ -142,18 +147,29 @@ def _template_problems(config: "SRPOConfig") -> Iterator[str]:
 
 
 def _evaluation_problems(config: "SRPOConfig") -> Iterator[str]:
+    metric = config.metric_for_best_model
+    if not config.samples_evaluation:
+        if isinstance(metric, str) and re.fullmatch(r"(eval_)?(avg|maj|pass)@\d+", metric):
+            yield (
+                f"metric_for_best_model={metric!r} is a score of sampled evaluation, which routing='grpo' has where it "
+                "is asked for: set eval_temperature, 0.6 in the paper."
+            )
+        return
     yield from _in_range("eval_temperature", config.eval_temperature, *TEMPERATURES)
     yield from _in_range("eval_top_p", config.eval_top_p, 0.0, 1.0, open_low=True)
     yield from _positive_int("eval_tokens_per_batch", config.eval_tokens_per_batch)
-    if config.metric_for_best_model in ("loss", "eval_loss"):
+    if metric in ("loss", "eval_loss"):
         yield (
-            f"metric_for_best_model={config.metric_for_best_model!r} is not measured: evaluation scores samples and "
+            f"metric_for_best_model={metric!r} is not measured: evaluation scores samples and "
             "computes no loss. Give one of the scores, such as 'eval_avg@16', or leave it out."
         )
 
 
 def _fault_problems(config: "SRPOConfig") -> Iterator[str]:
-    yield from _positive_int("max_nonfinite_steps", config.max_nonfinite_steps)
+    if config.max_nonfinite_steps is not None:
+        yield from _positive_int("max_nonfinite_steps", config.max_nonfinite_steps)
+    if not isinstance(config.run_log, bool):
+        yield f"run_log={config.run_log!r} must be true or false."
     if config.reward_timeout is not None:
         yield from _in_range("reward_timeout", config.reward_timeout, 0.0, 1e9, open_low=True)
 

@@ -15,6 +15,7 @@ from srpo_trl.commands.training_script import Training, prepare
 from srpo_trl.compare.scores import Budget, read_budgets
 from srpo_trl.compare.start import as_json, begun_otherwise, different_starts, differing, options_of, start_of
 from srpo_trl.compare.variants import VARIANTS
+from srpo_trl.routing_defaults import DEFAULTS
 
 RUNS_FOLDER = "runs"
 OWN_OPTIONS = ("config", "seed", "output_dir", "resume_from_checkpoint", "max_training_time")
@@ -154,12 +155,23 @@ def _trainings(
     by_problem: dict[str, list[str]] = {}
     for name, arguments in variants.items():
         training, problems = _prepare([*arguments, *training_options])
+        shared = [] if training is None else _shared_defaults(training)
+        if shared:
+            arguments += shared
+            training, problems = _prepare([*arguments, *training_options])
         if training is not None:
             trainings[name] = training
             problems = list(_unfit(training, budgets))
         for problem in problems:
             by_problem.setdefault(problem, []).append(name)
     return trainings, [f"{', '.join(names)}: {problem}" for problem, names in by_problem.items()]
+
+
+def _shared_defaults(training: Training) -> list[str]:
+    """Return the words that give a variant the others' defaults, where its routing has its own: one start for all."""
+    config = training.config
+    own = [name for name in sorted(config.defaulted) if getattr(config, name) != DEFAULTS[name]]
+    return [word for name in own for word in (f"--{name}", str(DEFAULTS[name]))]
 
 
 def _prepare(arguments: Sequence[str]) -> tuple[Training | None, list[str]]:

@@ -25,6 +25,7 @@ from srpo_trl.commands.options import attempt, parse_options, refuse
 from srpo_trl.commands.training_script import TrainArguments
 from srpo_trl.config import SRPOConfig
 from srpo_trl.evaluation.report import completions_file, paired, table_of, write_report
+from srpo_trl.routing_defaults import SAMPLED_EVALUATION
 from srpo_trl.trainer import SRPOTrainer
 from srpo_trl.trl_seams import RewardFunc as RewardFunction
 from srpo_trl.version import __version__
@@ -32,7 +33,8 @@ from srpo_trl.version import __version__
 PROG = "srpo-trl eval"
 ADAPTER_FILE = "adapter_config.json"
 # The model as it was saved. TRL's defaults are those of training: float32 weights, and bf16 autocast for its passes.
-DEFAULTS = {"dtype": "auto", "bf16": False}
+# With any routing that a training run's file names, samples are drawn.
+DEFAULTS = {"dtype": "auto", "bf16": False, "eval_temperature": SAMPLED_EVALUATION["eval_temperature"]}
 VLLM_SEQUENCES = 256  # that vLLM works on at a time; TRL lets it have those of a training step only
 
 
@@ -130,6 +132,7 @@ def _for_evaluation_alone(config: SRPOConfig, folder: str) -> SRPOConfig:
     config.output_dir = folder
     config.report_to, config.push_to_hub = [], False
     config.routing, config.beta = "grpo", 0.0  # neither a teacher nor a reference model
+    config.guard_action, config.run_log = "off", False
     config.eval_strategy, config.load_best_model_at_end = "no", False
     config.steps_per_generation = -(-VLLM_SEQUENCES // config.per_device_train_batch_size)
     return config

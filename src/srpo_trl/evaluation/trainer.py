@@ -34,7 +34,7 @@ TRLS_BATCH_MEANS = (
 
 
 class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
-    """`GRPOTrainer` with sampled evaluation.
+    """`GRPOTrainer` with sampled evaluation; without `SRPOConfig.samples_evaluation` it is GRPOTrainer's.
 
     Attributes:
         evaluated_samples: of the last evaluation, of all processes, in the order of the questions.
@@ -49,6 +49,8 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return this process's share of the batches; `eval_dataset` is None, a data set, or the name of one."""
+        if not self.args.samples_evaluation:
+            return super().get_eval_dataloader(eval_dataset)
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         elif eval_dataset is None:
@@ -71,6 +73,8 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Return the batches of `predict`, which samples as `evaluate` does."""
+        if not self.args.samples_evaluation:
+            return super().get_test_dataloader(test_dataset)
         return self.get_eval_dataloader(test_dataset)
 
     def _prompt_lengths(self, rows: Any) -> list[int]:
@@ -88,7 +92,7 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
         """Return every score under `eval_...`; of several named data sets also the mean of their avg@n."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(data_sets, dict):
+        if not (self.args.samples_evaluation and isinstance(data_sets, dict)):
             return metrics
         average = f"avg@{self.num_generations_eval}"
         names = [f"{metric_key_prefix}_{data_set}_{average}" for data_set in data_sets]
@@ -108,6 +112,10 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Run transformers' loop over the samples, and add their scores to its metrics."""
+        if not self.args.samples_evaluation:
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         num_samples = self.num_generations_eval
         self._collector = collector = self._new_collector()
         try:
@@ -159,9 +167,10 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Draw and score one batch of samples; there is no loss."""
-        assert self._collector is not None
+        if self._collector is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         planned, rows = zip(*inputs, strict=True)
         self._prepare_inputs(list(rows))
         self._collector.keep(planned)

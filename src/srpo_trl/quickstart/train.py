@@ -20,6 +20,7 @@ from srpo_trl.quickstart.task import (
     prompt_dataset,
     sample_questions,
 )
+from srpo_trl.routing_defaults import DEFAULTS as SRPO_DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class TrainingRecipe:
     max_completion_length: int = SOLUTION_TOKENS + 1
 
     def config(self, method: str, seed: int, output_dir: Path) -> SRPOConfig:
-        """Return the trainer's configuration; every option that is not named here has its default."""
+        """Return the trainer's configuration; every option that is not named here has SRPO's default."""
         return SRPOConfig(
+            **(SRPO_DEFAULTS | {"learning_rate": self.learning_rate}),
             routing=method,  # type: ignore[arg-type]
             entropy_weight_beta=1.0 if method == "srpo" else 0.0,  # SDPO weights no token
             output_dir=str(output_dir),
@@ -44,7 +46,6 @@ class TrainingRecipe:
             per_device_train_batch_size=self.prompts_per_step * self.num_generations,
             num_generations=self.num_generations,
             max_completion_length=self.max_completion_length,
-            learning_rate=self.learning_rate,
             lr_scheduler_type="constant",
             use_cpu=True,
             bf16=False,
