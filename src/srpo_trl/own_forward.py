@@ -54,7 +54,7 @@ def _replaced_forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     return getattr(self, _REPLACED)(*args, **kwargs)
 
 
-def _float32_logits(self: nn.Module, hidden: Tensor) -> Tensor:
+def _float32_logits(self: nn.Linear, hidden: Tensor) -> Tensor:
     """Return logits in float32, as `cast_lm_head_to_fp32` asks for."""
     bias = None if self.bias is None else self.bias.float()
     return linear(hidden.float(), self.weight.float(), bias)

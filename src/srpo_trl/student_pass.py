@@ -72,7 +72,8 @@ def add_distillation_head(model: PreTrainedModel) -> None:
     forward. Call after TRL has added its fused LM head and `use_own_weights` has been called. Without these arguments
     the forward is unchanged.
     """
-    trl_forward = model.forward.__func__  # a function of any model: a copy computes with its own weights
+    # A function, not this model's method: a copy computes with its own weights.
+    trl_forward = model.forward.__func__  # type: ignore[attr-defined]
 
     @functools.wraps(type(model).forward)
     def forward(

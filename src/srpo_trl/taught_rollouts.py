@@ -23,6 +23,7 @@ from srpo_trl import batch as trl_batch
 from srpo_trl.base_trainers import checkpointing
 from srpo_trl.checks.arguments import (
     check_correctness_reward,
+    refuse_adapted_head,
     refuse_unsupported,
 )
 from srpo_trl.checks.datasets import prompt_room
@@ -96,6 +97,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     @functools.cached_property
     def _teacher(self) -> TeacherWeights:
         """Made at first use, which comes after the engine has sharded the model and before it has trained."""
+        refuse_adapted_head(self._student)  # a callback can have added an adapter
         return TeacherWeights(
             self.model,
             self.args.teacher_model_kind,
@@ -272,7 +274,10 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     def _hold_trainable(self) -> None:
         """Let the teacher keep what a callback has made trainable, before it moves; of the rollouts in use, too."""
-        if self._teacher.hold_trainable() and (self._teacher_head is None or self._teacher.kind != "live"):
+        if not self._teacher.hold_trainable():
+            return
+        refuse_adapted_head(self._student)
+        if self._teacher_head is None or self._teacher.kind != "live":
             self._teacher_head = teacher_head(self._student, self._teacher)
 
     # ---------------------------------------------------------------- teacher ticks and checkpoints

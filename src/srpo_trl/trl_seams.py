@@ -159,7 +159,7 @@ class FusedForward(NamedTuple):
 
 
 def split_fused_forward(method: Any) -> FusedForward | None:
-    """Return the parts of a forward that `add_fused_lm_head` has put on a model, holding no model; None for any other."""
+    """Return the parts of a forward that `add_fused_lm_head` made, of which `fused` holds no model; None of another."""
     function = getattr(method, "__func__", None)
     code = getattr(function, "__code__", None)
     if function is None or code is None or code not in _codes_within(add_fused_lm_head):
