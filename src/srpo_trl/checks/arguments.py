@@ -177,8 +177,8 @@ def refuse_adapted_head(student: "PreTrainedModel") -> None:
     kind = type(student.get_output_embeddings())
     if kind.__module__.startswith("peft.") and kind.__name__ != "ModulesToSaveWrapper":
         raise ValueError(
-            f"The adapter wraps the LM head in a {kind.__name__}, which TRL's fused LM head does not read. Leave the LM "
-            f"head, and embeddings that are tied to it, out of the adapter; {_SAVED_HEAD}"
+            f"The adapter wraps the LM head in a {kind.__name__}, which TRL's fused LM head does not read. Leave the "
+            f"LM head, and embeddings that are tied to it, out of the adapter; {_SAVED_HEAD}"
         )
 
 
