@@ -221,7 +221,7 @@ def test_a_teacher_of_a_model_that_is_frozen_as_a_whole_has_no_distance():
 
 @pytest.mark.parametrize("kind", ["ema", "base", "live"])
 def test_a_resumed_run_goes_on_with_another_set_frozen(tmp_path, kind):
-    """The checkpoint is written after a step whose frozen parameters are not those of a new trainer, or the next step."""
+    """What a step trained that was just saved is not what a new trainer, or the next step, trains."""
     options = {
         "max_steps": 4,
         "learning_rate": 0.3,
