@@ -160,6 +160,25 @@ def test_head_unfrozen_while_rollouts_are_in_use_leaves_their_teacher_alone(tmp_
     assert all(torch.equal(w, weight) and torch.equal(b, bias) for w, b in heads)
 
 
+def test_a_bias_unfrozen_later_leaves_the_live_teachers_head_alone(tmp_path):
+    """The head's weight trains from the start, its bias from the second step of the rollout batch on."""
+    model = head_with_bias()
+    trainer = make_trainer(
+        tmp_path,
+        model=model,
+        callbacks=[Trains(lambda step, name: name != "lm_head.bias" or step >= 1)],
+        max_steps=3,
+        num_iterations=3,
+        learning_rate=1.0,
+        teacher_model_kind="live",
+    )
+    heads = requested_heads(trainer)
+    weight, bias = model.lm_head.weight.detach().clone(), model.lm_head.bias.detach().clone()
+    trainer.train()
+    assert not torch.equal(model.lm_head.bias, bias)
+    assert all(torch.equal(w, weight) and torch.equal(b, bias) for w, b in heads)
+
+
 @pytest.mark.parametrize("kind", ["ema", "base", "live"])
 def test_head_that_trained_and_is_frozen_is_still_the_teachers_own(tmp_path, kind):
     model = head_with_bias()
