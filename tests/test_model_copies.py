@@ -46,6 +46,11 @@ def logits(model):
 
 
 @torch.no_grad()
+def last_hidden_state(model):
+    return model(input_ids=IDS, output_hidden_states=True).hidden_states[-1]
+
+
+@torch.no_grad()
 def without_weights(model):
     for parameter in model.parameters():
         parameter.zero_()
@@ -70,7 +75,11 @@ def test_a_copy_computes_with_its_own_weights(tmp_path, options):
     expected = logits(trained)
     for twin in (copy.deepcopy(trained), AveragedModel(trained).module):
         torch.testing.assert_close(logits(twin), expected, rtol=0, atol=0)
-        assert logits(without_weights(twin)).abs().max() == 0
+        base = twin.get_base_model() if hasattr(twin, "peft_config") else twin
+        with torch.no_grad():
+            base.get_output_embeddings().weight.zero_()
+        assert logits(twin).abs().max() == 0
+        assert last_hidden_state(without_weights(twin)).abs().max() == 0
         torch.testing.assert_close(logits(trained), expected, rtol=0, atol=0)
 
 

@@ -54,16 +54,16 @@ def teacher_values(trainer):
 
 
 def follow(trainer, rate):
-    """The teacher by its law, for every parameter of the model, moved beside the trainer's."""
+    """The teacher by its law, for every parameter of the model, moved beside the trainer's at each step."""
     expected = values_of(trainer.model)
-    tick = trainer._teacher.tick
+    tick = trainer._tick_teacher  # the teacher itself is made at its first use, with what trains then
 
     def both():
         for name, student in values_of(trainer.model).items():
             expected[name] = (1 - rate) * expected[name] + rate * student
-        return tick()
+        tick()
 
-    trainer._teacher.tick = both
+    trainer._tick_teacher = both
     return expected
 
 
