@@ -34,9 +34,9 @@ TRAINED = {
     "bfloat16": {"bf16": True},
     "bfloat16 adapter": {"bf16": True, "peft_config": LORA},
     "checkpointing": {"gradient_checkpointing": True},
-    "float32 head": {"cast_lm_head_to_fp32": True},
+    "float32 head": {"cast_lm_head_to_fp32": True, "is_tied": False},
     "float32 saved head": {"cast_lm_head_to_fp32": True, "peft_config": SAVED, "is_tied": False},
-    "float32 head, grpo": {"cast_lm_head_to_fp32": True, "routing": "grpo"},
+    "float32 head, grpo": {"cast_lm_head_to_fp32": True, "routing": "grpo", "is_tied": False},
 }
 
 
