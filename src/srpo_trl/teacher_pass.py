@@ -192,13 +192,8 @@ def _has_own_head(student: PreTrainedModel, teacher: TeacherWeights) -> bool:
 
 def _whole_head(head: Head, device: torch.device) -> Head:
     """Return the head of gathered parameters, or itself where nothing is sharded."""
-
-    def whole(parameter: Tensor) -> Tensor:
-        return whole_of(parameter, part_of(parameter), device)
-
-    return head._replace(
-        weight_VD=whole(head.weight_VD), bias_V=None if head.bias_V is None else whole(head.bias_V)
-    )
+    weight_VD, bias_V = (None if p is None else whole_of(p, part_of(p), device) for p in head[:2])
+    return Head(weight_VD, bias_V, *head[2:])  # type: ignore[arg-type]
 
 
 class TeacherRow(NamedTuple):

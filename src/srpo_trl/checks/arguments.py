@@ -154,8 +154,8 @@ def refuse_unsupported(
         )
     if is_peft_model(model):
         _refuse_adapters(model)  # type: ignore[arg-type]
-        model = model.get_base_model()
-    refuse_adapted_head(cast("PreTrainedModel", model))
+    base = cast("PeftModel", model).get_base_model() if is_peft_model(model) else model
+    refuse_adapted_head(cast("PreTrainedModel", base))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("The model has no trainable parameter.")
 
