@@ -53,13 +53,15 @@ def teacher_values(trainer):
         return values_of(trainer.model)
 
 
-def follow(trainer, rate):
-    """The teacher by its law, for every parameter of the model, moved beside the trainer's at each step."""
+def follow(trainer, rate, every=1):
+    """The teacher by its law, for every parameter of the model, moved beside the trainer's after so many steps."""
     expected = values_of(trainer.model)
     tick = trainer._tick_teacher  # the teacher itself is made at its first use, with what trains then
 
     def both():
-        for name, student in values_of(trainer.model).items():
+        for name, student in (
+            values_of(trainer.model).items() if trainer.state.global_step % every == 0 else ()
+        ):
             expected[name] = (1 - rate) * expected[name] + rate * student
         tick()
 
@@ -200,6 +202,38 @@ def test_head_that_trained_and_is_frozen_is_still_the_teachers_own(tmp_path, kin
         share = {"ema": 1 - (1 - RATE) ** step, "base": 0.0, "live": float(step > 0)}[kind]
         for value, first, last in zip(head, initial, trained, strict=True):
             torch.testing.assert_close(value, (1 - share) * first + share * last, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ema", "base", "live"])
+def test_a_head_that_is_computed_is_the_teachers(tmp_path, kind):
+    """Its weight is a product of two parameters, and no parameter itself."""
+    model = tiny_model(tie_word_embeddings=False)
+    torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+    trainer = make_trainer(
+        tmp_path,
+        model=model,
+        max_steps=4,
+        num_iterations=2,
+        learning_rate=1.0,
+        teacher_update_rate=RATE,
+        teacher_model_kind=kind,
+    )
+    expected = follow(trainer, {"ema": RATE, "base": 0.0, "live": 1.0}[kind], every=2)
+    heads, wanted = [], []
+    request = trainer._distillation_request
+
+    def keep(routed):
+        made = request(routed)
+        heads.append(made.teacher_head.weight_VD.double())
+        norm, direction = (expected[f"lm_head.parametrizations.weight.original{i}"] for i in (0, 1))
+        wanted.append(norm * direction / direction.norm(dim=1, keepdim=True))
+        return made
+
+    trainer._distillation_request = keep
+    trainer.train()
+    assert not torch.equal(heads[0], heads[2]) or kind == "base"
+    for head, right in zip(heads, wanted, strict=True):
+        torch.testing.assert_close(head, right, rtol=1e-5, atol=1e-5)
 
 
 def test_a_frozen_parameter_still_draws_the_average():

@@ -8,6 +8,7 @@ LATER = "test_objective.py::test_a_later_step_equals_the_oracles_with_the_teache
 AVERAGE = f"{TRAINABLE}::test_teacher_is_the_average_of_all_parameters_whatever_is_frozen"
 UNFROZEN = f"{TRAINABLE}::test_head_unfrozen_while_rollouts_are_in_use_leaves_their_teacher_alone"
 FROZEN = f"{TRAINABLE}::test_head_that_trained_and_is_frozen_is_still_the_teachers_own"
+RESUMED = f"{TRAINABLE}::test_a_resumed_run_goes_on_with_another_set_frozen"
 SAVED = "test_adapters.py::test_saved_embeddings_and_head_train_as_the_modules_themselves"
 
 MUTANTS = [
@@ -89,6 +90,52 @@ MUTANTS = [
             "self._held |= dict.fromkeys(sorted(names & dict(named_trainable(self._model)).keys()))",
         ),
         tests=(f"{TRAINABLE}::test_a_file_and_a_model_may_differ_in_what_is_frozen",),
+    ),
+    mutant(
+        "initial_weights_forgotten_at_a_resume",
+        "a teacher of initial weights starts again from the student that is resumed",
+        (
+            "teacher.py",
+            "            if name in names:\n",
+            '            if name in names and self.kind != "base":\n',
+        ),
+        tests=(f"{RESUMED}[base]",),
+    ),
+    mutant(
+        "live_head_forgotten_at_a_resume",
+        "rollouts read from a checkpoint are projected with the student's head of now",
+        ("taught_rollouts.py", "            if rollouts.live_head is not None:", "            if False:"),
+        tests=(f"{RESUMED}[live]",),
+    ),
+    mutant(
+        "live_bias_forgotten_at_a_resume",
+        "rollouts read from a checkpoint are projected with the student's bias of now",
+        (
+            "taught_rollouts.py",
+            "lm_head_of(self._student)._replace(weight_VD=weight_VD, bias_V=bias_V)",
+            "lm_head_of(self._student)._replace(weight_VD=weight_VD)",
+        ),
+        tests=(f"{RESUMED}[live]",),
+    ),
+    mutant(
+        "live_bias_follows_the_student",
+        "under the live teacher, old hidden states are projected with the present bias",
+        (
+            "teacher_pass.py",
+            "weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()",
+            "weight_VD = weight_VD.clone()",
+        ),
+        tests=(f"{TRAINABLE}::test_a_bias_unfrozen_later_leaves_the_live_teachers_head_alone",),
+    ),
+    mutant(
+        "computed_head_is_the_students",
+        "a head that is computed from parameters is taken for one that never trains",
+        (
+            "teacher_pass.py",
+            "not isinstance(tensor, nn.Parameter) or teacher.holds(tensor)",
+            "teacher.holds(tensor)",
+        ),
+        tests=(f"{TRAINABLE}::test_a_head_that_is_computed_is_the_teachers",),
     ),
     mutant(
         "gradient_shares_of_the_first_parameters",

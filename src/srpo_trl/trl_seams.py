@@ -182,7 +182,7 @@ def has_float32_forward(head: nn.Module) -> bool:
 
 def _codes_within(function: Any) -> list[types.CodeType]:
     """Return the code of a function's inner functions, at any depth."""
-    found, left = [], [function.__code__]
+    found, left = [], [inspect.unwrap(function).__code__]
     while left:
         inner = [const for const in left.pop().co_consts if isinstance(const, types.CodeType)]
         found += inner
