@@ -4,10 +4,19 @@ import importlib.util
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from harness import LORA, flat_parameters, make_trainer, relative_error, tiny_model
+from harness import LORA, flat_parameters, logged, make_trainer, relative_error, tiny_model
+from srpo_trl.lm_head import lm_head_of
 from srpo_trl.teacher import TeacherWeights
 
 
@@ -39,13 +48,166 @@ def test_saved_modules_are_trained_and_averaged_with_the_adapter(tmp_path):
     torch.testing.assert_close(teacher, 0.75 * initial + 0.25 * trained)
 
 
+def saving(*modules, **options):
+    return LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=list(modules), **options)
+
+
+SAVED = {  # is the model tied; the adapter; what it trains, and whether the copies stay tied
+    "embeddings": (False, saving("embed_tokens"), {"embed_tokens"}, False),
+    "head": (False, saving("lm_head"), {"lm_head"}, False),
+    "both": (False, saving("embed_tokens", "lm_head"), {"embed_tokens", "lm_head"}, False),
+    "embeddings of a tied model": (True, saving("embed_tokens"), {"embed_tokens"}, False),
+    "head of a tied model": (True, saving("lm_head"), {"lm_head"}, False),
+    "both of a tied model": (True, saving("embed_tokens", "lm_head"), {"embed_tokens", "lm_head"}, False),
+    "tied copies": (True, saving("embed_tokens", ensure_weight_tying=True), {"embed_tokens"}, True),
+}
+
+
+def only_saved_modules_train(trainer):
+    """Leave LoRA's weights at their start, where they change nothing."""
+    for name, parameter in trainer.model.named_parameters():
+        if "lora" in name:
+            parameter.requires_grad_(False)
+
+
+def model_that_trains(modules, stays_tied):
+    """The same weights without an adapter: the modules' own are trained."""
+    model = tiny_model()
+    if not stays_tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.split(".")[-2] in modules)
+    return model
+
+
+def by_module(named):
+    return {name.replace(".modules_to_save.default", "").split(".")[-2]: value for name, value in named}
+
+
+def trained_by_module(trainer):
+    return by_module((n, p.detach()) for n, p in trainer.model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        *((case, "ema") for case in SAVED),
+        *((c, k) for c in ("both", "tied copies") for k in ("base", "live")),
+    ],
+)
+def test_saved_embeddings_and_head_train_as_the_modules_themselves(tmp_path, case, kind):
+    """Two rollout batches, each used twice: losses, weights and teacher are those of training without PEFT."""
+    is_tied, adapter, modules, stays_tied = SAVED[case]
+    options = {
+        "max_steps": 4,
+        "num_iterations": 2,
+        "learning_rate": 0.3,
+        "teacher_update_rate": 0.25,
+        "teacher_model_kind": kind,
+    }
+    expected = make_trainer(tmp_path / "modules", model=model_that_trains(modules, stays_tied), **options)
+    expected.train()
+    base = tiny_model() if is_tied else model_that_trains(modules, stays_tied).requires_grad_(True)
+    trainer = make_trainer(tmp_path / "adapter", model=base, peft_config=adapter, **options)
+    only_saved_modules_train(trainer)
+    before = trained_by_module(trainer)
+    before = {name: value.clone() for name, value in before.items()}
+    trainer.train()
+
+    trained, wanted = trained_by_module(trainer), trained_by_module(expected)
+    assert set(trained) == modules == set(wanted)
+    for module in modules:
+        assert relative_error(trained[module] - before[module], wanted[module] - before[module]) < 1e-4
+    teacher = by_module(trainer._teacher.state_dict().items())
+    wanted_teacher = by_module(expected._teacher.state_dict().items())
+    assert set(teacher) == set(wanted_teacher) == (set() if kind == "live" else modules)
+    for module, value in teacher.items():
+        torch.testing.assert_close(value, wanted_teacher[module], rtol=1e-4, atol=1e-6)
+    for name in ("loss", "srpo/distillation/divergence", "srpo/teacher/entropy"):
+        assert logged(trainer, name) == pytest.approx(logged(expected, name), rel=1e-4)
+    assert logged(trainer, "srpo/route/sdpo_frac")[0] > 0
+
+
+def test_head_is_the_adapters_copy_that_the_forward_uses():
+    model = get_peft_model(tiny_model(), saving("embed_tokens", "lm_head"))
+    model.add_adapter("second", saving("embed_tokens", "lm_head"))
+    student = model.get_base_model()
+    for name in ("second", "default"):
+        model.set_adapter(name)
+        assert lm_head_of(student).weight_VD is student.lm_head.modules_to_save[name].weight
+    with model.disable_adapter():
+        assert lm_head_of(student).weight_VD is student.lm_head.original_module.weight
+
+
+def test_a_resumed_run_has_the_copies_of_the_student_and_of_the_teacher(tmp_path):
+    options = {"peft_config": saving("embed_tokens", "lm_head"), "learning_rate": 0.3, "max_steps": 3}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    saves = options | {"save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path / "run", **(saves | {"max_steps": 2})).train()
+    resumed = make_trainer(tmp_path / "run", **saves)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert torch.equal(flat_parameters(resumed.model), flat_parameters(whole.model))
+    held, wanted = resumed._teacher.state_dict(), whole._teacher.state_dict()
+    assert held.keys() == wanted.keys()
+    assert all(torch.equal(held[name], wanted[name]) for name in wanted)
+
+
+def test_reference_adapter_of_a_trained_adapter_stays_as_it_is(tmp_path):
+    """TRL adds it, copies of embeddings and head included, where a KL penalty is asked for."""
+    model = get_peft_model(tiny_model(), saving("embed_tokens", "lm_head"))
+    trainer = make_trainer(tmp_path, model=model, beta=0.1, max_steps=2)
+    reference = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if ".ref" in n}
+    assert any("lm_head" in name for name in reference)
+    trainer.train()
+    parameters = dict(trainer.model.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in reference.items())
+    assert set(trainer._teacher.state_dict()) == {n for n, p in parameters.items() if p.requires_grad}
+    assert not set(reference) & set(trainer._teacher.state_dict())
+    assert logged(trainer, "kl")[-1] > 0
+
+
+TUNERS = {
+    "dora": LoraConfig(r=2, target_modules=["q_proj"], use_dora=True),
+    "biases": LoraConfig(r=2, target_modules=["q_proj"], bias="all"),
+    "biases of the adapter": LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only"),
+    "lora of untied embeddings": LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"]),
+    "tokens": LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 7]}),
+    "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "vera": VeraConfig(r=2, target_modules=["q_proj"]),
+    "norms": LNTuningConfig(target_modules=["norm"], modules_to_save=["lm_head"]),
+}
+
+
+@pytest.mark.parametrize("adapter", TUNERS.values(), ids=TUNERS)
+def test_every_tuner_trains_and_the_teacher_is_an_average_of_all_that_it_trains(tmp_path, adapter):
+    model = tiny_model(tie_word_embeddings=False, attention_bias=True)
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)  # with a bias
+    trainer = make_trainer(
+        tmp_path, model=model, peft_config=adapter, max_steps=3, learning_rate=0.1, teacher_update_rate=0.25
+    )
+    trainable = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    expected = {name: value.double() for name, value in trainable.items()}
+    tick = trainer._teacher.tick
+
+    def follow():
+        parameters = dict(trainer.model.named_parameters())
+        for name in expected:
+            expected[name] = 0.75 * expected[name] + 0.25 * parameters[name].detach().double()
+        return tick()
+
+    trainer._teacher.tick = follow
+    trainer.train()
+    parameters, teacher = dict(trainer.model.named_parameters()), trainer._teacher.state_dict()
+    assert teacher.keys() == trainable.keys()
+    assert all(not torch.equal(parameters[name], trainable[name]) for name in trainable)
+    for name, value in teacher.items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-7)
+
+
 REFUSED = {
     "head": (LoraConfig(target_modules=["q_proj", "lm_head"]), "target_modules=.* hold the LM head"),
-    "saved head": (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "modules_to_save"),
-    "saved embeddings": (
-        LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
-        "modules_to_save",
-    ),
     "prompt": (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "learns a prompt"),
 }
 
@@ -72,12 +234,26 @@ def test_wrapped_head_of_a_model_is_refused(tmp_path, adapter):
         make_trainer(tmp_path, model=get_peft_model(tiny_model(), adapter))
 
 
+def test_adapter_in_a_model_that_peft_does_not_wrap_is_looked_at(tmp_path):
+    """As after `PreTrainedModel.add_adapter`: the layers are in, and TRL sees no adapter."""
+    model = tiny_model()
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "lm_head"]), model)
+    with pytest.raises(ValueError, match="wraps the LM head"):
+        make_trainer(tmp_path, model=model)
+    other = tiny_model()
+    inject_adapter_in_model(LORA, other)
+    trainer = make_trainer(tmp_path, model=other)
+    trainer.train()
+    assert trainer._teacher.state_dict()
+    assert all("lora" in name for name in trainer._teacher.state_dict())
+
+
 def test_adapter_of_every_linear_layer_is_taken(tmp_path):
     make_trainer(tmp_path, peft_config=LoraConfig(r=2, target_modules="all-linear")).train()
 
 
 def test_plain_grpo_takes_what_trl_takes(tmp_path):
-    make_trainer(tmp_path, routing="grpo", peft_config=REFUSED["saved embeddings"][0])
+    make_trainer(tmp_path, routing="grpo", peft_config=REFUSED["prompt"][0])
 
 
 needs_bitsandbytes = pytest.mark.skipif(

@@ -187,8 +187,8 @@ def test_trainer_refuses_before_a_model_is_loaded():
 
 
 def test_adapters_that_train_another_head_are_refused(tmp_path):
-    peft_config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    with pytest.raises(ValueError, match="modules_to_save"):
+    peft_config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ValueError, match=r"target_modules=\['lm_head', 'q_proj'\] hold the LM head"):
         make_trainer(tmp_path, model=tiny_model(tie_word_embeddings=False), peft_config=peft_config)
 
 

@@ -77,6 +77,22 @@ def test_a_batch_key_that_is_gone_is_named(monkeypatch, key):
     assert report(monkeypatch, renamed) == [f"GRPOTrainer's batch has no {key!r}"]
 
 
+def test_a_head_whose_forward_is_made_otherwise_is_reported(monkeypatch):
+    """A copy of the model would compute with the first one's weights."""
+
+    def other_init(self):
+        pass
+
+    source = inspect.getsource(GRPOTrainer)
+    monkeypatch.setattr(trl_seams, "add_fused_lm_head", lambda model: None)
+    assert report(monkeypatch, source) == ["add_fused_lm_head keeps no 'original_forward'"]
+    monkeypatch.undo()
+    monkeypatch.setattr(GRPOTrainer, "__init__", other_init)
+    assert report(monkeypatch, source) == [
+        "cast_lm_head_to_fp32 gives the LM head no forward that keeps 'lm_head'"
+    ]
+
+
 def test_a_loss_that_does_not_call_the_fused_head_is_reported(monkeypatch):
     renamed = inspect.getsource(GRPOTrainer).replace("fused_lm_head=True", "")
     assert report(monkeypatch, renamed) == ["GRPOTrainer does not call its fused LM head"]

@@ -35,6 +35,7 @@ AREAS = (
     "branches",
     "mathematics",
     "teacher",
+    "trainable",
     "context",
     "checkpoints",
     "survival",

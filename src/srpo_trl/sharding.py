@@ -34,9 +34,18 @@ def named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the trainable parameters under the names they have without wrappers."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            for wrapper in _WRAPPER_NAMES:
-                name = name.replace(wrapper, "")
-            yield name, parameter
+            yield _without_wrappers(name), parameter
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all parameters by the names they have without wrappers; a shared one has several."""
+    return {_without_wrappers(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _without_wrappers(name: str) -> str:
+    for wrapper in _WRAPPER_NAMES:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def release_gathered(model: nn.Module, accelerator: Accelerator) -> None:
@@ -61,6 +70,11 @@ def part_of(parameter: Any) -> Tensor:
         start, stop = _zero3_range(parameter)
         return parameter.ds_tensor.detach().narrow(0, 0, stop - start)
     return parameter.detach()
+
+
+def whole_shape(parameter: Any) -> torch.Size:
+    """Return the shape that a parameter has before it is sharded."""
+    return torch.Size(parameter.ds_shape) if _is_zero3_parameter(parameter) else parameter.shape
 
 
 def whole_of(parameter: Any, part: Tensor, device: torch.device) -> Tensor:

@@ -28,7 +28,7 @@ class DistillationRequest:
     Attributes:
         scored_BT: bool, completion tokens that are distilled; they are packed row by row into N.
         teacher_hidden_ND: the teacher's hidden states of those tokens.
-        teacher_head: the teacher's LM head; None: the student's own, which is frozen.
+        teacher_head: the teacher's LM head; None: the student's own, which has never trained.
         coefficient_N: everything that multiplies a token's loss and is known before the pass.
         old_logps_N: log pi_old of those tokens; None on-policy.
         spec: divergence and support.
@@ -69,9 +69,11 @@ def add_distillation_head(model: PreTrainedModel) -> None:
     """Let `model(..., fused_lm_head=True, distillation=request)` also return the distillation loss.
 
     `model(..., hidden_states_only=True)` is the backbone alone, for passes that must go through the wrapped
-    forward. Call after TRL has added its fused LM head. Without these arguments the forward is unchanged.
+    forward. Call after TRL has added its fused LM head and `use_own_weights` has been called. Without these arguments
+    the forward is unchanged.
     """
-    trl_forward = model.forward
+    # A function, not this model's method: a copy computes with its own weights.
+    trl_forward = model.forward.__func__  # type: ignore[attr-defined]
 
     @functools.wraps(type(model).forward)
     def forward(
@@ -85,9 +87,9 @@ def add_distillation_head(model: PreTrainedModel) -> None:
             given = {name: value for name, value in kwargs.items() if value is not None}
             return self.base_model(*args, **given)
         if distillation is None:
-            return trl_forward(*args, **kwargs)
+            return trl_forward(self, *args, **kwargs)
         with last_hidden_state(self.base_model) as captured:
-            outputs = trl_forward(*args, **kwargs)
+            outputs = trl_forward(self, *args, **kwargs)
         num_completion = distillation.scored_BT.shape[1]
         hidden_BTD = captured[0][:, -num_completion - 1 : -1]
         # ZeRO-3 gathers a parameter of another module when it is read here, inside the wrapped forward.
@@ -120,7 +122,7 @@ def _gathered_by_fsdp(head: Head) -> Head:
     """Return the head as the backbone's forward left it, whole; a frozen one that is still sharded is gathered."""
     if not isinstance(head.weight_VD, DTensor):
         return head
-    if head.weight_VD.requires_grad:
+    if head.weight_VD.requires_grad or (head.bias_V is not None and head.bias_V.requires_grad):
         raise ValueError(
             "FSDP2 keeps the trainable LM head sharded while the loss is computed, and a gradient through a copy of "
             "it would not be averaged over processes. Let the LM head share a unit with the last norm or the root: "

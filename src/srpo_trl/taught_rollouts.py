@@ -23,12 +23,14 @@ from srpo_trl import batch as trl_batch
 from srpo_trl.base_trainers import checkpointing
 from srpo_trl.checks.arguments import (
     check_correctness_reward,
+    refuse_adapted_head,
     refuse_unsupported,
 )
 from srpo_trl.checks.datasets import prompt_room
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
 from srpo_trl.evaluation.trainer import EvaluatingGRPOTrainer
+from srpo_trl.lm_head import lm_head_of
 from srpo_trl.logs.completions_table import NUMBER_COLUMN
 from srpo_trl.logs.rollout_log import RolloutLog
 from srpo_trl.losses import raw_entropy_weights
@@ -72,7 +74,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             return
         check_correctness_reward(args, self.reward_func_names)
         refuse_unsupported(args, self.model, self.accelerator, self._is_vlm)
-        self._teacher_head: Head | None = None  # of the rollouts in use; None: the student's own, frozen
+        self._teacher_head: Head | None = None  # of the rollouts in use; None: the student's, never trained
         self._encoder = self._teacher_prompt_encoder()
         self._share = DistillationShare(
             args.distillation_hold_steps, args.distillation_decay_steps, args.distillation_until_accuracy
@@ -95,6 +97,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     @functools.cached_property
     def _teacher(self) -> TeacherWeights:
         """Made at first use, which comes after the engine has sharded the model and before it has trained."""
+        refuse_adapted_head(self._student)  # a callback can have added an adapter
         return TeacherWeights(
             self.model,
             self.args.teacher_model_kind,
@@ -269,6 +272,14 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             raw_weight_squared=raw_weight_N**2,
         )
 
+    def _hold_trainable(self) -> None:
+        """Let the teacher keep what a callback has made trainable, before it moves; of the rollouts in use, too."""
+        if not self._teacher.hold_trainable():
+            return
+        refuse_adapted_head(self._student)
+        if self._teacher_head is None or self._teacher.kind != "live":
+            self._teacher_head = teacher_head(self._student, self._teacher)
+
     # ---------------------------------------------------------------- teacher ticks and checkpoints
 
     def _tick_teacher(self) -> None:
@@ -332,9 +343,8 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             self._buffered_inputs = rollouts.batches
             self._teacher_head = teacher_head(self._student, self._teacher)
             if rollouts.live_head is not None:
-                assert self._teacher_head is not None
                 weight_VD, bias_V = rollouts.live_head
-                self._teacher_head = self._teacher_head._replace(weight_VD=weight_VD, bias_V=bias_V)
+                self._teacher_head = lm_head_of(self._student)._replace(weight_VD=weight_VD, bias_V=bias_V)
 
 
 class _TeacherTick(TrainerCallback):

@@ -1,35 +1,45 @@
 """Whose weights the teacher has: an exponential moving average of the student, its initial weights, or itself.
 
 The teacher is no second module. It is one tensor per trainable parameter, exchanged with the student's values
-for the length of a teacher pass. Frozen parameters (the base model under LoRA, say) are shared by construction,
-so the same few lines serve full fine-tuning, LoRA and QLoRA, a copied module can never keep running the
-student's weights, and each process holds and ticks just its part of the parameters (FSDP2, ZeRO-3).
+for the length of a teacher pass. Parameters that never trained (the base model under LoRA, say) are shared by
+construction, so the same few lines serve full fine-tuning, LoRA and QLoRA, a copied module can never keep running
+the student's weights, and each process holds and ticks just its part of the parameters (FSDP2, ZeRO-3).
+
+Layers may be frozen and unfrozen while training. Until a parameter is trainable for the first time, its value is the
+initial one of student and teacher alike; from then on the teacher has a value of its own, also while it is frozen.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from srpo_trl.sharding import named_trainable, own_part, part_of, whole_of
+from srpo_trl.sharding import (
+    named_trainable,
+    own_part,
+    parameters_by_name,
+    part_of,
+    whole_of,
+    whole_shape,
+)
 
 TEACHER_FILE = "srpo_teacher.safetensors"
 
 
 class TeacherDistance(NamedTuple):
-    """Squared L2 norms over this process's parts of all trainable parameters, in float64."""
+    """Squared L2 norms over this process's parts of all parameters that the teacher has values of, in float64."""
 
     squared_distance: Tensor
     squared_student_norm: Tensor
 
 
 class TeacherWeights:
-    """The teacher's values of the student's trainable parameters.
+    """The teacher's values of every parameter of the student that is, or has been, trainable.
 
     Values are laid out like the parameters. Where an engine shards these, make the teacher after the sharding.
 
@@ -59,20 +69,42 @@ class TeacherWeights:
         self._model = model
         self._release_gathered = release_gathered
         self._device = device or torch.device("cpu")
-        # A bfloat16 average at rate 0.05 does not move for updates of RL's size: average in float32.
+        # By name, because sharding replaces the parameters themselves. The live teacher has names without values.
+        self._held: dict[str, None] = {}
         self._values: dict[str, Tensor] = {}
-        if kind != "live":
-            self._values = {
-                name: part_of(parameter).to(self._store_dtype(parameter), copy=True)
-                for name, parameter in self._parameters().items()
-            }
+        self.hold_trainable()
+
+    def hold_trainable(self) -> bool:
+        """Take up the parameters that have become trainable, with the values they have now; return whether any has.
+
+        Call it before an optimizer step can have moved them. Every process calls it alike.
+        """
+        new = [name for name, _ in named_trainable(self._model) if name not in self._held]
+        if new:
+            self._held |= dict.fromkeys(new)
+            parameters = self._parameters()
+            self._values |= {name: self._initial(parameters[name]) for name in new if self.kind != "live"}
+        return bool(new)
+
+    def _initial(self, parameter: Tensor) -> Tensor:
+        return part_of(parameter).to(self._store_dtype(parameter), copy=True)
 
     def _store_dtype(self, parameter: Tensor) -> torch.dtype:
+        # A bfloat16 average at rate 0.05 does not move for updates of RL's size: average in float32.
         return torch.promote_types(parameter.dtype, torch.float32) if self.kind == "ema" else parameter.dtype
 
     def _parameters(self) -> dict[str, nn.Parameter]:
+        """Return the student's parameters that are held, frozen at present or not."""
         self._release_gathered()
-        return dict(named_trainable(self._model))
+        parameters = parameters_by_name(self._model)
+        gone = [name for name in self._values if name not in parameters]
+        if gone:
+            raise ValueError(
+                f"{len(gone)} parameters that were trained are gone from the model, {gone[:3]} first, and the teacher "
+                "cannot follow. While training, parameters may be frozen, unfrozen and added, not renamed or "
+                "removed: give the model its adapters before the trainer is made, and merge or delete them afterwards."
+            )
+        return {name: parameters[name] for name in self._held if name in parameters}
 
     def _parts(self) -> dict[str, Tensor]:
         """Return this process's parts of the student's parameters, each beside its value on one device.
@@ -81,6 +113,11 @@ class TeacherWeights:
         """
         parts = {name: part_of(parameter) for name, parameter in self._parameters().items()}
         for name, value in self._values.items():
+            if value.shape != parts[name].shape:
+                raise ValueError(
+                    f"{name} had the shape {tuple(value.shape)} when the teacher took it up and has "
+                    f"{tuple(parts[name].shape)} now. Resize the model before the trainer is made."
+                )
             self._values[name] = value.to(parts[name].device)
         return parts
 
@@ -95,7 +132,7 @@ class TeacherWeights:
         if self.kind == "live":
             return None
         parts = self._parts()
-        device = next(iter(self._values.values())).device
+        device = next((value.device for value in self._values.values()), self._device)
         distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         for name, value in self._values.items():
             student = parts[name].to(value.dtype)
@@ -147,13 +184,18 @@ class TeacherWeights:
     def value_of(self, parameter: Tensor) -> Tensor:
         """Return the teacher's whole value of one of the student's parameters, in its dtype, detached.
 
-        Frozen parameters, and all of the live teacher's, are the student's own. Every process calls it alike.
+        Parameters that never trained, and all of the live teacher's, are the student's own. Every process calls it
+        alike.
         """
         part = part_of(parameter)
         for name, own in self._parameters().items():
             if own is parameter and name in self._values:
                 part = self._values[name].to(parameter.dtype)
         return whole_of(parameter, part, self._device)
+
+    def holds(self, parameter: Tensor) -> bool:
+        """Return whether a parameter is, or has been, trainable. Where parameters are sharded, give the sharded one."""
+        return any(own is parameter for own in self._parameters().values())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return this process's parts of the values by parameter name; empty for the live teacher."""
@@ -202,16 +244,31 @@ class TeacherWeights:
                     f"{path} holds a teacher of kind {metadata.get('kind')!r}, but teacher_model_kind="
                     f"{self.kind!r}. Resume with the kind that the run was started with."
                 )
-            if set(file.keys()) != set(self._values):
-                differing = sorted(set(file.keys()) ^ set(self._values))
-                raise ValueError(
-                    f"{path} and the model differ in {len(differing)} trainable parameters, {differing[:3]} first. "
-                    "Resume with the same model, adapter and frozen parameters."
-                )
-            parameters = self._parameters()
-            for name, value in self._values.items():
-                value.copy_(own_part(parameters[name], file.get_tensor(name)))
+            self._load_values(path, file)
         self.num_ticks = int(metadata["num_ticks"])
         self.is_frozen, self._resynchronises = (
             metadata.get(name) == "1" for name in ("is_frozen", "resynchronises")
         )
+
+    def _load_values(self, path: Path, file: Any) -> None:
+        """Take a file's values one by one; what it does not name had never trained, and is the student's own."""
+        names = set(file.keys())
+        self._release_gathered()
+        parameters = parameters_by_name(self._model)
+        differing = sorted(
+            name
+            for name in names
+            if name not in parameters
+            or list(whole_shape(parameters[name])) != file.get_slice(name).get_shape()
+        )
+        if differing:
+            raise ValueError(
+                f"{path} and the model differ in {len(differing)} trained parameters, {differing[:3]} first. "
+                "Resume with the same model and adapter."
+            )
+        self._held |= dict.fromkeys(sorted(names))
+        for name in self._held if self.kind != "live" else ():
+            value = self._initial(parameters[name])
+            if name in names:
+                value.copy_(own_part(parameters[name], file.get_tensor(name)))
+            self._values[name] = value

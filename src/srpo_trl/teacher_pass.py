@@ -31,8 +31,8 @@ class TeacherScores(NamedTuple):
     Attributes:
         hidden: per rollout (T_i, D) hidden states of its distilled tokens; (0, D) where it has none.
         entropy_N: full-vocabulary entropy of the teacher at those tokens, in nats.
-        head: the LM head that projects these hidden states, valid until the teacher moves; None where it is
-            frozen, so that it is the student's own.
+        head: the LM head that projects these hidden states, valid until the teacher moves; None where it has never
+            trained, so that it is the student's own.
     """
 
     hidden: list[Tensor]
@@ -142,7 +142,7 @@ def score_rollouts(
                 sharded.idle()
     nothing = next(iter(hidden.values()), pass_head.weight_VD).new_empty(0, pass_head.weight_VD.shape[1])
     no_entropy = teacher_entropy(nothing.to(distilled_BT.device), pass_head, temperature)
-    if sharded is not None and _is_trainable(lm_head_of(student)):
+    if sharded is not None and _has_own_head(student, teacher):
         head: Head | None = pass_head  # gathered while the parameters held the teacher's values
     else:
         head = teacher_head(student, teacher)
@@ -164,13 +164,18 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head | None:
-    """Return the teacher's LM head, valid until the teacher's next tick; None where it is the student's, frozen.
+    """Return the teacher's LM head, valid until the teacher's next tick; None where it is the student's.
 
-    Every process calls it alike.
+    It is the student's where it has never trained. Every process calls it alike.
     """
-    head = lm_head_of(student)
-    if not _is_trainable(head):
+    if not _has_own_head(student, teacher):
         return None
+    head = lm_head_of(student)
+    if not isinstance(head.weight_VD, nn.Parameter):  # computed from parameters, here from the teacher's
+        with torch.no_grad(), teacher.installed():
+            head = lm_head_of(student)
+            bias_V = None if head.bias_V is None else head.bias_V.clone()
+            return head._replace(weight_VD=head.weight_VD.clone(), bias_V=bias_V)
     weight_VD = teacher.value_of(head.weight_VD)
     bias_V = None if head.bias_V is None else teacher.value_of(head.bias_V)
     if teacher.kind == "live":
@@ -179,19 +184,16 @@ def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head | No
     return head._replace(weight_VD=weight_VD, bias_V=bias_V)
 
 
-def _is_trainable(head: Head) -> bool:
-    return head.weight_VD.requires_grad or (head.bias_V is not None and head.bias_V.requires_grad)
+def _has_own_head(student: PreTrainedModel, teacher: TeacherWeights) -> bool:
+    """Return whether the teacher's head may differ from the student's: it trains, or has trained, or is computed."""
+    tensors = [tensor for tensor in lm_head_of(student)[:2] if tensor is not None]
+    return any(not isinstance(tensor, nn.Parameter) or teacher.holds(tensor) for tensor in tensors)
 
 
 def _whole_head(head: Head, device: torch.device) -> Head:
     """Return the head of gathered parameters, or itself where nothing is sharded."""
-
-    def whole(parameter: Tensor) -> Tensor:
-        return whole_of(parameter, part_of(parameter), device)
-
-    return head._replace(
-        weight_VD=whole(head.weight_VD), bias_V=None if head.bias_V is None else whole(head.bias_V)
-    )
+    weight_VD, bias_V = (None if p is None else whole_of(p, part_of(p), device) for p in head[:2])
+    return Head(weight_VD, bias_V, *head[2:])  # type: ignore[arg-type]
 
 
 class TeacherRow(NamedTuple):

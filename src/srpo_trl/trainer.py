@@ -37,6 +37,7 @@ from srpo_trl.liger_layers import apply_liger_layers, check_liger_layers
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
 from srpo_trl.ops import DistillationSpec, Head
+from srpo_trl.own_forward import use_own_weights
 from srpo_trl.sharding import shards_parameters
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.taught_rollouts import TaughtRolloutsGRPOTrainer
@@ -137,6 +138,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         )
         check_reference_model(args, model, peft_config)
         super().__init__(args=args, **arguments)
+        use_own_weights(self._student)
         if args.liger_layers:
             check_liger_layers(self._student, args.device)
             apply_liger_layers(self._student)
@@ -158,11 +160,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0
         add_distillation_head(self._student)
         self._totals: WindowTotals | None = None
-        self._branch_gradients = (
-            BranchGradients([p for p in self.model.parameters() if p.requires_grad])
-            if args.gradient_share_steps
-            else None
-        )
+        self._branch_gradients = BranchGradients(self.model) if args.gradient_share_steps else None
 
     # ---------------------------------------------------------------- the pieces
 
@@ -178,7 +176,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
 
     @property
     def _whole_teacher_head(self) -> Head | None:
-        """The teacher's head of the rollouts in use; None where it is the student's own, frozen and sharded."""
+        """The teacher's head of the rollouts in use; None where it is the student's own and sharded."""
         if self._teacher_head is None and not shards_parameters(self.accelerator):
             return lm_head_of(self._student)
         return self._teacher_head
@@ -215,6 +213,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         if not trl_batch.is_routed(inputs):
             return super()._compute_loss(model, inputs)
         assert self._totals is not None
+        self._hold_trainable()
         routed = trl_batch.routed_batch(inputs)
         distilling = DistillingModel(model, self._distillation_request(routed), routed.is_policy_B)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.

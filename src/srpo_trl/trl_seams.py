@@ -6,9 +6,13 @@ and nowhere else.
 """
 
 import inspect
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import trl
 from packaging.version import Version
+from torch import nn
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
@@ -33,8 +37,10 @@ __all__ = [
     "check",
     "get_callable_name",
     "get_config_model_id",
+    "has_float32_forward",
     "is_async_callable",
     "rotate_checkpoints",
+    "split_fused_forward",
     "split_pixel_values_by_grid",
     "start_event_loop_in_daemon",
 ]
@@ -133,6 +139,60 @@ BATCH_KEYS = (
     "num_images",
 )
 
+# Variables that the functions of TRL's heads hold from where they were made.
+_REPLACED_FORWARD = (
+    "original_forward"  # of the forward with a fused LM head: the bound method in whose place it is
+)
+_CAST_HEAD = "lm_head"  # of the forward of a head in float32: the module itself
+
+
+class FusedForward(NamedTuple):
+    """What a forward with TRL's fused LM head is made of.
+
+    Attributes:
+        fused: the function; takes the model, and is to be called with `fused_lm_head=True`.
+        replaced: the bound forward that TRL calls without this argument.
+    """
+
+    fused: Callable[..., Any]
+    replaced: Callable[..., Any]
+
+
+def split_fused_forward(method: Any) -> FusedForward | None:
+    """Return the parts of a forward that `add_fused_lm_head` made, of which `fused` holds no model; None of another."""
+    function = getattr(method, "__func__", None)
+    code = getattr(function, "__code__", None)
+    if function is None or code is None or code not in _codes_within(add_fused_lm_head):
+        return None
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    replaced = cells[_REPLACED_FORWARD].cell_contents
+    cells[_REPLACED_FORWARD] = types.CellType(None)
+    fused = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, tuple(cells.values())
+    )
+    fused.__kwdefaults__ = function.__kwdefaults__
+    return FusedForward(fused, replaced)
+
+
+def has_float32_forward(head: nn.Module) -> bool:
+    """Return whether `cast_lm_head_to_fp32` has replaced the head's forward by a function that holds the module."""
+    forward = vars(head).get("forward")
+    return forward is not None and getattr(forward, "__code__", None) in _float32_codes()
+
+
+def _codes_within(function: Any) -> list[types.CodeType]:
+    """Return the code of a function's inner functions, at any depth."""
+    found, left = [], [inspect.unwrap(function).__code__]
+    while left:
+        inner = [const for const in left.pop().co_consts if isinstance(const, types.CodeType)]
+        found += inner
+        left += inner
+    return found
+
+
+def _float32_codes() -> list[types.CodeType]:
+    return [code for code in _codes_within(GRPOTrainer.__init__) if code.co_freevars == (_CAST_HEAD,)]
+
 
 def check() -> None:
     """Raise ImportError, naming what moved, unless the installed TRL has every seam this package relies on."""
@@ -153,6 +213,10 @@ def check() -> None:
     problems += [f"GRPOTrainer's batch has no {key!r}" for key in BATCH_KEYS if f'"{key}"' not in source]
     if "fused_lm_head=True" not in source:
         problems.append("GRPOTrainer does not call its fused LM head")
+    if not any(_REPLACED_FORWARD in code.co_freevars for code in _codes_within(add_fused_lm_head)):
+        problems.append(f"add_fused_lm_head keeps no {_REPLACED_FORWARD!r}")
+    if not _float32_codes():
+        problems.append(f"cast_lm_head_to_fp32 gives the LM head no forward that keeps {_CAST_HEAD!r}")
     if problems:
         raise ImportError(
             "srpo_trl does not fit the installed TRL:\n- "

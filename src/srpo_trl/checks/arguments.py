@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _REMEDY = "Use routing='grpo' there, or"
+_SAVED_HEAD = "modules_to_save=['lm_head'] trains a whole copy of it."
 
 
 def default_config(model: "str | PreTrainedModel | PeftModel") -> SRPOConfig:
@@ -126,17 +127,11 @@ def adapter_problems(config: "PeftConfig") -> Iterator[str]:
             "The adapter learns a prompt, which would not stand in the teacher's pass. "
             f"{_REMEDY} train a LoRA adapter."
         )
-    saved = set(getattr(config, "modules_to_save", None) or ())
-    if saved & {"lm_head", "embed_tokens"}:
-        yield (
-            f"The adapter's modules_to_save={sorted(saved)} would train a copy of the LM head or the embeddings that "
-            f"TRL's fused LM head does not read. {_REMEDY} leave them out of modules_to_save."
-        )
     targets = getattr(config, "target_modules", None) or ()
     if not isinstance(targets, str) and any(name.split(".")[-1] == "lm_head" for name in targets):
         yield (
             f"The adapter's target_modules={sorted(targets)} hold the LM head, whose adapter TRL's fused LM head does "
-            f"not read. {_REMEDY} leave it out; target_modules='all-linear' does."
+            f"not read. Leave it out, as target_modules='all-linear' does; {_SAVED_HEAD}"
         )
 
 
@@ -159,23 +154,32 @@ def refuse_unsupported(
         )
     if is_peft_model(model):
         _refuse_adapters(model)  # type: ignore[arg-type]
+    base = cast("PeftModel", model).get_base_model() if is_peft_model(model) else model
+    refuse_adapted_head(cast("PreTrainedModel", base))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("The model has no trainable parameter.")
 
 
 def _refuse_adapters(model: "PeftModel") -> None:
-    """Raise ValueError where the fused LM head would not be the one that is trained."""
-    problems = list(adapter_problems(model.peft_config[model.active_adapter]))
-    base = cast("PreTrainedModel", model.get_base_model())
-    head = base.get_output_embeddings()
-    # By a pattern, or tied to an embedding that is adapted.
-    if not problems and type(head).__module__.startswith("peft."):
-        problems.append(
-            f"The adapter wraps the LM head in a {type(head).__name__}, which TRL's fused LM head does not read. "
-            f"{_REMEDY} leave the LM head, and embeddings that are tied to it, out of the adapter."
-        )
+    """Raise ValueError where the configuration of an adapter in use says that it cannot be trained."""
+    problems = [
+        problem for name in model.active_adapters for problem in adapter_problems(model.peft_config[name])
+    ]
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def refuse_adapted_head(student: "PreTrainedModel") -> None:
+    """Raise ValueError where the LM head is in an adapter, by a pattern, say, or tied to an embedding that is adapted.
+
+    A copy of it in `modules_to_save` is what the model's forward and TRL's fused LM head read alike.
+    """
+    kind = type(student.get_output_embeddings())
+    if kind.__module__.startswith("peft.") and kind.__name__ != "ModulesToSaveWrapper":
+        raise ValueError(
+            f"The adapter wraps the LM head in a {kind.__name__}, which TRL's fused LM head does not read. Leave the "
+            f"LM head, and embeddings that are tied to it, out of the adapter; {_SAVED_HEAD}"
+        )
 
 
 def _refuse_engines(accelerator: Accelerator) -> None:

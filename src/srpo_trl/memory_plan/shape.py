@@ -181,8 +181,9 @@ def _units(student: PreTrainedModel) -> dict[int, int]:
 
 def _quantised(student: PreTrainedModel, head: nn.Module) -> set[int]:
     """Return the identities of the weights that bitsandbytes quantises: frozen linear layers, the LM head excepted."""
+    of_the_head = set(head.modules())  # with the one that PEFT's copy stands for
     return {
         id(module.weight)
         for module in student.modules()
-        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+        if isinstance(module, nn.Linear) and module not in of_the_head and not module.weight.requires_grad
     }
