@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather, gather_object, is_peft_model
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, TrainerCallback
 
 from srpo_trl import batch as trl_batch
 from srpo_trl.base_trainers import checkpointing
@@ -28,10 +25,8 @@ from srpo_trl.base_trainers.rollout_batches import (
     resume_note,
     resumed_micro_batches,
 )
-from srpo_trl.checks.arguments import (
-    check_correctness_reward,
-    refuse_unsupported,
-)
+from srpo_trl.checks.arguments import check_correctness_reward, refuse_unsupported
+from srpo_trl.checks.correctness import CorrectnessWatch, decision_note
 from srpo_trl.checks.datasets import prompt_room
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
@@ -81,6 +76,9 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         if not self._is_routed:
             return
         check_correctness_reward(args, self.reward_func_names)
+        names, decision = self.reward_func_names, (args.correctness_reward, args.success_reward_threshold)
+        self._tell(decision_note(names, self.reward_weights.tolist(), *decision))
+        self._correctness_watch = CorrectnessWatch(names, *decision)
         refuse_unsupported(args, self.model, self.accelerator, self._is_vlm)
         self._counter = RolloutBatchCounter(self._batch_options.micro_batches_per_rollout_batch)
         self._heads = HeadsInUse()
@@ -155,6 +153,11 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         assert self.args.steps_per_generation is not None  # set by GRPOConfig
         return self.args.steps_per_generation
 
+    def _tell(self, note: str) -> None:
+        """Warn on one process, where there is anything to tell."""
+        if note and self.accelerator.is_main_process:
+            logger.warning(note)
+
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
 
@@ -222,6 +225,10 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             tools = [self.tools] * num_rows
         column = args.reference_column
         share = self._share.at(self.state.global_step)
+        score_B = deciding_score(
+            rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward
+        )
+        self._tell(self._correctness_watch.observe(score_B.tolist()))
         rollouts = route_rollouts(
             Group(
                 prompts=prompts,
@@ -233,7 +240,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
                 rewards_BF=rewards_BF,
                 first_row=self.accelerator.process_index * num_rows,
             ),
-            deciding_score(rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward),
+            score_B,
             args,
             self._encoder,
             num_generations=self.num_generations,
@@ -335,6 +342,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
                 checkpointing.engine_of(self.accelerator),
                 has_rollouts,
                 self._share.state(),
+                self._correctness_watch.state(),
                 None if sampler is None else sampler.state(is_inside_epoch=epoch != int(epoch)),
             )
             checkpointing.save_state(folder, state)
@@ -351,6 +359,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         state = checkpointing.load_state(folder)
         self._teacher.load(folder)
         self._share.restore(state.distillation_share)
+        self._correctness_watch.restore(state.correctness)
         if self._train_sampler is not None and state.prompts is not None:
             self._train_sampler.restore(state.prompts)
         if self._earlier_answers is not None:
@@ -376,9 +385,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         self._counter = RolloutBatchCounter(
             now.micro_batches_per_rollout_batch, self._step, state.num_rollouts
         )
-        note = resume_note(saved, now, self._counter.number_of(self._step))
-        if note and self.accelerator.is_main_process:
-            logger.warning(note)
+        self._tell(resume_note(saved, now, self._counter.number_of(self._step)))
 
 
 class _TeacherTick(TrainerCallback):

@@ -39,6 +39,7 @@ class RunState:
         engine: that wrote it: "FSDP", "DEEPSPEED", or "" for whole files, as one process and DDP write them.
         has_rollouts: the checkpoint lies inside a rollout batch, whose rest is saved beside it.
         distillation_share: `DistillationShare.state`.
+        correctness: `CorrectnessWatch.state`.
         prompts: `ResumableRepeatSampler.state`; None for an iterable data set.
     """
 
@@ -48,6 +49,7 @@ class RunState:
     engine: str
     has_rollouts: bool
     distillation_share: dict[str, Any]
+    correctness: dict[str, Any]
     prompts: dict[str, Any] | None
 
     def check(self, folder: Path, accelerator: Accelerator, options: BatchOptions) -> None:

@@ -119,8 +119,8 @@ def resume_problem(saved: BatchOptions, now: BatchOptions, *, has_rollouts: bool
     if not has_rollouts or not before:
         return ""
     return (
-        f"lies inside a rollout batch, whose rest was saved under {before}, and cannot be resumed under {after}. Resume "
-        "with the options as they were, or from a checkpoint at the end of a rollout batch."
+        f"lies inside a rollout batch, whose rest was saved under {before}, and cannot be resumed under {after}. "
+        "Resume with the options as they were, or from a checkpoint at the end of a rollout batch."
     )
 
 
