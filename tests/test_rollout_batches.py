@@ -216,6 +216,36 @@ def test_the_teacher_moves_once_per_rollout_batch(tmp_path, accumulation, per_ge
     assert_one_update_per_rollout_batch(*counted_run(tmp_path, accumulation, per_generation, iterations))
 
 
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        (batch_options(4, 1, 1), [(1, 4), (2, 4), (3, 4)]),
+        (batch_options(4, 2, 1), [(1, 2), (2, 2), (3, 2)]),
+        (batch_options(2, 3, 1), [(2, 1), (3, 1)]),
+        (batch_options(2, 1, 3), [(2, 1), (3, 1)]),
+    ],
+    ids=str,
+)
+def test_all_updates_come_after_the_optimizer_step_toward_its_student(tmp_path, options, calls):
+    data = chat_dataset(ROLLOUTS * 6)
+    trainer = make_trainer(
+        tmp_path, max_steps=3, learning_rate=0.1, teacher_update_rate=0.2, train_dataset=data, **options
+    )
+    expected, found, tick = states(trainer)[1], [], trainer._teacher.tick
+
+    def recorded_tick(num_updates):
+        nonlocal expected
+        found.append((trainer.state.global_step, num_updates))
+        for _ in range(num_updates):
+            expected = 0.8 * expected + 0.2 * flat_parameters(trainer.model)
+        return tick(num_updates)
+
+    trainer._teacher.tick = recorded_tick
+    trainer.train()
+    assert found == calls
+    torch.testing.assert_close(states(trainer)[1], expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("accumulation", "per_generation", "iterations"), COMBINATIONS)
 def test_the_teacher_moves_once_per_rollout_batch_of_every_combination(
@@ -294,9 +324,16 @@ def test_each_rollout_is_distilled_from_the_teacher_that_scored_it(
 # ---------------------------------------------------------------- resuming
 
 
+def half_of_some(prompts, completions, **kwargs):
+    """`half`, but for every third prompt, whose groups fail as a whole."""
+    numbers = [int(prompt[-1]["content"].split("+")[0]) for prompt in prompts]
+    return [r * (n % 3 > 0) for r, n in zip(half(completions), numbers, strict=True)]
+
+
 def trained(folder, checkpoint=None, *, max_steps, rows=12, **options):
-    """A run on different prompts; whenever outcomes are reported, they are of the prompts that the sampler takes them for."""
-    defaults = {"reward_funcs": half, "train_dataset": chat_dataset([(f"{i}+1", []) for i in range(rows)])}
+    """A run on different prompts; outcomes that are reported are of the prompts that the sampler takes them for."""
+    data = chat_dataset([(f"{i}+1", []) for i in range(rows)])
+    defaults = {"reward_funcs": half_of_some, "train_dataset": data}
     trainer = make_trainer(
         folder, **RUN | defaults | {"save_steps": 1, "max_steps": max_steps, "num_generations": 4} | options
     )
