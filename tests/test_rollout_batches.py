@@ -5,6 +5,11 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -379,9 +384,22 @@ OTHER_OPTIONS = {
     "from the first row": (EIGHT, batch_options(2, 1, 1) | {"ignore_data_skip": True}),
     "another routing": (EIGHT, EIGHT | {"routing": "sdpo"}),
 }
+SELDOM = (
+    "twice the batch",
+    "fewer",
+    "generations",
+    "fewer rows",
+    "another routing",
+)  # tested with the slow ones
 
 
-@pytest.mark.parametrize(("before", "after"), OTHER_OPTIONS.values(), ids=OTHER_OPTIONS)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(*options, id=name, marks=[pytest.mark.slow] * (name in SELDOM))
+        for name, options in OTHER_OPTIONS.items()
+    ],
+)
 def test_a_run_resumed_under_other_options_counts_on(tmp_path, caplog, before, after):
     """One update of the teacher per rollout batch, before and after, and outcomes told to the right prompts."""
     first = trained(tmp_path, max_steps=4, redraw_failed_frac=1.0, **before)
@@ -471,3 +489,49 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_fields(tmp_path):
         path.write_text(json.dumps(saved))
         with pytest.raises(ValueError, match=f"written by another version of srpo-trl.*{named}"):
             trained(tmp_path, "checkpoint-1", max_steps=2, **EIGHT)
+
+
+GIVEN = {  # rollouts and their order are given, so only their split over processes and micro-batches differs
+    "train_dataset": chat_dataset(ROLLOUTS * 3),
+    "learning_rate": 0.1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+TWO_PROCESSES = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    from harness import make_trainer
+    from test_rollout_batches import GIVEN
+    torch.set_num_threads(1)
+    options = dict(per_device_train_batch_size=4, ddp_find_unused_parameters=False)
+    make_trainer({folder!r} + "/ended", max_steps=2, **options, **GIVEN).train()
+    make_trainer({folder!r} + "/inside", max_steps=2, num_iterations=3, **options, **GIVEN).train()
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
+    """Between rollout batches with the same weights as a run of one process; inside one it is refused."""
+    script = tmp_path / "run.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(textwrap.dedent(TWO_PROCESSES).format(tests=tests, folder=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script)], env=environment, capture_output=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+
+    options = GIVEN | {"max_steps": 5, "per_device_train_batch_size": 8}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    resumed = make_trainer(tmp_path / "ended", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "ended" / "checkpoint-2"))
+    for ours, theirs in zip(states(resumed), states(whole), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert resumed._teacher.num_ticks == whole._teacher.num_ticks == 5
+
+    inside = make_trainer(tmp_path / "inside", num_iterations=3, **options)
+    with pytest.raises(ValueError, match=r"num_processes=2, and cannot be resumed under .*num_processes=1"):
+        inside.train(resume_from_checkpoint=str(tmp_path / "inside" / "checkpoint-2"))

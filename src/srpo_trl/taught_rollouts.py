@@ -146,7 +146,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     def _teacher_state(self) -> tuple[int, int]:
         """A name for the teacher's present weights; the live teacher's change with every optimizer step."""
         is_live = self.args.teacher_model_kind == "live"
-        return self._teacher.num_ticks, self.state.global_step if is_live else 0
+        return self._teacher.num_ticks, self._counter.num_steps if is_live else 0
 
     @property
     def _steps_per_generation(self) -> int:

@@ -80,12 +80,16 @@ class RolloutBatchCounter:
         micro_batches_each: micro-batches of a rollout batch, `BatchOptions.micro_batches_per_rollout_batch`.
         num_micro_batches: trained on so far.
         num_rollouts: generated so far, on all processes; gives each rollout of a run a number of its own.
+
+    Attributes:
+        num_steps: optimizer steps counted here, those of all calls of `train`.
     """
 
     def __init__(self, micro_batches_each: int, num_micro_batches: int = 0, num_rollouts: int = 0) -> None:
         self._micro_batches_each = micro_batches_each
         self._num_taken = num_micro_batches // micro_batches_each
         self.num_rollouts = num_rollouts
+        self.num_steps = 0
 
     def number_of(self, micro_batch: int) -> int:
         """Return the number, from 0, of the rollout batch that a micro-batch, counted from 0, belongs to."""
@@ -96,7 +100,8 @@ class RolloutBatchCounter:
         return num_micro_batches % self._micro_batches_each != 0
 
     def take_complete(self, num_micro_batches: int) -> int:
-        """Return how many rollout batches have been completed since the last call, after so many micro-batches."""
+        """Return how many rollout batches an optimizer step has completed, after so many micro-batches."""
+        self.num_steps += 1
         num_complete = num_micro_batches // self._micro_batches_each
         num_new, self._num_taken = num_complete - self._num_taken, num_complete
         return num_new

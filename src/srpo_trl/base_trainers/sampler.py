@@ -64,12 +64,7 @@ class ResumableRepeatSampler(RepeatSampler):
             self._replayed, self._num_reported_before = [[] for _ in range(batch)], batch
 
     def report(self, has_failed_P: Sequence[bool]) -> None:
-        """Take the outcome of the epoch's next rollout batch: failed prompts come once more, repeated ones do not.
-
-        Nothing happens on a process that draws nothing itself and is sent its rows.
-        """
-        if not self._drawn:
-            return
+        """Take the outcome of the epoch's next rollout batch: failed prompts come once more, repeated ones do not."""
         prompts, num_again = self._drawn[self._num_reported], self._num_again[self._num_reported]
         self._num_reported += 1
         for place, (prompt, has_failed) in enumerate(zip(prompts, has_failed_P, strict=True)):
