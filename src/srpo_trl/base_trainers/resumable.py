@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from srpo_trl.base_trainers import checkpointing
 from srpo_trl.base_trainers.rollout_batches import next_of_epoch
@@ -24,6 +24,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
     `_check_run_state` which checkpoints they cannot go on from.
     """
 
+    args: GRPOConfig
     _is_saving = False
     _redrawn_frac = 0.0  # largest share of a rollout batch's prompts that may be drawn again
     _train_sampler: ResumableRepeatSampler | None = None  # iterable datasets have none
@@ -82,6 +83,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
                 kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]
             )
             num_skipped = kwargs["steps_trained_in_current_epoch"] if is_resumed else 0
+            assert self.args.steps_per_generation is not None  # set by GRPOConfig
             each = self.args.steps_per_generation * self.num_iterations
             self._train_sampler.set_epoch(kwargs["epoch"])
             self._train_sampler.start_at(next_of_epoch(num_skipped, self._step, each))
