@@ -123,7 +123,6 @@ WRONG = [
     {"loss_type": "dr_grpo"},
     {"loss_type": "luspo"},
     {"epsilon_high": 0.28, "loss_type": "cispo"},
-    {"teacher_model_kind": "live", "steps_per_generation": 3, "gradient_accumulation_steps": 2},
     {"temperature": 0.0},
 ]
 
@@ -135,6 +134,7 @@ def test_wrong_values_are_refused_by_name(options):
 
 
 RIGHT = [
+    {"teacher_model_kind": "live", "steps_per_generation": 3, "gradient_accumulation_steps": 2},
     {"distillation_mode": "sampled_token", "distillation_alpha": 1.0},
     {"distillation_topk": None, "distillation_add_tail": False, "distillation_is_clip": None},
     {"teacher_context": ["feedback", "sibling+feedback", "reference"], "reference_column": "answer"},

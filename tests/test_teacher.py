@@ -133,10 +133,25 @@ def test_value_of_a_parameter_is_the_teachers_and_of_a_frozen_one_the_students()
                 "gradient_accumulation_steps": 4,
                 "steps_per_generation": 1,
             },
-            2,
+            8,
+        ),
+        (
+            {
+                "max_steps": 3,
+                "per_device_train_batch_size": 8,
+                "num_iterations": 3,
+                "gradient_accumulation_steps": 2,
+            },
+            1,
         ),
     ],
-    ids=["every step", "iterations", "steps of a batch", "batches of a step"],
+    ids=[
+        "every step",
+        "iterations",
+        "steps of a batch",
+        "batches of a step",
+        "iterations of an accumulated step",
+    ],
 )
 def test_trainer_ticks_once_per_rollout_batch_after_its_last_step(tmp_path, options, num_ticks):
     trainer = make_trainer(tmp_path, learning_rate=0.1, **options)
@@ -152,8 +167,9 @@ def test_trainer_teacher_moves_by_the_ema_law_of_its_students(tmp_path):
     expected = values(trainer._teacher)
     original = trainer._teacher.tick
 
-    def tick():
+    def tick(num_updates):
         nonlocal expected
+        assert num_updates == 1
         expected = 0.8 * expected + 0.2 * flat_parameters(trainer.model)
         return original()
 

@@ -265,11 +265,18 @@ def test_lora_trains_the_adapter_alone(tmp_path):
 
     trainer = make_trainer(tmp_path, peft_config=LORA, max_steps=2)
     frozen = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    heads, request = [], trainer._distillation_request
+
+    def recorded(routed):
+        heads.append(trainer._teacher_head)
+        return request(routed)
+
+    trainer._distillation_request = recorded
     assert update(trainer).any()
     for name, parameter in trainer.model.named_parameters():
         if name in frozen:
             assert torch.equal(parameter, frozen[name])
-    assert trainer._teacher_head is None  # frozen: the loss takes the student's own
+    assert heads == [None, None]  # frozen: the loss takes the student's own
 
 
 def test_bf16_autocast_trains(tmp_path):

@@ -40,6 +40,7 @@ AREAS = (
     "checkpoints",
     "survival",
     "scores",
+    "counting",
 )
 MUTANTS: list[Mutant] = [m for area in AREAS for m in importlib.import_module(area).MUTANTS]
 

@@ -22,8 +22,8 @@ MUTANTS = [
         "a resumed run counts its micro-batches from 0",
         (
             "taught_rollouts.py",
-            "self._step, self._buffered_inputs = state.micro_step, None",
-            "self._step, self._buffered_inputs = 0, None",
+            "self._step = resumed_micro_batches(state.micro_step, saved, now, has_rollouts=state.has_rollouts)",
+            "self._step = 0",
         ),
         tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",),
     ),
@@ -38,8 +38,8 @@ MUTANTS = [
         "on several processes a resumed run meets the first epoch's order of prompts",
         (
             "base_trainers/resumable.py",
-            "        if self._trainer._train_sampler is not None:",
-            "        if self._trainer.accelerator.num_processes == 1:",
+            "        if self._train_sampler is not None:",
+            "        if self.accelerator.num_processes == 1:",
         ),
         tests=("test_processes.py::test_resume_on_two_processes[epochs]",),
     ),

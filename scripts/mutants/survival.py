@@ -45,8 +45,8 @@ MUTANTS = [
         "the teacher moves after an optimizer step that was skipped",
         (
             "taught_rollouts.py",
-            "if self._step_was_skipped or not self._rollout_batch_ends:",
-            "if not self._rollout_batch_ends:",
+            "if self._step_was_skipped or not num_complete:",
+            "if not num_complete:",
         ),
         tests=(f"{FAULTS}::test_a_rollout_batch_whose_last_step_is_skipped_does_not_move_the_teacher",),
     ),

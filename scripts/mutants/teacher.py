@@ -11,8 +11,8 @@ MUTANTS = [
         "teacher <- rate * teacher + (1 - rate) * student",
         (
             "teacher.py",
-            "value.lerp_(student, self.update_rate)",
-            "value.lerp_(student, 1 - self.update_rate)",
+            "value.lerp_(student, rate)",
+            "value.lerp_(student, 1 - rate)",
         ),
         tests=(
             "test_teacher.py::test_ema_direction_is_toward_the_student_at_the_rate_given",
@@ -78,8 +78,8 @@ MUTANTS = [
         "the teacher moves at every optimizer step of a rollout batch",
         (
             "taught_rollouts.py",
-            "if self._step_was_skipped or not self._rollout_batch_ends:\n",
-            "if self._step_was_skipped:\n",
+            "num_complete = self._counter.take_complete(self._step)\n",
+            "num_complete = 1\n",
         ),
         tests=(f"{TICKS}[iterations]", f"{TICKS}[steps of a batch]"),
     ),
@@ -93,15 +93,15 @@ MUTANTS = [
             '        """Let the teacher move, before the step is logged or saved."""\n'
             "        self._trainer._tick_teacher()\n\n    on_substep_end = on_step_end\n",
         ),
-        tests=(f"{TICKS}[batches of a step]",),
+        tests=("test_rollout_batches.py::test_all_updates_come_after_the_optimizer_step_toward_its_student",),
     ),
     mutant(
         "teacher_ticks_twice",
         "the teacher moves twice after a rollout batch",
         (
             "taught_rollouts.py",
-            "        distance = self._teacher.tick()\n",
-            "        self._teacher.tick()\n        distance = self._teacher.tick()\n",
+            "        distance = self._teacher.tick(num_complete)\n",
+            "        self._teacher.tick(num_complete)\n        distance = self._teacher.tick(num_complete)\n",
         ),
         tests=(f"{TICKS}[every step]",),
     ),

@@ -7,6 +7,7 @@ its part of a checkpoint.
 """
 
 import functools
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather, gather_object, is_peft_model
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, TrainerCallback
 
 from srpo_trl import batch as trl_batch
 from srpo_trl.base_trainers import checkpointing
+from srpo_trl.base_trainers.rollout_batches import (
+    BatchOptions,
+    RolloutBatchCounter,
+    resume_note,
+    resumed_micro_batches,
+)
 from srpo_trl.checks.arguments import (
     check_correctness_reward,
     refuse_adapted_head,
     refuse_unsupported,
 )
+from srpo_trl.checks.correctness import CorrectnessWatch, decision_note
 from srpo_trl.checks.datasets import prompt_room
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
@@ -45,13 +50,16 @@ from srpo_trl.rollouts import (
     shown_to_teachers,
 )
 from srpo_trl.routing import ROUTE_NAMES, Route
-from srpo_trl.sharding import release_gathered, shards_parameters
+from srpo_trl.sharding import part_of, release_gathered, shards_parameters
 from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder, whole_characters
+from srpo_trl.teacher_heads import HeadsInUse
 from srpo_trl.teacher_pass import ShardedBackbone, score_rollouts, teacher_head
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
+
+logger = logging.getLogger(__name__)
 
 
 class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
@@ -73,8 +81,12 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         if not self._is_routed:
             return
         check_correctness_reward(args, self.reward_func_names)
+        names, decision = self.reward_func_names, (args.correctness_reward, args.success_reward_threshold)
+        self._tell(decision_note(names, self.reward_weights.tolist(), *decision))
+        self._correctness_watch = CorrectnessWatch(names, *decision)
         refuse_unsupported(args, self.model, self.accelerator, self._is_vlm)
-        self._teacher_head: Head | None = None  # of the rollouts in use; None: the student's, never trained
+        self._counter = RolloutBatchCounter(self._batch_options.micro_batches_per_rollout_batch)
+        self._heads = HeadsInUse()
         self._encoder = self._teacher_prompt_encoder()
         self._share = DistillationShare(
             args.distillation_hold_steps, args.distillation_decay_steps, args.distillation_until_accuracy
@@ -121,14 +133,36 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         )
 
     @property
-    def _rollout_batch_ends(self) -> bool:
-        """Whether every rollout generated so far has been trained on as often as it is to be."""
-        return self._step % (self._steps_per_generation * self.num_iterations) == 0
+    def _batch_options(self) -> BatchOptions:
+        """What micro-batches and rollout batches are counted in."""
+        data = self.train_dataset
+        return BatchOptions.of(
+            self.args,
+            num_generations=self.num_generations,
+            num_processes=self.accelerator.num_processes,
+            num_prompts=len(data) if hasattr(data, "__len__") else None,
+        )
+
+    @property
+    def _teacher_head(self) -> Head | None:
+        """The teacher's head of the micro-batch in hand; None: the student's own, frozen."""
+        return self._heads.of(self._counter.number_of(self._step))
+
+    @property
+    def _teacher_state(self) -> tuple[int, int]:
+        """A name for the teacher's present weights; the live teacher's change with every optimizer step."""
+        is_live = self.args.teacher_model_kind == "live"
+        return self._teacher.num_ticks, self._counter.num_steps if is_live else 0
 
     @property
     def _steps_per_generation(self) -> int:
         assert self.args.steps_per_generation is not None  # set by GRPOConfig
         return self.args.steps_per_generation
+
+    def _tell(self, note: str) -> None:
+        """Warn on one process, where there is anything to tell."""
+        if note and self.accelerator.is_main_process:
+            logger.warning(note)
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
@@ -173,7 +207,8 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         with self._sums.timed("seconds_teacher"):
             self._rollouts = self._route(inputs, prompts, completions, completion_ids_list, rewards_BF)
         routes = [ROUTE_NAMES[Route(r)] for r in self._rollouts.route_B.tolist()]
-        numbers_B = self._rollout_log.begin(self._step, len(prompts))
+        first = self._counter.take_rollouts(len(prompts) * self.accelerator.num_processes)
+        numbers_B = self._rollout_log.begin(first, len(prompts))
         self._pending_extra_logs |= {"route": routes, NUMBER_COLUMN: numbers_B.tolist()}
         return rewards_BF
 
@@ -196,6 +231,10 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             tools = [self.tools] * num_rows
         column = args.reference_column
         share = self._share.at(self.state.global_step)
+        score_B = deciding_score(
+            rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward
+        )
+        self._tell(self._correctness_watch.observe(score_B.tolist()))
         rollouts = route_rollouts(
             Group(
                 prompts=prompts,
@@ -207,7 +246,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
                 rewards_BF=rewards_BF,
                 first_row=self.accelerator.process_index * num_rows,
             ),
-            deciding_score(rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward),
+            score_B,
             args,
             self._encoder,
             num_generations=self.num_generations,
@@ -257,7 +296,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             ),
             max_over_processes=self._max_over_processes,
         )
-        self._teacher_head = scores.head
+        self._heads.add(self._counter.number_of(self._step), scores.head, self._teacher_state)
         entropy_N = scores.entropy_N
         entropy_BT = torch.zeros(distilled_BT.shape, dtype=entropy_N.dtype, device=entropy_N.device)
         entropy_BT[distilled_BT] = entropy_N
@@ -277,17 +316,22 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         if not self._teacher.hold_trainable():
             return
         refuse_adapted_head(self._student)
-        if self._teacher_head is None or self._teacher.kind != "live":
-            self._teacher_head = teacher_head(self._student, self._teacher)
+        self._heads.keep_apart_from(
+            part_of(tensor) for tensor in lm_head_of(self._student)[:2] if tensor is not None
+        )
+        self._heads.give_own(teacher_head(self._student, self._teacher))
 
     # ---------------------------------------------------------------- teacher ticks and checkpoints
 
     def _tick_teacher(self) -> None:
         """Move the teacher once per rollout batch, after its last optimizer step (SDPO), unless that was skipped."""
         self._sums.add(nonfinite_steps=self._is_nonfinite_step)
-        if self._step_was_skipped or not self._rollout_batch_ends:
+        num_complete = self._counter.take_complete(self._step)
+        self._heads.forget_before(self._counter.number_of(self._step))
+        if self._step_was_skipped or not num_complete:
             return
-        distance = self._teacher.tick()
+        self._heads.keep_apart_from(self._teacher.state_dict().values())
+        distance = self._teacher.tick(num_complete)
         if distance is not None:
             self._sums.add(
                 teacher_squared_distance=distance.squared_distance,
@@ -298,23 +342,23 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         """Save the teacher, the counters and the rollouts that are still to be trained on."""
         if not self._is_routed:
             return
-        has_rollouts = not self._rollout_batch_ends and not self.args.save_only_model
+        has_rollouts = self._counter.is_under_way(self._step) and not self.args.save_only_model
         if has_rollouts:
             assert self._buffered_inputs is not None
-            head = self._teacher_head if self.args.teacher_model_kind == "live" else None
-            rollouts = checkpointing.SavedRollouts(
-                self._buffered_inputs, head and (head.weight_VD, head.bias_V)
-            )
+            past_head = self._heads.past(self._counter.number_of(self._step), self._teacher_state)
+            rollouts = checkpointing.SavedRollouts(self._buffered_inputs, past_head)
             checkpointing.save_rollouts(folder, self.accelerator.process_index, rollouts)
         self._teacher.save(folder, writes=self.args.should_save)
         if self.args.should_save:
             epoch, sampler = self.state.epoch or 0.0, self._train_sampler
             state = checkpointing.RunState(
                 self._step,
-                self.accelerator.num_processes,
+                self._batch_options,
+                self._counter.num_rollouts,
                 checkpointing.engine_of(self.accelerator),
                 has_rollouts,
                 self._share.state(),
+                self._correctness_watch.state(),
                 None if sampler is None else sampler.state(is_inside_epoch=epoch != int(epoch)),
             )
             checkpointing.save_state(folder, state)
@@ -323,7 +367,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     def _check_run_state(self, folder: Path) -> None:
         if self._is_routed:
-            checkpointing.load_state(folder).check(folder, self.accelerator)
+            checkpointing.load_state(folder).check(folder, self.accelerator, self._batch_options)
 
     def _load_run_state(self, folder: Path) -> None:
         if not self._is_routed:
@@ -331,20 +375,31 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         state = checkpointing.load_state(folder)
         self._teacher.load(folder)
         self._share.restore(state.distillation_share)
+        self._correctness_watch.restore(state.correctness)
         if self._train_sampler is not None and state.prompts is not None:
             self._train_sampler.restore(state.prompts)
         if self._earlier_answers is not None:
             self._earlier_answers.load(folder)
-        self._step, self._buffered_inputs = state.micro_step, None
+        self._resume_count(state)
+        self._buffered_inputs = None
         if state.has_rollouts:
             rollouts = checkpointing.load_rollouts(
                 folder, self.accelerator.process_index, self.accelerator.device
             )
             self._buffered_inputs = rollouts.batches
-            self._teacher_head = teacher_head(self._student, self._teacher)
-            if rollouts.live_head is not None:
-                weight_VD, bias_V = rollouts.live_head
-                self._teacher_head = lm_head_of(self._student)._replace(weight_VD=weight_VD, bias_V=bias_V)
+            head = teacher_head(self._student, self._teacher)
+            if head is None and rollouts.head is not None:  # frozen now, and not when they were scored
+                head = lm_head_of(self._student)
+            self._heads.restore(self._counter.number_of(self._step), head, self._teacher_state, rollouts.head)
+
+    def _resume_count(self, state: checkpointing.RunState) -> None:
+        """Go on counting rollout batches where the checkpoint stopped, in today's options."""
+        saved, now = state.counted_in, self._batch_options
+        self._step = resumed_micro_batches(state.micro_step, saved, now, has_rollouts=state.has_rollouts)
+        self._counter = RolloutBatchCounter(
+            now.micro_batches_per_rollout_batch, self._step, state.num_rollouts
+        )
+        self._tell(resume_note(saved, now, self._counter.number_of(self._step)))
 
 
 class _TeacherTick(TrainerCallback):

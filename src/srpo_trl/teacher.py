@@ -122,15 +122,18 @@ class TeacherWeights:
         return parts
 
     @torch.no_grad()
-    def tick(self) -> TeacherDistance | None:
+    def tick(self, num_updates: int = 1) -> TeacherDistance | None:
         """Move the average: `teacher <- (1 - rate) * teacher + rate * student`, in float32 (SDPO, section 3).
 
+        Args:
+            num_updates: so many times toward the same student, which is once at the rate `1 - (1 - rate)^n`.
         Returns:
             The distance to the student afterwards; None for the live teacher, which has none.
         """
-        self.num_ticks += 1
+        self.num_ticks += num_updates
         if self.kind == "live":
             return None
+        rate = self.update_rate if num_updates == 1 else 1.0 - (1.0 - self.update_rate) ** num_updates
         parts = self._parts()
         device = next((value.device for value in self._values.values()), self._device)
         distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
@@ -139,7 +142,7 @@ class TeacherWeights:
             if self._resynchronises:
                 value.copy_(student)
             elif self.kind == "ema" and not self.is_frozen:
-                value.lerp_(student, self.update_rate)
+                value.lerp_(student, rate)
             distance += (value - student).square().sum(dtype=torch.float64)
             norm += student.square().sum(dtype=torch.float64)
         self._resynchronises = False

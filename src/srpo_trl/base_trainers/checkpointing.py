@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, send_to_device
 from safetensors import SafetensorError
 from torch import Tensor
+
+from srpo_trl.base_trainers.rollout_batches import BatchOptions, resume_problem
 
 STATE_FILE = "srpo_state.json"
 STAGING_FOLDER = ".saving"
@@ -32,38 +34,40 @@ class RunState:
 
     Attributes:
         micro_step: training micro-batches so far; decides when the next rollouts are generated.
-        num_processes: that wrote the checkpoint.
+        counted_in: what they are counted in.
+        num_rollouts: generated so far, on all processes.
         engine: that wrote it: "FSDP", "DEEPSPEED", or "" for whole files, as one process and DDP write them.
         has_rollouts: the checkpoint lies inside a rollout batch, whose rest is saved beside it.
         distillation_share: `DistillationShare.state`.
+        correctness: `CorrectnessWatch.state`.
         prompts: `ResumableRepeatSampler.state`; None for an iterable data set.
     """
 
     micro_step: int
-    num_processes: int
+    counted_in: BatchOptions
+    num_rollouts: int
     engine: str
     has_rollouts: bool
     distillation_share: dict[str, Any]
+    correctness: dict[str, Any]
     prompts: dict[str, Any] | None
 
-    def check(self, folder: Path, accelerator: Accelerator) -> None:
+    def check(self, folder: Path, accelerator: Accelerator, options: BatchOptions) -> None:
         """Raise ValueError where this launch cannot go on from the checkpoint.
 
-        Another engine does not find the optimizer's state, and `Trainer` would begin with a new one; rollouts of
-        other processes would have to be shared out anew.
+        Another engine does not find the optimizer's state, and `Trainer` would begin with a new one; rollouts saved
+        under other batch options would have to be shared out anew.
         """
-        engine, num_processes = engine_of(accelerator), accelerator.num_processes
+        engine = engine_of(accelerator)
         if self.engine != engine:
             raise ValueError(
                 f"{folder} was written under {self.engine or 'one process or DDP'} and cannot be resumed under "
                 f"{engine or 'one process or DDP'}, which does not read its optimizer's state. Launch as before, "
                 "or start a new run from the checkpoint's model."
             )
-        if self.has_rollouts and self.num_processes != num_processes:
-            raise ValueError(
-                f"{folder} lies inside a rollout batch of {self.num_processes} processes and cannot be resumed on "
-                f"{num_processes}. Resume on as many processes, or from a checkpoint at the end of a rollout batch."
-            )
+        problem = resume_problem(self.counted_in, options, has_rollouts=self.has_rollouts)
+        if problem:
+            raise ValueError(f"{folder} {problem}")
 
 
 def engine_of(accelerator: Accelerator) -> str:
@@ -73,10 +77,15 @@ def engine_of(accelerator: Accelerator) -> str:
 
 
 class SavedRollouts(NamedTuple):
-    """This process's rollouts that are still to be trained on, and the live teacher's head they were scored with."""
+    """This process's rollouts that are still to be trained on.
+
+    Attributes:
+        batches: TRL's micro-batches.
+        head: weight and bias that their teacher's hidden states are projected with; None: the present teacher's.
+    """
 
     batches: list[dict[str, Any]]
-    live_head: tuple[Tensor, Tensor | None] | None
+    head: tuple[Tensor, Tensor | None] | None
 
 
 def save_state(folder: Path, state: RunState) -> None:
@@ -89,6 +98,7 @@ def load_state(folder: Path) -> RunState:
 
     Raises:
         FileNotFoundError: the checkpoint was not written by SRPOTrainer.
+        ValueError: it was written by another version.
     """
     path = folder / STATE_FILE
     if not path.is_file():
@@ -96,7 +106,22 @@ def load_state(folder: Path) -> RunState:
             f"{path} is missing: the checkpoint was not written by SRPOTrainer with routing other than 'grpo'. "
             "Resume from one that was, or start a new run from this one by passing it as `model`."
         )
-    return RunState(**json.loads(path.read_text(encoding="utf-8")))
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    _refuse_other_fields(path, saved, RunState)
+    _refuse_other_fields(path, saved["counted_in"], BatchOptions)
+    return RunState(**saved | {"counted_in": BatchOptions(**saved["counted_in"])})
+
+
+def _refuse_other_fields(path: Path, saved: dict[str, Any], kind: type) -> None:
+    """Raise ValueError unless the saved fields are those of a dataclass."""
+    expected = {field.name for field in fields(kind)}
+    missing, unknown = sorted(expected - set(saved)), sorted(set(saved) - expected)
+    if missing or unknown:
+        raise ValueError(
+            f"{path} was written by another version of srpo-trl: without {missing or 'nothing missing'}, with "
+            f"{unknown or 'nothing unknown'}. Resume with that version, or start a new run from the checkpoint's model "
+            "by passing it as `model`."
+        )
 
 
 def save_rollouts(folder: Path, rank: int, rollouts: SavedRollouts) -> None:

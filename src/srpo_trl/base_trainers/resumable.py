@@ -7,12 +7,12 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from srpo_trl.base_trainers import checkpointing
+from srpo_trl.base_trainers.rollout_batches import next_of_epoch
 from srpo_trl.base_trainers.sampler import ResumableRepeatSampler
 from srpo_trl.trl_seams import rotate_checkpoints
 
@@ -24,6 +24,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
     `_check_run_state` which checkpoints they cannot go on from.
     """
 
+    args: GRPOConfig
     _is_saving = False
     _redrawn_frac = 0.0  # largest share of a rollout batch's prompts that may be drawn again
     _train_sampler: ResumableRepeatSampler | None = None  # iterable datasets have none
@@ -33,7 +34,6 @@ class ResumableGRPOTrainer(GRPOTrainer):
         if self.args.should_save:
             checkpointing.restore_replaced(str(self.args.output_dir))
         self.accelerator.wait_for_everyone()
-        self.add_callback(_EpochBegin(self))
 
     def _save_run_state(self, folder: Path) -> None:
         """Add to a checkpoint that is not visible yet; called on every process."""
@@ -78,6 +78,15 @@ class ResumableGRPOTrainer(GRPOTrainer):
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        if self._train_sampler is not None:
+            is_resumed = (
+                kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]
+            )
+            num_skipped = kwargs["steps_trained_in_current_epoch"] if is_resumed else 0
+            assert self.args.steps_per_generation is not None  # set by GRPOConfig
+            each = self.args.steps_per_generation * self.num_iterations
+            self._train_sampler.set_epoch(kwargs["epoch"])
+            self._train_sampler.start_at(next_of_epoch(num_skipped, self._step, each))
         super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -142,15 +151,3 @@ class ResumableGRPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._load_run_state(Path(checkpoint))
-
-
-class _EpochBegin(TrainerCallback):
-    """Sets the order of prompts of the epoch that begins, or that a resumed run goes on with."""
-
-    def __init__(self, trainer: ResumableGRPOTrainer) -> None:
-        self._trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called before the epoch's first batch is drawn."""
-        if self._trainer._train_sampler is not None:
-            self._trainer._train_sampler.set_epoch(int(state.epoch or 0))

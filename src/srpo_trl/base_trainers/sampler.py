@@ -9,6 +9,8 @@ from torch.utils.data import Sampler
 
 from srpo_trl.trl_seams import RepeatSampler
 
+_UNKNOWN = -1
+
 
 class ResumableRepeatSampler(RepeatSampler):
     """TRL's sampler, which shuffles anew in every epoch, able to start at a later one and to draw prompts again.
@@ -28,7 +30,7 @@ class ResumableRepeatSampler(RepeatSampler):
     _num_reported: int  # rollout batches of this epoch whose outcome is known
     _waiting: deque[int]  # prompts to draw again
     _replayed: list[list[int]]  # repeated prompts of the rollout batches before a resume inside an epoch
-    _num_reported_before: int
+    _num_reported_before: int  # before a resume; _UNKNOWN: in another layout of the data
 
     @classmethod
     def like(cls, sampler: Sampler) -> "ResumableRepeatSampler":
@@ -53,6 +55,14 @@ class ResumableRepeatSampler(RepeatSampler):
             for _ in range(epoch):
                 torch.randperm(self.num_samples, generator=self.generator)
 
+    def start_at(self, batch: int) -> None:
+        """Let the outcome that is reported first, in the pass over the data that follows, be of this rollout batch.
+
+        Where that is not where the saved pass stopped, those before it are passed over without repeated prompts.
+        """
+        if batch != self._num_reported_before:
+            self._replayed, self._num_reported_before = [[] for _ in range(batch)], batch
+
     def report(self, has_failed_P: Sequence[bool]) -> None:
         """Take the outcome of the epoch's next rollout batch: failed prompts come once more, repeated ones do not."""
         prompts, num_again = self._drawn[self._num_reported], self._num_again[self._num_reported]
@@ -63,16 +73,26 @@ class ResumableRepeatSampler(RepeatSampler):
 
     def state(self, *, is_inside_epoch: bool) -> dict[str, Any]:
         """Return what a resume needs: what was repeated in this epoch, what waits, and how much is known."""
-        waiting = list(self._waiting)
-        if not is_inside_epoch:
-            return {"again": [], "waiting": waiting, "num_reported": 0}
         again = [prompts[:count] for prompts, count in zip(self._drawn, self._num_again, strict=True)]
-        return {"again": again, "waiting": waiting, "num_reported": self._num_reported}
+        return {
+            "again": again if is_inside_epoch else [],
+            "waiting": list(self._waiting),
+            "num_reported": self._num_reported if is_inside_epoch else 0,
+            "batch_size": self.batch_size,
+            "num_prompts": self.num_samples,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` returned, for the pass over the data that follows."""
-        self._replayed, self._waiting = [*state["again"]], deque(state["waiting"])
-        self._num_reported_before = state["num_reported"]
+        """Take what `state` returned, for the pass over the data that follows.
+
+        Of other data nothing is taken, since row numbers mean other prompts; with rollout batches of another size,
+        only what waits.
+        """
+        is_same_data = state["num_prompts"] == self.num_samples
+        is_same_layout = is_same_data and state["batch_size"] == self.batch_size
+        self._waiting = deque(state["waiting"] if is_same_data else ())
+        self._replayed = [*state["again"]] if is_same_layout else []
+        self._num_reported_before = state["num_reported"] if is_same_layout else _UNKNOWN
 
     def __iter__(self) -> Iterator[int]:
         """Yield row numbers as TRL's sampler does: each prompt of a rollout batch G times, the whole so many times."""

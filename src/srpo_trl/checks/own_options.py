@@ -207,14 +207,3 @@ def derived_problems(config: "SRPOConfig") -> Iterator[str]:
             f"generation_batch_size={config.generation_batch_size} (per_device_train_batch_size x processes x "
             f"steps_per_generation) must be at most {MAX_COUNT} rollouts."
         )
-    steps, accumulation = (
-        config.steps_per_generation * config.num_iterations,
-        config.gradient_accumulation_steps,
-    )
-    is_aligned = steps % accumulation == 0 or accumulation % steps == 0
-    if config.teacher_model_kind == "live" and config.routing != "grpo" and not is_aligned:
-        yield (
-            f"teacher_model_kind='live' with steps_per_generation * num_iterations = {steps} and "
-            f"gradient_accumulation_steps={accumulation}: an optimizer step would hold rollouts of two live teachers. "
-            "Let one of the two numbers divide the other, or take another teacher."
-        )

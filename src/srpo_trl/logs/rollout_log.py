@@ -58,12 +58,11 @@ class RolloutLog:
         """Whether the texts that teachers are shown must travel with their rollouts."""
         return self._examples is not None
 
-    def begin(self, micro_step: int, num_rows: int) -> Tensor:
-        """Number this process's rollouts of a new rollout batch, made at a micro-step.
+    def begin(self, first: int, num_rows: int) -> Tensor:
+        """Number this process's rollouts of a new rollout batch, from the number of its first one on any process.
 
         The numbers are the same after a resume, and different for every rollout of a run.
         """
-        first = micro_step * num_rows * self._accelerator.num_processes
         if self._means is not None:
             self._means.begin(first)
         own = first + self._accelerator.process_index * num_rows
