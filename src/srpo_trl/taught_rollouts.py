@@ -26,6 +26,8 @@ from srpo_trl.checks.arguments import (
     refuse_unsupported,
 )
 from srpo_trl.checks.datasets import prompt_room
+from srpo_trl.checks.rows import first_row
+from srpo_trl.checks.teacher_places import check_first_prompt
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
 from srpo_trl.evaluation.trainer import EvaluatingGRPOTrainer
@@ -74,6 +76,9 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         refuse_unsupported(args, self.model, self.accelerator, self._is_vlm)
         self._teacher_head: Head | None = None  # of the rollouts in use; None: the student's own, frozen
         self._encoder = self._teacher_prompt_encoder()
+        if self.environment_factories is None:
+            row = first_row(self.train_dataset, drops_unused=False) or {}
+            check_first_prompt(row.get("prompt"), self._encoder)
         self._share = DistillationShare(
             args.distillation_hold_steps, args.distillation_decay_steps, args.distillation_until_accuracy
         )

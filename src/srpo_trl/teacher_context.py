@@ -216,6 +216,11 @@ class TeacherPromptEncoder:
         """Return where the last user's text stands in a prompt of text; None where it is no rendered conversation."""
         return None if self._turn_format is None else last_user_turn(prompt, self._turn_format)
 
+    def markers_in(self, text: str) -> list[str]:
+        """Return the markers that a text holds, without the tokenizer's token of the beginning."""
+        bos_token = self.tokenizer.bos_token
+        return sorted({marker for marker in self._markers.values() if marker in text and marker != bos_token})
+
     def _place(self, prompt: str | Messages, tools: list[Callable | dict] | None) -> _Place | None:
         if isinstance(prompt, str):
             start, end = self.turn_in_text(prompt) or (0, len(prompt))
