@@ -36,6 +36,7 @@ AREAS = (
     "mathematics",
     "teacher",
     "context",
+    "rows",
     "checkpoints",
     "survival",
     "scores",
