@@ -126,4 +126,14 @@ MUTANTS = [
         ("config.py", "@explains_unknown_options\n@dataclass", "@dataclass"),
         tests=(f"{FORMER}::test_python_says_it_too",),
     ),
+    mutant(
+        "rows_without_images_have_none",
+        "a row without images beside rows with them ends the run in the processor",
+        (
+            "base_trainers/checked_calls.py",
+            "images and [of_prompt or [] for of_prompt in images]",
+            "images",
+        ),
+        tests=("test_vision.py::test_rows_without_images_train_beside_rows_with_them",),
+    ),
 ]
