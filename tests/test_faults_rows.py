@@ -27,6 +27,7 @@ from harness import (
     update,
 )
 from srpo_trl.base_trainers.usable_rows import row_images, usable_rows, without_empty_images
+from srpo_trl.checks.datasets import environment_problems
 from srpo_trl.checks.rows import first_row, image_rows, prompt_shapes
 
 TOKENIZER = tiny_tokenizer()
@@ -408,6 +409,7 @@ def test_another_row_stands_in_with_all_of_its_columns():
     none = usable_rows([{"prompt": None, "image": 1}], problem_of)
     assert none.reasons == ["empty"]
     assert none.rows == [{"prompt": [{"role": "user", "content": "."}], "image": None}]
+    assert usable_rows([{"a": 1}], problem_of).reasons == ["empty"]
     assert usable_rows([{"prompt": None}], lambda row: "never").rows == [{"prompt": None}]
 
 
@@ -442,3 +444,13 @@ def test_rollouts_of_a_rollout_func_keep_their_rows(tmp_path):
     rows = chat_dataset().to_iterable_dataset()
     trainer = make_trainer(tmp_path, train_dataset=rows, rollout_func=replay(TOKENIZER))
     assert torch.equal(update(trainer), update(make_trainer(tmp_path)))
+
+
+# ------------------------------------------------------------------ environments
+
+
+def test_names_of_environments_that_there_are_not_are_found():
+    problems = list(environment_problems("rows", chat_dataset(environment=["a", "b", "a", None]), ["a"]))
+    assert problems == ["rows names the environment(s) 'None', 'b'; environment_factory has 'a'."]
+    assert not list(environment_problems("rows", chat_dataset(environment=["a"] * 4), ["a", "b"]))
+    assert not list(environment_problems("rows", chat_dataset(), ["a"]))

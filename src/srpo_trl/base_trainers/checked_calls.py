@@ -1,7 +1,7 @@
 """`GRPOTrainer` that checks what goes into generation and what rollout and reward functions give back."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +51,7 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
     model: PreTrainedModel
     train_dataset: Any
     eval_dataset: Any
+    environment_factories: Any
     _metrics: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -76,14 +77,15 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
 
     # ---------------------------------------------------------------- when the trainer is made
 
-    def _row_problems(self) -> Any:
+    def _row_problems(self) -> Iterator[str]:
         """Yield what is wrong with rows, as far as tokenizer and model are needed to see it."""
         for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
             if not self._is_vlm:
                 yield from image_problems(name, dataset)
             if self.environment_factories is not None:  # it may write the prompt
-                if self._multi_environment:
-                    yield from environment_problems(name, dataset, list(self.environment_factories))
+                names = [key for key in self.environment_factories if key is not None]
+                if names:  # each row says which
+                    yield from environment_problems(name, dataset, names)
                 continue
             prompt = (first_row(dataset, drops_unused=False) or {}).get("prompt")
             without_template = list(chat_template_problems(prompt, self.processing_class, self.chat_template))

@@ -41,7 +41,7 @@ def usable_rows(rows: Sequence[Row], problem_of: Callable[[Row], str | None]) ->
         rows: of this process.
         problem_of: why a row cannot be sampled for, or None; called once for each prompt that follows another.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = list(dict.fromkeys([*(column for row in rows for column in row), "prompt"]))
     rows = [{column: row.get(column) for column in columns} for row in rows]
     reasons: list[str | None] = []
     last_key = None

@@ -196,7 +196,7 @@ def unknown_options(names: Collection[str], known: Collection[str]) -> Iterator[
 
 def explains_unknown_options(config: Config) -> Config:
     """Let a dataclass of options say what became of keywords that it does not take, all of them in one TypeError."""
-    initialise = config.__init__
+    initialise = config.__init__  # type: ignore[misc]  # of this class alone
 
     @functools.wraps(initialise)
     def explaining(self: Any, *args: Any, **options: Any) -> None:
@@ -204,7 +204,7 @@ def explains_unknown_options(config: Config) -> Config:
         _refuse(config.__name__, list(unknown_options(options, known)))
         initialise(self, *args, **options)
 
-    config.__init__ = explaining
+    config.__init__ = explaining  # type: ignore[misc]
     return config
 
 
