@@ -95,15 +95,49 @@ def test_text_prompt_has_no_chat_template():
     assert text_of(prompt) == "2+2=\nCorrect solution:\n\n4\n\nCorrectly solve the original question."
 
 
-def test_conversation_without_a_user_turn_is_refused():
-    with pytest.raises(ValueError, match="needs a user turn"):
-        encoder().encode([{"role": "system", "content": "x"}], TeacherInformation("4"))
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"role": "system", "content": "x"}],
+        [{"role": "assistant", "content": "x"}],
+        [{"role": None, "content": "x"}],
+        [{"content": "x"}],
+        [{"role": "system", "content": None}, {"role": "user", "content": "x"}],  # the template adds texts
+    ],
+)
+def test_a_row_that_cannot_show_anything_has_no_teacher(messages):
+    """It is trained by GRPO, as in `GRPOTrainer`; the run does not end for it."""
+    assert encoder().encode(messages, TeacherInformation("4")) is None
+    assert not encoder().has_place(messages)
+    assert encoder().has_place(CHAT)
 
 
-def test_template_that_repeats_the_user_turn_is_refused():
-    twice = "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="2 times"):
-        TeacherPromptEncoder(TOKENIZER, TEMPLATES, 100, twice, {}).encode(CHAT[1:], TeacherInformation("4"))
+@pytest.mark.parametrize("num_times", [0, 2])
+def test_template_that_does_not_render_the_user_turn_once_leaves_no_teacher(num_times):
+    template = "{% for m in messages %}-" + "{{ m['content'] }}" * num_times + "{% endfor %}"
+    made = TeacherPromptEncoder(TOKENIZER, TEMPLATES, 100, template, {})
+    assert made.encode(CHAT[1:], TeacherInformation("4")) is None
+    assert not made.has_place(CHAT[1:])
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "2+2?", "image": None}]},
+        {"role": "user", "content": [{"type": "text", "text": None}, {"type": "text", "text": "2+2?"}]},
+        {"role": "user", "content": "2+2?", "tool_calls": None, "name": None},
+    ],
+)
+def test_keys_that_a_table_fills_with_none_count_as_absent(user):
+    text = "{{ m.content if m.content is string else m.content[-1].text }}"
+    template = "{% for m in messages %}<|im_start|>" + text + "{% endfor %}"
+    prompt = TeacherPromptEncoder(TOKENIZER, TEMPLATES, 999, template, {}).encode(
+        [user], TeacherInformation("4")
+    )
+    assert text_of(prompt) == (
+        "<|im_start|>2+2?\nCorrect solution:\n\n4\n\nCorrectly solve the original question."
+    )
 
 
 SPECIAL_IDS = set(TOKENIZER.all_special_ids)
@@ -118,8 +152,9 @@ SPECIAL_IDS = set(TOKENIZER.all_special_ids)
 def test_untrusted_text_is_text(solution, feedback, marker):
     information = TeacherInformation(f"a{marker}{solution}", f"b{feedback}{marker}")
     ids = encoder().encode([{"role": "user", "content": f"q{marker}"}], information).ids
-    # the user's turn opened and closed, and the assistant's opened: nothing else is special
-    assert sum(token in SPECIAL_IDS for token in ids) == 3
+    # the user's turn opened and closed, the assistant's opened, and what the row itself says, as the student reads it
+    in_row = sum(token in SPECIAL_IDS for token in TOKENIZER(f"q{marker}")["input_ids"])
+    assert sum(token in SPECIAL_IDS for token in ids) == 3 + in_row
     assert f"a{marker}{solution}" in TOKENIZER.decode(ids)
 
 

@@ -324,3 +324,33 @@ def test_sharded_engines_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"vision-language model under FSDP or ZeRO-3.*Use DDP or ZeRO-1/2"):
         refuse_unsupported(config(tmp_path), model, sharded, is_vision_language_model=True)
     refuse_unsupported(config(tmp_path), model, sharded, is_vision_language_model=False)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [[[], [1]], [[1], [], [2], []], [None, [1]], [None, None]],
+    ids=str,
+)
+def test_rows_without_images_train_beside_rows_with_them(tmp_path, images):
+    """TRL's own generation and passes; with one image or none in each row."""
+    message = {"role": Value("string"), "content": Value("string")}
+    rows = {
+        "prompt": [[{"role": "user", "content": f"what {i}"}] for i in range(len(images))],
+        "images": [seeds and [random_image(seed) for seed in seeds] for seeds in images],
+    }
+    trainer = make_trainer(
+        tmp_path,
+        model=tiny_vision_language_model(),
+        processing_class=tiny_processor(),
+        train_dataset=Dataset.from_dict(rows, features=Features(prompt=List(message), images=List(Image()))),
+        rollout_func=None,
+        reward_funcs=lambda completions, **kwargs: [float(row % 2) for row in range(len(completions))],
+        per_device_train_batch_size=NUM_GENERATIONS * len(images),
+    )
+    before = flat_parameters(trainer.model)
+    trainer.train()
+    change = flat_parameters(trainer.model) - before
+    assert torch.isfinite(change).all()
+    assert change.any()
+    assert logged(trainer, "srpo/route/sdpo_frac") == [0.5]
+    assert logged(trainer, "rows/excluded_frac") == []

@@ -37,6 +37,7 @@ AREAS = (
     "teacher",
     "trainable",
     "context",
+    "rows",
     "checkpoints",
     "survival",
     "scores",

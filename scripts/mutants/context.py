@@ -35,9 +35,9 @@ MUTANTS = [
         "special_tokens_in_untrusted_text",
         "markers in a demonstration become special tokens",
         (
-            "teacher_context.py",
-            "        ids = self._encode_text(text)\n        if self._special_ids.isdisjoint(ids):",
-            '        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]\n        if True:',
+            "prompt_pieces.py",
+            "return any(span[0] < end and start < span[1] for start, end in untrusted)",
+            "return False",
         ),
         tests=("test_teacher_context.py::test_untrusted_text_is_text",),
     ),
@@ -45,12 +45,61 @@ MUTANTS = [
         "special_tokens_in_text_prompts",
         "the same for prompts that are no conversation",
         (
-            "teacher_context.py",
-            "        if self._special_ids.isdisjoint(ids):\n"
-            "            return self._encode_text(text, adds_special=True)",
-            '        if True:\n            return self.tokenizer(text)["input_ids"]',
+            "prompt_pieces.py",
+            "hostile = [span for span in found if _is_within_reach(span, untrusted)]",
+            "hostile = [] if adds_special else [span for span in found if _is_within_reach(span, untrusted)]",
         ),
         tests=(f"{GAPS}::test_markers_in_the_demonstration_of_a_text_prompt_stay_text",),
+    ),
+    mutant(
+        "markers_over_the_seam",
+        "a marker counts that begins in a demonstration and ends in the template",
+        (
+            "prompt_pieces.py",
+            "return any(span[0] < end and start < span[1] for start, end in untrusted)",
+            "return any(start <= span[0] and span[1] <= end for start, end in untrusted)",
+        ),
+        tests=("test_rendered_prompts.py::test_a_marker_counts_where_all_of_it_is_trusted",),
+    ),
+    mutant(
+        "dataset_is_not_trusted",
+        "markers in the dataset's own text become letters in the teacher's prompt",
+        ("context_templates.py", "prompt=[Piece(prompt)],", "prompt=[Piece(prompt, is_trusted=False)],"),
+        tests=("test_teacher_context.py::test_untrusted_text_is_text",),
+    ),
+    mutant(
+        "rendered_prompts_are_text",
+        "in a prompt to which the chat template has been applied the solution follows in the assistant's turn",
+        (
+            "teacher_context.py",
+            "start, end = self.turn_in_text(prompt) or (0, len(prompt))",
+            "start, end = 0, len(prompt)",
+        ),
+        tests=("test_rendered_prompts.py::test_the_solution_stands_in_the_last_user_turn",),
+    ),
+    mutant(
+        "last_header_of_a_rendered_prompt",
+        "the solution stands in the first user turn of a rendered prompt",
+        ("rendered_prompts.py", "header = prompt.rfind(form.header)", "header = prompt.find(form.header)"),
+        tests=("test_rendered_prompts.py::test_a_rendered_prompt_is_the_conversation_that_it_shows",),
+    ),
+    mutant(
+        "added_tokens_are_no_markers",
+        "markers of turns that a tokenizer does not call special count in a demonstration",
+        ("prompt_pieces.py", "of.special or (of.content.strip() in written)", "of.special"),
+        tests=(
+            "test_rendered_prompts.py::test_a_rendered_prompt_is_the_conversation_that_it_shows[DeepSeek-one turn]",
+        ),
+    ),
+    mutant(
+        "row_without_a_user_turn_ends_the_run",
+        "a row without a user turn raises in the middle of a run",
+        (
+            "teacher_context.py",
+            "        if position is None:\n            return None",
+            "        if position is None:\n            raise RuntimeError",
+        ),
+        tests=("test_faults_rows.py::test_rows_without_a_user_turn_train_by_grpo",),
     ),
     mutant(
         "demonstration_keeps_its_thinking",
@@ -85,7 +134,7 @@ MUTANTS = [
     mutant(
         "system_message_dropped",
         "the teacher does not read what comes before the last user turn",
-        ("teacher_context.py", "[*messages[:position], _with_text(", "[_with_text("),
+        ("teacher_context.py", "                *messages[:position],\n", ""),
         tests=(
             "test_teacher_context.py::test_chat_prompt_keeps_the_system_message_and_ends_with_the_assistants_header",
         ),
@@ -99,13 +148,24 @@ MUTANTS = [
     mutant(
         "marker_as_a_word_of_the_vocabulary",
         "a special token's marker that a word-level tokenizer knows as a word becomes that token",
-        ("teacher_context.py", "if self._special_ids.isdisjoint(ids):", "if True:"),
+        (
+            "prompt_pieces.py",
+            "encoded = tokenizer(texts, add_special_tokens=adds_special, return_offsets_mapping=True)",
+            "encoded = tokenizer(\n"
+            "        texts, add_special_tokens=adds_special, return_offsets_mapping=True, split_special_tokens=True\n"
+            "    )\n"
+            "    markers = {}",
+        ),
         tests=("test_fuzz_data.py::test_every_marker_of_a_tokenizer_is_text",),
     ),
     mutant(
         "half_characters",
         "lone surrogates reach the tokenizer",
-        ("teacher_context.py", "text = whole_characters(text)", "text = str(text)"),
+        (
+            "prompt_pieces.py",
+            "pieces = [piece._replace(text=whole_characters(piece.text)) for piece in pieces]",
+            "pieces = list(pieces)",
+        ),
         tests=("test_fuzz_data.py::test_half_a_character_reaches_no_tokenizer",),
     ),
 ]

@@ -10,6 +10,7 @@ from typing import Literal
 from trl import GRPOConfig
 
 from srpo_trl.checks.combined_options import combined_problems
+from srpo_trl.checks.former_options import explains_unknown_options
 from srpo_trl.checks.inherited_options import inherited_problems
 from srpo_trl.checks.own_options import derived_problems, problems_of
 from srpo_trl.evaluation.options import fit_evaluation
@@ -20,6 +21,7 @@ SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
 FEEDBACK_TEMPLATE = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
 
 
+@explains_unknown_options
 @dataclass
 class SRPOConfig(GRPOConfig):
     """Configuration of `SRPOTrainer`: `trl.GRPOConfig` plus routing, self-distillation and the teacher.
@@ -33,6 +35,7 @@ class SRPOConfig(GRPOConfig):
         defaulted: names of the options that were None and got the default of the routing.
 
     Raises:
+        TypeError: a keyword that is no option, with what became of it.
         ValueError: one message with every problem found, what is required, and what to do.
     """
 

@@ -25,6 +25,7 @@ RATIOS: dict[str, tuple[str, str]] = {
     "srpo/teacher/prompts_cut_frac": ("teacher_prompts_cut", "teacher_prompts"),
     "srpo/teacher/cut_tokens": ("teacher_cut_tokens", "rollout_batches"),
     "srpo/teacher/prompts_too_long": ("teacher_prompts_too_long", "rollout_batches"),
+    "srpo/teacher/prompts_without_turn": ("teacher_prompts_without_turn", "rollout_batches"),
     "srpo/teacher/earlier_frac": ("teacher_prompts_earlier", "teacher_prompts"),
     "srpo/teacher/earlier_age": ("teacher_earlier_age", "teacher_prompts_earlier"),
     "srpo/teacher/entropy": ("teacher_entropy", "teacher_tokens"),

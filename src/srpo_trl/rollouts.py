@@ -68,6 +68,7 @@ class RoutedRollouts:
         teacher_prompts: of the distilled rollouts, None elsewhere.
         is_correct_B, wants_teacher_B: bool.
         num_too_long: rollouts whose teacher prompt could not hold any information.
+        num_without_turn: rollouts whose prompt has no user turn, or none that the chat template renders once.
         earlier_ages: optimizer steps since the answer was sampled, of each earlier answer that is shown.
         has_failed_P: whether a whole group failed: something was scored and nothing correct. Of all processes.
         accuracy: share of correct rollouts among the scored ones of all processes; None where nothing was scored.
@@ -78,6 +79,7 @@ class RoutedRollouts:
     is_correct_B: Tensor
     wants_teacher_B: Tensor
     num_too_long: int
+    num_without_turn: int
     earlier_ages: Sequence[int]
     has_failed_P: Sequence[bool]
     accuracy: float | None
@@ -140,14 +142,16 @@ def route_rollouts(
         earlier_answers.remember(gather_object(list(dict(solved).items())), step)
 
     prompts: list[TeacherPrompt | None] = [None] * num_rows
-    num_too_long, earlier_ages = 0, []
+    num_too_long, num_without_turn, earlier_ages = 0, 0, []
     for i, wanted in enumerate(wanted_B[local].tolist()):
         information = select_information(
             config.teacher_context, siblings[i], group.feedback[i], group.references[i], earlier[i].text
         )
         if wanted and information:
             prompts[i] = encoder.encode(group.prompts[i], information, group.tools[i])
-            num_too_long += prompts[i] is None
+            if prompts[i] is None:
+                has_turn = encoder.has_place(group.prompts[i], group.tools[i])
+                num_too_long, num_without_turn = num_too_long + has_turn, num_without_turn + (not has_turn)
             if prompts[i] is not None and earlier[i].text and information.solution is earlier[i].text:
                 earlier_ages.append(step - earlier[i].step)
 
@@ -163,6 +167,7 @@ def route_rollouts(
         local_correctness.is_correct_B,
         wanted_B[local],
         num_too_long,
+        num_without_turn,
         earlier_ages,
         (is_scored_PG.any(1) & ~is_correct_PG.any(1)).tolist(),
         int(is_correct_PG.sum()) / num_scored if num_scored else None,
@@ -187,6 +192,7 @@ def rollout_counts(rollouts: RoutedRollouts) -> dict[str, float | Tensor]:
         "teacher_prompts_cut": sum(prompt.num_cut > 0 for prompt in prompts),
         "teacher_cut_tokens": sum(prompt.num_cut for prompt in prompts),
         "teacher_prompts_too_long": rollouts.num_too_long,
+        "teacher_prompts_without_turn": rollouts.num_without_turn,
         "teacher_prompts_earlier": len(rollouts.earlier_ages),
         "teacher_earlier_age": sum(rollouts.earlier_ages),
     }

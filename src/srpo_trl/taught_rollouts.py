@@ -32,6 +32,8 @@ from srpo_trl.checks.arguments import (
 )
 from srpo_trl.checks.correctness import CorrectnessWatch, decision_note
 from srpo_trl.checks.datasets import prompt_room
+from srpo_trl.checks.rows import first_row
+from srpo_trl.checks.teacher_places import check_first_prompt
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
 from srpo_trl.evaluation.trainer import EvaluatingGRPOTrainer
@@ -88,6 +90,9 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         self._counter = RolloutBatchCounter(self._batch_options.micro_batches_per_rollout_batch)
         self._heads = HeadsInUse()
         self._encoder = self._teacher_prompt_encoder()
+        if self.environment_factories is None:
+            row = first_row(self.train_dataset, drops_unused=False) or {}
+            check_first_prompt(row.get("prompt"), self._encoder)
         self._share = DistillationShare(
             args.distillation_hold_steps, args.distillation_decay_steps, args.distillation_until_accuracy
         )

@@ -1,8 +1,9 @@
 """What the teacher reads before it re-scores a rollout: prompts of text and of tokens (SRPO, section B.5; SDPO).
 
 System messages and earlier turns stay, the last user turn becomes the re-prompt, and the chat template's
-assistant header follows, so that the rollout's own token ids can be appended unchanged. Text that a model or a
-grader wrote is encoded without special tokens: a marker such as `<|im_end|>` inside it stays text. Images stay
+assistant header follows, so that the rollout's own token ids can be appended unchanged. A prompt of text to which the
+chat template has already been applied is the conversation that it shows. What the dataset says is encoded as for the
+student; of text that a model or a grader wrote a marker such as `<|im_end|>` stays text (`prompt_pieces`). Images stay
 where they are in the conversation; of the last user turn, the text after its last image becomes the re-prompt.
 """
 
@@ -17,7 +18,40 @@ from uuid import uuid4
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import prepare_multimodal_messages
 
-Messages = list[dict[str, Any]]
+from srpo_trl.context_templates import ContextTemplates, TeacherInformation, fill_template
+from srpo_trl.messages import (
+    Messages,
+    images_of,
+    last_user_position,
+    message_text,
+    text_after_images,
+    with_text,
+)
+from srpo_trl.prompt_pieces import (
+    Piece,
+    distrusted,
+    encode_pieces,
+    marker_tokens,
+    stripped,
+    whole_characters,
+)
+from srpo_trl.rendered_prompts import ROW_ERRORS, TurnFormat, last_user_turn, turn_format
+
+__all__ = [
+    "Completion",
+    "ContextTemplates",
+    "Messages",
+    "TeacherInformation",
+    "TeacherPrompt",
+    "TeacherPromptEncoder",
+    "demonstration_text",
+    "fill_template",
+    "message_text",
+    "remove_thinking",
+    "select_information",
+    "whole_characters",
+]
+
 Completion = str | Messages
 
 _CLOSED_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
@@ -29,17 +63,6 @@ TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
 
 # Stands for the user's text while the chat template is rendered; no row of a dataset can know it beforehand.
 _USER_TURN = f"srpo-user-turn-{uuid4().hex}"
-
-
-class TeacherInformation(NamedTuple):
-    """f_i of one rollout: what the teacher is shown. Empty string: absent."""
-
-    solution: str = ""
-    feedback: str = ""
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to show."""
-        return bool(self.solution or self.feedback)
 
 
 class TeacherPrompt(NamedTuple):
@@ -56,38 +79,6 @@ class TeacherPrompt(NamedTuple):
     num_cut: int = 0
     information: TeacherInformation = TeacherInformation()
     token_types: Mapping[str, tuple[int, ...]] = {}
-
-
-@dataclass(frozen=True)
-class ContextTemplates:
-    """The three strings that make the re-prompt; `{name}` fields are filled, other braces are text."""
-
-    reprompt: str
-    solution: str
-    feedback: str
-
-    def user_turn(self, prompt: str, information: TeacherInformation) -> str:
-        """Return the teacher's last user turn."""
-        solution, feedback = information
-        return fill_template(
-            self.reprompt,
-            prompt=prompt,
-            solution=fill_template(self.solution, successful_previous_attempt=solution) if solution else "",
-            feedback=fill_template(self.feedback, feedback_raw=feedback) if feedback else "",
-        )
-
-
-def fill_template(template: str, **values: str) -> str:
-    """Return the template with each `{name}` replaced once; braces inside the values are never interpreted."""
-    return re.sub(r"\{(\w+)\}", lambda field: values.get(field[1], field[0]), template)
-
-
-def whole_characters(text: str) -> str:
-    """Return the text with U+FFFD for each lone surrogate: half a character, which no tokenizer and no file takes.
-
-    A `\\ud800` in a rollout's JSON becomes one in the feedback of a grader that quotes it.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def remove_thinking(text: str) -> str:
@@ -122,14 +113,6 @@ def _turn(message: dict[str, Any]) -> str:
     return "\n".join(filter(None, [content, *lines]))
 
 
-def message_text(message: dict[str, Any]) -> str:
-    """Return a message's text; of content in parts, the text parts joined."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
-
-
 def select_information(
     sources: Sequence[str], sibling: str = "", feedback: str = "", reference: str = "", earlier: str = ""
 ) -> TeacherInformation:
@@ -149,6 +132,27 @@ def select_information(
         "earlier": TeacherInformation(solution=earlier),
     }
     return next((candidates[source] for source in sources if candidates[source]), TeacherInformation())
+
+
+class _Place(NamedTuple):
+    """Where the re-prompt stands in a prompt.
+
+    Attributes:
+        before, after: the text around it.
+        prompt: the user's own text, which the re-prompt begins with.
+        adds_special: whether the tokenizer's own special tokens belong around the whole.
+        images_before, images_after: in the order of the text.
+        strips_start, strips_end: whether the chat template takes white space off a user's text.
+    """
+
+    before: str
+    prompt: str
+    after: str
+    adds_special: bool
+    images_before: Sequence[Any] = ()
+    images_after: Sequence[Any] = ()
+    strips_start: bool = False
+    strips_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,71 +187,107 @@ class TeacherPromptEncoder:
         instruction and the assistant's header are never cut.
 
         Args:
-            prompt: the student's prompt, text or messages with at least one user turn.
+            prompt: the student's prompt, text or messages.
             information: what the teacher is shown.
             tools: tool schemas of the student's prompt.
         Returns:
-            The prompt, or None where not even one token of the information fits.
-        Raises:
-            ValueError: the messages have no user turn.
+            The prompt, or None where not even one token of the information fits, or where the prompt has no place for
+            it (`has_place`).
         """
-        encode = self._text_encoder(prompt) if isinstance(prompt, str) else self._chat_encoder(prompt, tools)
-        full = teacher_prompt = encode(information)
+        place = self._place(prompt, tools)
+        if place is None:
+            return None
+        full = teacher_prompt = self._encode_at(place, information)
         num_to_cut, shown = 0, information
         while len(teacher_prompt.ids) > self.max_length:
             num_to_cut += len(teacher_prompt.ids) - self.max_length
             shortened = self._shorten(information, num_to_cut)
             if shortened is None:
                 return None
-            teacher_prompt, shown = encode(shortened), shortened
+            teacher_prompt, shown = self._encode_at(place, shortened), shortened
         num_cut = len(full.ids) - len(teacher_prompt.ids)
         return teacher_prompt._replace(num_cut=num_cut, information=shown)
 
-    def _text_encoder(self, prompt: str) -> Callable[[TeacherInformation], TeacherPrompt]:
-        def encode(information: TeacherInformation) -> TeacherPrompt:
-            text = self.templates.user_turn(prompt, information)
-            return TeacherPrompt(tuple(self._encode_untrusted(text, adds_special=True)))
+    def has_place(self, prompt: str | Messages, tools: list[Callable | dict] | None = None) -> bool:
+        """Return whether a prompt can show anything: its last user turn is there and rendered exactly once."""
+        return self._place(prompt, tools) is not None
 
-        return encode
+    def turn_in_text(self, prompt: str) -> tuple[int, int] | None:
+        """Return where the last user's text stands in a prompt of text; None where it is no rendered conversation."""
+        return None if self._turn_format is None else last_user_turn(prompt, self._turn_format)
 
-    def _chat_encoder(
+    def markers_in(self, text: str) -> list[str]:
+        """Return the markers that a text holds, without the tokenizer's token of the beginning."""
+        bos_token = self.tokenizer.bos_token
+        return sorted({marker for marker in self._markers.values() if marker in text and marker != bos_token})
+
+    def _place(self, prompt: str | Messages, tools: list[Callable | dict] | None) -> _Place | None:
+        if isinstance(prompt, str):
+            start, end = self.turn_in_text(prompt) or (0, len(prompt))
+            return _Place(prompt[:start], prompt[start:end], prompt[end:], adds_special=True)
+        try:
+            return self._place_in_conversation(prompt, tools)
+        except ROW_ERRORS:  # a `rollout_func` may have rendered what this template does not take
+            return None
+
+    def _place_in_conversation(
         self, messages: Messages, tools: list[Callable | dict] | None
-    ) -> Callable[[TeacherInformation], TeacherPrompt]:
+    ) -> _Place | None:
         """Render the conversation once around the user's turn; only that turn's text differs afterwards."""
-        position = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
+        position = last_user_position(messages)
         if position is None:
-            roles = [message["role"] for message in messages]
-            raise ValueError(
-                f"A prompt needs a user turn for the teacher's re-prompt; its roles are {roles}."
-            )
+            return None
         if self.processor is not None:  # its template wants content in parts, as TRL gives it
             messages = prepare_multimodal_messages(messages)
-        prompt = _text_after_images(messages[position])
-        template_owner: Any = self.processor or self.tokenizer
-        rendered = template_owner.apply_chat_template(
-            [*messages[:position], _with_text(messages[position], _USER_TURN), *messages[position + 1 :]],
-            tools=tools or None,
-            chat_template=self.chat_template,
+        rendered = self._render(
+            # Blanks around the text show whether the template keeps them.
+            [
+                *messages[:position],
+                with_text(messages[position], f" {_USER_TURN} "),
+                *messages[position + 1 :],
+            ],
             add_generation_prompt=True,
+            tools=tools or None,
+        )
+        if rendered.count(_USER_TURN) != 1:
+            return None
+        before, after = rendered.split(_USER_TURN)
+        return _Place(
+            before.removesuffix(" "),
+            text_after_images(messages[position]),
+            after.removeprefix(" "),
+            self._adds_special_tokens(rendered),
+            images_of(messages[: position + 1]),
+            images_of(messages[position + 1 :]),
+            strips_start=not before.endswith(" "),
+            strips_end=not after.startswith(" "),
+        )
+
+    def _render(self, messages: Messages, *, add_generation_prompt: bool, tools: Any = None) -> str:
+        template_owner: Any = self.processor or self.tokenizer
+        return template_owner.apply_chat_template(
+            messages,
+            tools=tools,
+            chat_template=self.chat_template,
+            add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **self.chat_template_kwargs,
         )
-        if rendered.count(_USER_TURN) != 1:
-            raise ValueError(
-                f"The chat template renders the last user turn {rendered.count(_USER_TURN)} times; the teacher's "
-                "re-prompt needs it exactly once. Give the tokenizer another chat template."
-            )
-        text_before, text_after = rendered.split(_USER_TURN)
-        before = self._encode_template(
-            text_before, _images(messages[: position + 1]), adds_special=self._adds_special_tokens(rendered)
+
+    def _encode_at(self, place: _Place, information: TeacherInformation) -> TeacherPrompt:
+        turn = stripped(
+            # A placeholder in the question would stand for an image that the model is not given.
+            distrusted(self.templates.pieces(place.prompt, information), self._placeholders),
+            at_start=place.strips_start,
+            at_end=place.strips_end,
         )
-        after = self._encode_template(text_after, _images(messages[position + 1 :]), adds_special=False)
-
-        def encode(information: TeacherInformation) -> TeacherPrompt:
-            turn_ids = self._encode_untrusted(self.templates.user_turn(prompt, information))
-            return _joined(before, TeacherPrompt(tuple(turn_ids)), after)
-
-        return encode
+        encode = functools.partial(encode_pieces, self.tokenizer, markers=self._markers)
+        if not (place.images_before or place.images_after):
+            pieces = [Piece(place.before), *turn, Piece(place.after)]
+            return TeacherPrompt(tuple(encode(pieces, adds_special=place.adds_special)))
+        before = self._encode_template(place.before, place.images_before, adds_special=place.adds_special)
+        after = self._encode_template(place.after, place.images_after, adds_special=False)
+        return _joined(before, TeacherPrompt(tuple(encode(turn))), after)
 
     def _adds_special_tokens(self, rendered: str) -> bool:
         """Return whether the student's prompt starts with special tokens that the template does not write.
@@ -257,40 +297,40 @@ class TeacherPromptEncoder:
         bos_token = self.tokenizer.bos_token
         return self.processor is not None and not (bos_token is not None and rendered.startswith(bos_token))
 
-    def _encode_template(self, text: str, images: list[Any], *, adds_special: bool) -> TeacherPrompt:
+    def _encode_template(self, text: str, images: Sequence[Any], *, adds_special: bool) -> TeacherPrompt:
         if not images:
             return TeacherPrompt(tuple(self.tokenizer(text, add_special_tokens=adds_special)["input_ids"]))
         assert self.processor is not None
         # Only the processor knows how many tokens, and which around them, its architecture makes of an image.
-        encoded = self.processor(text=[text], images=[images], add_special_tokens=adds_special)
+        encoded = self.processor(text=[text], images=[list(images)], add_special_tokens=adds_special)
         ids, *_ = encoded["input_ids"]
         types = {name: tuple(map(int, encoded[name][0])) for name in TOKEN_TYPE_INPUTS if name in encoded}
         return TeacherPrompt(tuple(map(int, ids)), token_types=types)
 
-    def _encode_untrusted(self, text: str, *, adds_special: bool = False) -> list[int]:
-        text = whole_characters(text)
-        ids = self._encode_text(text)
-        if self._special_ids.isdisjoint(ids):
-            return self._encode_text(text, adds_special=True) if adds_special else ids
-        # The vocabulary holds a marker as a word of its own: here its characters are encoded one by one.
-        markers = "|".join(map(re.escape, sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)))
-        parts = re.split(f"({markers})", text)  # every other one is a marker
-        pieces = [piece for i, part in enumerate(parts) for piece in (part if i % 2 else [part])]
-        distinct = sorted(set(pieces))
-        ids_of = dict(zip(distinct, self._encode_texts(distinct), strict=True))
-        around = self._encode_text("", adds_special=True) if adds_special else []
-        return [*around, *(token for piece in pieces for token in ids_of[piece])]
+    @functools.cached_property
+    def _turn_format(self) -> TurnFormat | None:
+        """How the chat template writes a user's turn; None without a template."""
 
-    def _encode_text(self, text: str, *, adds_special: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=adds_special, split_special_tokens=True)["input_ids"]
+        def render(messages: Messages, add_generation_prompt: bool) -> str:
+            messages = messages if self.processor is None else prepare_multimodal_messages(messages)
+            return self._render(messages, add_generation_prompt=add_generation_prompt)
 
-    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return turn_format(render, self.tokenizer.bos_token, self.tokenizer.eos_token)
 
     @functools.cached_property
-    def _special_ids(self) -> frozenset[int]:
-        """The tokens that text must not become; the one for unknown text is text."""
-        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+    def _placeholders(self) -> list[str]:
+        """The texts that stand for images and the like; a text model has none."""
+        names = ("image_token", "video_token", "audio_token")
+        texts = [getattr(self.processor, name, None) for name in names]
+        return [text for text in texts if isinstance(text, str) and text]
+
+    @functools.cached_property
+    def _markers(self) -> dict[int, str]:
+        form = self._turn_format
+        return marker_tokens(self.tokenizer, (form.header, *form.closings) if form is not None else ())
+
+    def _encode_untrusted(self, text: str) -> list[int]:
+        return encode_pieces(self.tokenizer, [Piece(text, is_trusted=False)], self._markers)
 
     def _shorten(self, information: TeacherInformation, num_tokens: int) -> TeacherInformation | None:
         """Return the information without `num_tokens` of its tokens; None if a part would vanish or both are empty."""
@@ -319,31 +359,3 @@ def _joined(*parts: TeacherPrompt) -> TeacherPrompt:
             for name in names
         },
     )
-
-
-def _num_fixed_parts(content: list[dict[str, Any]]) -> int:
-    """Return how many content parts end with the last that is not text; a question may speak of what stands where."""
-    return max((i + 1 for i, part in enumerate(content) if part["type"] != "text"), default=0)
-
-
-def _text_after_images(message: dict[str, Any]) -> str:
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return message_text({"content": content[_num_fixed_parts(content) :]})
-
-
-def _with_text(message: dict[str, Any], text: str) -> dict[str, Any]:
-    """Return the message with its text after the last image replaced."""
-    content = message["content"]
-    if isinstance(content, str):
-        return {**message, "content": text}
-    kept = content[: _num_fixed_parts(content)]
-    return {**message, "content": [*kept, {"type": "text", "text": text}]}
-
-
-def _images(messages: Messages) -> list[Any]:
-    """Return the images of messages in their order, where TRL looks for them too."""
-    contents = [message.get("content") for message in messages]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    return [part["image"] for part in parts if part["type"] == "image"]

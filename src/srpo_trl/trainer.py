@@ -31,6 +31,8 @@ from srpo_trl.checks.arguments import (
     check_reference_model,
     default_config,
 )
+from srpo_trl.checks.former_options import explains_unknown_arguments
+from srpo_trl.config import SRPOConfig
 from srpo_trl.gradient_share import BranchGradients
 from srpo_trl.guards import GuardCallback
 from srpo_trl.liger_layers import apply_liger_layers, check_liger_layers
@@ -45,8 +47,6 @@ from srpo_trl.trl_seams import EnvironmentFactory, RewardFunc, RolloutFunc
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-
-    from srpo_trl.config import SRPOConfig
 
 
 class SRPOTrainer(TaughtRolloutsGRPOTrainer):
@@ -72,7 +72,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     ```
 
     Raises:
-        TypeError: `args` is not an `SRPOConfig`.
+        TypeError: `args` is not an `SRPOConfig`, or a keyword is no argument.
         ValueError: arguments that do not fit together, all in one message, before a model is loaded.
     """
 
@@ -91,6 +91,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
             }"""),
     }
 
+    @explains_unknown_arguments(SRPOConfig)
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",

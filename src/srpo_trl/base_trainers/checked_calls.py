@@ -1,36 +1,67 @@
 """`GRPOTrainer` that checks what goes into generation and what rollout and reward functions give back."""
 
+import logging
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate.utils import gather
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
+from trl import prepare_multimodal_messages
 
 from srpo_trl.base_trainers.logged import LoggedGRPOTrainer
 from srpo_trl.base_trainers.reward_calls import checked_rewards
-from srpo_trl.checks.datasets import chat_template_problems, prompt_room, size_problems
+from srpo_trl.base_trainers.usable_rows import row_images, usable_rows, without_empty_images
+from srpo_trl.checks.datasets import (
+    chat_template_problems,
+    environment_problems,
+    image_problems,
+    named_datasets,
+    prompt_room,
+    row_problems,
+    size_problems,
+)
+from srpo_trl.checks.rows import first_row
+from srpo_trl.rendered_prompts import ROW_ERRORS
 from srpo_trl.trl_seams import RolloutFunc
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
+logger = logging.getLogger(__name__)
+
+EXCLUDED = "rows/excluded_frac"  # logged for the batches in which there is one
+
 
 class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
-    """`LoggedGRPOTrainer` with checked prompts, completions and scores.
+    """`LoggedGRPOTrainer` with checked rows, completions and scores.
+
+    A row that cannot be sampled for is refused when the trainer is made, where it can be seen then. Later its rollouts
+    are those of another row, and have no score.
 
     Raises:
-        ValueError: the prompts are conversations and the tokenizer has no chat template.
+        ValueError: rows that TRL cannot tokenize or whose images the model does not read; conversations without a chat
+            template.
     """
 
     args: "SRPOConfig"
     model: PreTrainedModel
     train_dataset: Any
+    eval_dataset: Any
+    environment_factories: Any
+    _metrics: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        problems = list(chat_template_problems(self.train_dataset, self.processing_class, self.chat_template))
+        problems = list(self._row_problems())
         if problems:
             raise ValueError("\n".join(problems))
+        self._excluded: Sequence[str | None] = ()  # why, of each row of the batch in hand
+        self._rows_of_rewards: list[dict[str, Any]] | None = None
+        self._has_warned_of_rows = False
         self.reward_funcs = checked_rewards(
             self.reward_funcs, self.reward_func_names, self.args.reward_timeout
         )
@@ -44,24 +75,109 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
             raise ValueError(problem)
         return super()._get_train_sampler(dataset)
 
-    def _tokenize_prompts(self, prompts: list) -> Any:
-        """Return TRL's tokenized prompts, all of which leave room for a completion of full length."""
-        if any(prompt is None or prompt == [] for prompt in prompts):
-            raise ValueError(
-                "A row of the dataset has no prompt (None, or a conversation without a message). Drop such rows, for "
-                "example with dataset.filter(lambda row: row['prompt'])."
+    # ---------------------------------------------------------------- when the trainer is made
+
+    def _row_problems(self) -> Iterator[str]:
+        """Yield what is wrong with rows, as far as tokenizer and model are needed to see it."""
+        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
+            if not self._is_vlm:
+                yield from image_problems(name, dataset)
+            if self.environment_factories is not None:  # it may write the prompt
+                names = [key for key in self.environment_factories if key is not None]
+                if names:  # each row says which
+                    yield from environment_problems(name, dataset, names)
+                continue
+            prompt = (first_row(dataset, drops_unused=False) or {}).get("prompt")
+            without_template = list(chat_template_problems(prompt, self.processing_class, self.chat_template))
+            yield from without_template
+            if self.rollout_func is None and not without_template:
+                room = self._prompt_room if name == "train_dataset" else None
+                yield from row_problems(name, dataset, self._tokens_of, room)
+
+    @property
+    def _prompt_room(self) -> int | None:
+        """Most tokens of a prompt beside a completion of full length; `GRPOTrainer` itself does not look at it."""
+        if self.args.routing == "grpo":
+            return None
+        return prompt_room(self.model.config, self.max_completion_length)
+
+    def _tokens_of(self, row: dict[str, Any]) -> Sequence[int]:
+        """Return a row's prompt as TRL tokenizes it; raises one of `ROW_ERRORS` where it cannot."""
+        prompt, images = row["prompt"], row_images(row)
+        if images and not self._is_vlm:
+            raise ValueError("it has images, which the model does not read")
+        if images:
+            prompt = prepare_multimodal_messages(prompt, images=images)
+        return self._tokenize_prompts([prompt])[0][0]
+
+    def _num_tokens(self, row: dict[str, Any]) -> int:
+        """Return the tokens of a row's prompt without images; 0 where it cannot be sampled for."""
+        try:
+            return len(self._tokenize_prompts([row["prompt"]])[0][0])
+        except ROW_ERRORS:
+            return 0
+
+    # ---------------------------------------------------------------- batch by batch
+
+    def _problem_of(self, row: dict[str, Any]) -> str | None:
+        """Return why a row cannot be sampled for; None where it can."""
+        if row["prompt"] is None or row["prompt"] == []:
+            return "it has no prompt"
+        if self.rollout_func is not None:
+            return None
+        try:
+            num_tokens = len(self._tokens_of(row))
+        except ROW_ERRORS as error:
+            return f"{type(error).__name__}: {error}"
+        room = self._prompt_room
+        if room is not None and num_tokens > room:
+            return f"its {num_tokens} tokens are more than the {room} for which the model's context has room"
+        return None if num_tokens else "its prompt has no tokens"
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Return TRL's rollout batch of rows that can be sampled for."""
+        if self.environment_factories is not None:
+            return super()._generate_and_score_completions(inputs)
+        usable = usable_rows(inputs, self._problem_of)
+        self._excluded, self._rows_of_rewards = usable.reasons, usable.rows
+        try:
+            return super()._generate_and_score_completions(without_empty_images(usable.rows))
+        finally:
+            self._excluded, self._rows_of_rewards = (), None
+
+    def _generate(self, prompts: list) -> Any:
+        """Return TRL's generation; a prompt without an image among others has an empty list, as processors want it."""
+        *generated, images, tool_images = super()._generate(prompts)
+        return *generated, images and [of_prompt or [] for of_prompt in images], tool_images
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        """Return TRL's rewards of all processes, NaN in the place of rows that were left out."""
+        rows = inputs if self._rows_of_rewards is None else self._rows_of_rewards
+        rewards_BF = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        if self._rows_of_rewards is None:
+            return rewards_BF
+        is_excluded = [int(reason is not None) for reason in self._excluded]
+        is_excluded_B = gather(torch.tensor(is_excluded, device=rewards_BF.device)).bool()
+        if not is_excluded_B.any():
+            return rewards_BF
+        self._metrics["train" if self.model.training else "eval"][EXCLUDED].append(
+            float(is_excluded_B.float().mean())
+        )
+        self._warn_of_rows()
+        return rewards_BF.masked_fill(is_excluded_B.unsqueeze(1), torch.nan)
+
+    def _warn_of_rows(self) -> None:
+        reason = next(filter(None, self._excluded), None)
+        if reason is not None and not self._has_warned_of_rows:
+            self._has_warned_of_rows = True
+            logger.warning(
+                "A row of the dataset is left out: %s. Its rollouts are those of another row and have no score; the "
+                "metric %s counts such rows.",
+                reason,
+                EXCLUDED,
             )
-        tokenized = super()._tokenize_prompts(prompts)
-        room = prompt_room(self.model.config, self.max_completion_length)
-        longest = max(map(len, tokenized[0]))
-        if self.args.routing != "grpo" and room is not None and longest > room:
-            raise ValueError(
-                f"A prompt of {longest} tokens and a completion of up to max_completion_length="
-                f"{self.max_completion_length} tokens do not fit into the model's context. Drop prompts of more than "
-                f"{room} tokens from the dataset, or lower max_completion_length. The last checkpoint is whole; "
-                "training can be resumed from it."
-            )
-        return tokenized
 
 
 class _CheckedRolloutFunc:

@@ -6,11 +6,13 @@ TRL finds some of it after it has loaded the model, and the rest where the argum
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from datasets import Dataset, IterableDataset, List, Value
+from datasets import Dataset, IterableDataset, LargeList, List, Value
 from peft import PeftConfig
 from pyarrow import compute
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+
+from srpo_trl.checks.rows import is_as_stored
 
 DATASETS = (Dataset, IterableDataset)
 
@@ -60,17 +62,20 @@ def _eval_dataset_problems(name: str, dataset: Any) -> Iterator[str]:
 
 
 def _prompt_problems(name: str, dataset: Any) -> Iterator[str]:
-    """Yield whether prompts are neither text nor conversation, or empty; a stream's rows are not looked at."""
+    """Yield whether stored prompts are neither text nor conversation, or empty; a stream's rows are not looked at."""
     if not isinstance(dataset, DATASETS) or "prompt" not in (dataset.features or ()):
         return
+    if isinstance(dataset, Dataset) and not is_as_stored(dataset):
+        return
     kind = dataset.features["prompt"]
-    value = kind.feature if isinstance(kind, List) else kind
+    is_list = isinstance(kind, List | LargeList)
+    value = kind.feature if is_list else kind
     if isinstance(value, Value) and not (value is kind and "string" in kind.dtype):
         yield f"{name}'s prompts are {kind}; give texts, or lists of messages with 'role' and 'content'."
     elif isinstance(dataset, Dataset) and len(dataset):
         prompts = dataset.select_columns("prompt").with_format("arrow")[:]["prompt"]
         is_missing = prompts.is_null()
-        if isinstance(kind, List):
+        if is_list:
             is_missing = compute.or_kleene(is_missing, compute.equal(compute.list_value_length(prompts), 0))
         missing = compute.indices_nonzero(is_missing)
         if len(missing):

@@ -5,11 +5,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from trl import TrlParser
 
+from srpo_trl.checks.former_options import unknown_options
 from srpo_trl.commands.config_file import read_config_file
 
 EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
@@ -89,8 +89,6 @@ def _unknown_options(values: dict[str, Any], unread: list[str], known: set[str])
     """Yield the YAML keys and command-line words that belong to no option."""
     names = [name for name in values if name not in known]
     names += [word.removeprefix("--").split("=")[0] for word in unread if word.startswith("--")]
-    for name in names:
-        near = get_close_matches(name.replace("-", "_"), known, n=1)
-        yield f"{name} is not an option." + (f" Did you mean {near[0]}?" if near else "")
+    yield from unknown_options(names, known)
     if unread and not names:
         yield f"{' '.join(unread)!r} belongs to no option: write --option value."

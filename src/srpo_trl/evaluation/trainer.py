@@ -81,7 +81,7 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
         """Return the tokens of each prompt, without images; 0 where an environment is to write it."""
         if self.environment_factories is not None:
             return [0] * len(rows)
-        return [len(self._tokenize_prompts([row["prompt"]])[0][0]) for row in rows]
+        return [self._num_tokens(row) for row in rows]
 
     def evaluate(
         self,

@@ -1,0 +1,139 @@
+"""Mutants of what looks at rows, and of the remedies for options of older recipes."""
+
+from mutant import mutant
+
+ROWS = "test_faults_rows.py"
+FORMER = "test_former_options.py"
+
+MUTANTS = [
+    mutant(
+        "stored_columns_for_rows",
+        "the columns of a dataset are those that are stored, not those that its rows hold",
+        (
+            "checks/datasets.py",
+            "        columns = list(row)\n",
+            "        columns = list(getattr(dataset, 'column_names', None) or row)\n",
+        ),
+        tests=(f"{ROWS}::test_rows_train_alike_however_a_dataset_gives_them[transform-srpo]",),
+    ),
+    mutant(
+        "stored_prompts_of_a_transform",
+        "prompts that a transform makes anew are looked at as they are stored",
+        (
+            "checks/argument_types.py",
+            "if isinstance(dataset, Dataset) and not is_as_stored(dataset):",
+            "if False:",
+        ),
+        tests=(f"{ROWS}::test_rows_train_alike_however_a_dataset_gives_them",),
+    ),
+    mutant(
+        "dropped_columns_are_seen",
+        "a transform is looked at with the columns that remove_unused_columns drops",
+        ("checks/rows.py", "    if drops_unused:\n        unused", "    if False:\n        unused"),
+        tests=(f"{ROWS}::test_rows_that_do_not_fit_are_refused_before_the_model_is_loaded",),
+    ),
+    mutant(
+        "prompts_without_tokens",
+        "a prompt of no tokens is found in the middle of a run",
+        (
+            "checks/datasets.py",
+            'reason = "" if len(tokens_of(row)) else "it has no tokens"',
+            'reason = "" if tokens_of(row) is not None else "it has no tokens"',
+        ),
+        tests=(f"{ROWS}::test_rows_that_cannot_be_sampled_for_are_refused_by_row[empty text]",),
+    ),
+    mutant(
+        "one_shape_of_prompts",
+        "only the first row is tokenized when the trainer is made",
+        ("checks/datasets.py", "looked_at = sorted(counts)[:_MAX_SHAPES]", "looked_at = sorted(counts)[:1]"),
+        tests=(f"{ROWS}::test_rows_that_cannot_be_sampled_for_are_refused_by_row",),
+    ),
+    mutant(
+        "long_prompts_are_not_measured",
+        "a prompt that is too long for the context is not found when the trainer is made",
+        ("checks/datasets.py", "if room is None or problems:", "if True:"),
+        tests=(f"{ROWS}::test_rows_that_cannot_be_sampled_for_are_refused_by_row[longer than the context]",),
+    ),
+    mutant(
+        "empty_images_are_images",
+        "a column of images that holds none makes TRL take the rows for images",
+        (
+            "base_trainers/usable_rows.py",
+            "hidden = _CONVERSATION_COLUMNS if any(map(row_images, rows)) else IMAGE_COLUMNS",
+            "hidden = ()",
+        ),
+        tests=(f"{ROWS}::test_empty_columns_of_images_change_nothing_for_a_text_model",),
+    ),
+    mutant(
+        "rewards_lose_columns",
+        "reward functions are not given the columns that TRL is not shown",
+        (
+            "base_trainers/checked_calls.py",
+            "rows = inputs if self._rows_of_rewards is None else self._rows_of_rewards",
+            "rows = inputs",
+        ),
+        tests=(f"{ROWS}::test_empty_columns_of_images_change_nothing_for_a_text_model",),
+    ),
+    mutant(
+        "images_of_a_text_model",
+        "images for a model that reads text alone are found after the first batch",
+        (
+            "checks/datasets.py",
+            '        if num_rows:\n            yield (\n                f"{name} has something',
+            '        if False:\n            yield (\n                f"{name} has something',
+        ),
+        tests=(f"{ROWS}::test_images_for_a_text_model_are_refused_by_column",),
+    ),
+    mutant(
+        "rows_left_out_are_scored",
+        "the rollouts that stand in for a row count as that row's",
+        (
+            "base_trainers/checked_calls.py",
+            "return rewards_BF.masked_fill(is_excluded_B.unsqueeze(1), torch.nan)",
+            "return rewards_BF",
+        ),
+        tests=(f"{ROWS}::test_a_row_that_shows_itself_later_is_left_out",),
+    ),
+    mutant(
+        "texts_among_conversations",
+        "a batch of texts and conversations ends the run",
+        ("base_trainers/usable_rows.py", "if 0 < len(texts) < len(usable):", "if False:"),
+        tests=(f"{ROWS}::test_no_row_of_a_stream_ends_a_run[a text]",),
+    ),
+    mutant(
+        "template_without_the_user_is_taken",
+        "a chat template that leaves no row a teacher is not refused",
+        (
+            "checks/teacher_places.py",
+            "if last_user_position(prompt) is not None:",
+            "if False:",
+        ),
+        tests=(f"{ROWS}::test_a_template_without_the_users_text_is_refused_when_the_trainer_is_made",),
+    ),
+    mutant(
+        "nearest_spelling_of_a_former_option",
+        "an option that was removed is answered with the nearest name",
+        (
+            "checks/former_options.py",
+            "    if name in REPLACED:\n        return",
+            "    if False:\n        return",
+        ),
+        tests=(f"{FORMER}::test_a_recipe_of_2025_is_told_what_became_of_its_options",),
+    ),
+    mutant(
+        "python_says_nothing_of_former_options",
+        "SRPOConfig's TypeError names no remedy",
+        ("config.py", "@explains_unknown_options\n@dataclass", "@dataclass"),
+        tests=(f"{FORMER}::test_python_says_it_too",),
+    ),
+    mutant(
+        "rows_without_images_have_none",
+        "a row without images beside rows with them ends the run in the processor",
+        (
+            "base_trainers/checked_calls.py",
+            "images and [of_prompt or [] for of_prompt in images]",
+            "images",
+        ),
+        tests=("test_vision.py::test_rows_without_images_train_beside_rows_with_them",),
+    ),
+]

@@ -1,0 +1,248 @@
+"""What became of options that TRL, transformers or a neighbouring library had, or have, under another name.
+
+By the former name. `tests/test_former_options.py` holds the tables against the installed versions: no key is an option
+today, and every name that a remedy gives is one.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import fields
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any, TypeVar
+
+Config = TypeVar("Config", bound=type)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# The same option under another name; values stay as they are.
+RENAMED = {
+    # transformers
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "warmup_ratio": "warmup_steps",  # which takes a share below 1, too
+    "include_tokens_per_second": "include_num_input_tokens_seen",
+    "attn_impl": "attn_implementation",
+    # TRL
+    "vllm_max_model_len": "vllm_max_model_length",
+    "vllm_guided_decoding_regex": "vllm_structured_outputs_regex",
+    "wandb_log_unique_prompts": "log_unique_prompts",
+    "num_generation": "num_generations",
+    "epsilon_low": "epsilon",
+    "dataset_config_name": "dataset_config",
+    # verl, OpenRLHF, ms-swift
+    "clip_ratio_low": "epsilon",
+    "clip_ratio_high": "epsilon_high",
+    "kl_coef": "beta",
+    "kl_loss_coef": "beta",
+    "entropy_coeff": "entropy_coef",
+    "rollout_n": "num_generations",
+    "response_length": "max_completion_length",
+    "max_response_length": "max_completion_length",
+    "max_new_tokens": "max_completion_length",
+    "total_epochs": "num_train_epochs",
+    "total_training_steps": "max_steps",
+    "overlong_filter": "mask_truncated_completions",
+    "lora_rank": "lora_r",
+    "target_modules": "lora_target_modules",
+    "modules_to_save": "lora_modules_to_save",
+    "model": "model_name_or_path",
+    "dataset": "dataset_name",
+}
+
+_DROP_LONG = "TRL removed it: prompts are no longer cut. Drop rows with long ones, dataset.filter(...), before training"
+_AUTOMATIC = "transformers removed it: the device is found by itself"
+_OF_SFT = "It belongs to supervised fine-tuning"
+
+# Options that are gone, or that another option replaces with other values.
+REPLACED = {
+    # transformers
+    "overwrite_output_dir": "transformers removed it: a run starts anew unless resume_from_checkpoint is given. Leave "
+    "it out",
+    "save_safetensors": "transformers removed it: weights are always saved as safetensors. Leave it out",
+    "logging_dir": "transformers removed it: set the environment variable TENSORBOARD_LOGGING_DIR",
+    "group_by_length": "transformers removed it; its train_sampling_strategy does not reach GRPO, whose sampler keeps "
+    "groups together. Leave it out",
+    "half_precision_backend": "transformers removed it: mixed precision is torch's own. Leave it out",
+    "fp16_backend": "transformers removed it: mixed precision is torch's own. Leave it out",
+    "fp16_opt_level": "transformers removed Apex. Give bf16 or fp16 alone",
+    "torchdynamo": "transformers removed it. Give torch_compile_backend",
+    "jit_mode_eval": "transformers removed it. Give torch_compile",
+    "use_ipex": f"{_AUTOMATIC}. Leave it out",
+    "use_mps_device": f"{_AUTOMATIC}. Leave it out",
+    "xpu_backend": "transformers removed it. Give ddp_backend",
+    "tpu_num_cores": f"{_AUTOMATIC}. Leave it out",
+    "tpu_metrics_debug": "transformers removed it. Give debug='tpu_metrics_debug'",
+    "past_index": "transformers removed it. Leave it out",
+    "mp_parameters": "transformers removed it. Leave it out",
+    "ray_scope": "transformers removed it. Leave it out",
+    "adafactor": "transformers removed it. Give optim='adafactor'",
+    "sharded_ddp": "transformers removed it. Give fsdp or deepspeed",
+    "fsdp_min_num_params": "transformers removed it. Give min_num_params in fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "transformers removed it. Give transformer_layer_cls_to_wrap in fsdp_config",
+    "dispatch_batches": "transformers removed it. Give dispatch_batches in accelerator_config",
+    "split_batches": "transformers removed it. Give split_batches in accelerator_config",
+    "include_inputs_for_metrics": "transformers removed it. Give include_for_metrics=['inputs']",
+    "evaluate_during_training": "transformers removed it. Give eval_strategy='steps'",
+    "push_to_hub_organization": "transformers removed it. Give hub_model_id='organisation/name'",
+    "use_auth_token": "transformers removed it. Give hub_token, or log in with `hf auth login`",
+    "use_flash_attention_2": "transformers removed it. Give attn_implementation='flash_attention_2'",
+    # TRL
+    "max_prompt_length": _DROP_LONG,
+    "use_liger_loss": "TRL removed it. Give liger_layers for Liger's kernels; the fused loss needs no option",
+    "vllm_device": "TRL removed it. Give vllm_mode='colocate' for the training devices, or 'server' for others",
+    "vllm_dtype": "TRL removed it: vLLM takes the model's own. Leave it out",
+    "vllm_enable_prefix_caching": "TRL removed it: vLLM decides itself. Leave it out",
+    "vllm_guided_decoding": "TRL removed it. Give vllm_structured_outputs_regex",
+    "reward_model_name_or_path": "It belongs to TRL's scripts. Give reward models in Python: "
+    "SRPOTrainer(reward_funcs=['name'])",
+    "dataset_streaming": "It belongs to TRL's scripts. Give a streamed dataset in Python: "
+    "SRPOTrainer(train_dataset=load_dataset(..., streaming=True))",
+    "ignore_bias_buffers": "It belongs to TRL's scripts. Give ddp_broadcast_buffers=False",
+    "gradient_checkpointing_use_reentrant": "TRL removed it. Give use_reentrant in gradient_checkpointing_kwargs",
+    "max_length": f"{_OF_SFT}. Give max_completion_length for what is sampled, and drop rows with long prompts",
+    "max_seq_length": f"{_OF_SFT}. Give max_completion_length for what is sampled, and drop rows with long prompts",
+    "packing": f"{_OF_SFT}; rollouts are not packed. Leave it out",
+    "dataset_text_field": f"{_OF_SFT}. Rename the column of the prompts to 'prompt'",
+    "dataset_num_proc": f"{_OF_SFT}; rows are tokenized when they are sampled for. Leave it out",
+    # verl, OpenRLHF, ms-swift
+    "clip_ratio": "Give epsilon and epsilon_high",
+    "advantage_estimator": "Give routing and scale_rewards",
+    "loss_agg_mode": "Give loss_type",
+    "train_batch_size": "Give per_device_train_batch_size, gradient_accumulation_steps and num_generations",
+    "rollout_batch_size": "Give generation_batch_size",
+    "ppo_mini_batch_size": "Give per_device_train_batch_size and gradient_accumulation_steps",
+    "num_ppo_epochs": "Give num_iterations",
+    "reward_fn": "Give reward_funcs",
+    "tuner_type": "Give use_peft",
+    "train_type": "Give use_peft",
+    "sleep_level": "Give vllm_enable_sleep_mode",
+}
+
+# Options of `srpo-trl train` that are no options of `SRPOConfig`: what they are in Python.
+IN_PYTHON = {
+    "dtype": "model_init_kwargs={'dtype': ...}",
+    "attn_implementation": "model_init_kwargs={'attn_implementation': ...}",
+    "model_revision": "model_init_kwargs={'revision': ...}",
+    "model_name_or_path": "SRPOTrainer(model=...)",
+    "dataset_name": "SRPOTrainer(train_dataset=...)",
+    "dataset_config": "SRPOTrainer(train_dataset=...)",
+    "reward_funcs": "SRPOTrainer(reward_funcs=...)",
+    "use_peft": "SRPOTrainer(peft_config=...)",
+    "lora_r": "SRPOTrainer(peft_config=peft.LoraConfig(r=...))",
+    "lora_alpha": "SRPOTrainer(peft_config=peft.LoraConfig(lora_alpha=...))",
+    "lora_dropout": "SRPOTrainer(peft_config=peft.LoraConfig(lora_dropout=...))",
+    "lora_target_modules": "SRPOTrainer(peft_config=peft.LoraConfig(target_modules=...))",
+    "lora_modules_to_save": "SRPOTrainer(peft_config=peft.LoraConfig(modules_to_save=...))",
+    "use_dora": "SRPOTrainer(peft_config=peft.LoraConfig(use_dora=True))",
+    "use_rslora": "SRPOTrainer(peft_config=peft.LoraConfig(use_rslora=True))",
+    "load_in_4bit": "SRPOTrainer(quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True))",
+    "load_in_8bit": "SRPOTrainer(quantization_config=transformers.BitsAndBytesConfig(load_in_8bit=True))",
+}
+
+# Arguments that the trainer does not take.
+ARGUMENTS = {
+    "tokenizer": "It is called processing_class now.",
+    "config": "It is called args.",
+    "reward_model": "Give reward models as reward_funcs.",
+    "reward_function": "It is called reward_funcs.",
+    "reward_functions": "It is called reward_funcs.",
+    "ref_model": "With args.beta above 0 TRL loads the reference by the model's name. Leave it out.",
+    "reference_model": "With args.beta above 0 TRL loads the reference by the model's name. Leave it out.",
+    "teacher_model": "The teacher is made from the model: see args.teacher_model_kind. Leave it out.",
+    "data_collator": "Rows reach the trainer as they are. Leave it out.",
+    "compute_metrics": "Metrics come from reward functions, which may call log_metric. Leave it out.",
+    "preprocess_logits_for_metrics": "Metrics come from reward functions. Leave it out.",
+    "model_init": "Give the model itself as model.",
+    "compute_loss_func": "The loss is args.loss_type and args.routing. Leave it out.",
+    "optimizer_cls_and_kwargs": "Give args.optim and args.optim_args, or optimizers.",
+    "formatting_func": "It belongs to supervised fine-tuning. Give a column 'prompt'.",
+    "dataset_text_field": "It belongs to supervised fine-tuning. Rename the column of the prompts to 'prompt'.",
+    "model_init_kwargs": "It is an option: SRPOConfig(model_init_kwargs=...).",
+}
+
+
+def what_became_of(name: str, known: Collection[str]) -> str:
+    """Return what to do about an option that does not exist: of a former one its remedy, else the nearest name.
+
+    Args:
+        name: as it was given; dashes count as underscores.
+        known: the options there are.
+    Returns:
+        One or two sentences; empty where nothing is near.
+    """
+    name = name.replace("-", "_")
+    if name in REPLACED:
+        return f"{REPLACED[name]}."
+    new = RENAMED.get(name, name)
+    if new in known:
+        return f"It is called {new}."
+    if new in IN_PYTHON:
+        return f"Give {IN_PYTHON[new]}."
+    near = get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else ""
+
+
+def unknown_options(names: Collection[str], known: Collection[str]) -> Iterator[str]:
+    """Yield a message for each of the names that is no option."""
+    for name in names:
+        if name not in known:
+            yield f"{name} is not an option. {what_became_of(name, known)}".rstrip()
+
+
+def explains_unknown_options(config: Config) -> Config:
+    """Let a dataclass of options say what became of keywords that it does not take, all of them in one TypeError."""
+    initialise = config.__init__  # type: ignore[misc]  # of this class alone
+
+    @functools.wraps(initialise)
+    def explaining(self: Any, *args: Any, **options: Any) -> None:
+        known = {field.name for field in fields(config) if field.init}
+        _refuse(config.__name__, list(unknown_options(options, known)))
+        initialise(self, *args, **options)
+
+    config.__init__ = explaining  # type: ignore[misc]
+    return config
+
+
+def explains_unknown_arguments(config: type) -> Callable[[Function], Function]:
+    """Let a trainer's `__init__` say what became of arguments that it does not take.
+
+    Args:
+        config: the dataclass whose fields are options and no arguments.
+    """
+
+    def decorate(initialise: Function) -> Function:
+        known = list(signature(initialise).parameters)[1:]
+
+        @functools.wraps(initialise)
+        def explaining(self: Any, *args: Any, **arguments: Any) -> None:
+            unknown = [name for name in arguments if name not in known]
+            problems = [_argument_problem(name, known, config) for name in unknown]
+            _refuse(type(self).__name__, problems)
+            initialise(self, *args, **arguments)
+
+        return explaining  # type: ignore[return-value]
+
+    return decorate
+
+
+def _argument_problem(name: str, known: Collection[str], config: type) -> str:
+    option_names = {field.name for field in fields(config)}
+    if name in ARGUMENTS:
+        remedy = ARGUMENTS[name]
+    elif name in option_names:
+        remedy = f"It is an option: args={config.__name__}({name}=...)."
+    elif name in REPLACED or name in RENAMED:
+        remedy = what_became_of(name, option_names)
+    else:
+        remedy = what_became_of(name, known)
+    return f"{name} is not an argument. {remedy}".rstrip()
+
+
+def _refuse(name: str, problems: list[str]) -> None:
+    if problems:
+        raise TypeError("\n- ".join([f"{name} got {len(problems)} unexpected keyword(s):", *problems]))

@@ -1,0 +1,160 @@
+"""What the rows of a dataset hold, looked at when the trainer is made.
+
+A row is what indexing gives: a transform or a format may hold other columns than the table that is stored. Of a stream,
+and of rows that a transform makes, only the first is looked at.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, IterableDataset
+from pyarrow import compute
+
+COLUMNS_ALWAYS_KEPT = ("prompt", "image", "images")  # by remove_unused_columns
+
+_BATCH = 2_000  # rows that are looked at together; larger batches of a shuffled dataset are slower
+_OTHER = "other"  # the shape of prompts that are neither texts nor messages with a role
+
+
+def is_as_stored(dataset: Any) -> bool:
+    """Return whether a dataset's rows hold the stored values, in whatever format; a transform's do not."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
+
+
+def is_of_tables(dataset: Any) -> bool:
+    """Return whether indexing gives tables of another package in place of rows."""
+    kind = dataset.format["type"] if isinstance(dataset, Dataset) else None
+    return kind in ("arrow", "polars")
+
+
+def first_row(dataset: Any, *, drops_unused: bool) -> dict[str, Any] | None:
+    """Return the first row as the trainer will read it; None where there is none to read.
+
+    Args:
+        dataset: a `datasets.Dataset` or `IterableDataset`; of a stream one row is read.
+        drops_unused: whether `remove_unused_columns` is on.
+    Raises:
+        KeyError: a transform misses a column that `remove_unused_columns` has dropped.
+    """
+    if isinstance(dataset, IterableDataset):
+        row = next(iter(dataset.take(1)), None)
+        if row is None or not drops_unused:
+            return row
+        return {name: value for name, value in row.items() if name in COLUMNS_ALWAYS_KEPT}
+    if not len(dataset):
+        return None
+    if drops_unused:
+        unused = [name for name in dataset.column_names if name not in COLUMNS_ALWAYS_KEPT]
+        if len(unused) == len(dataset.column_names):
+            return {}
+        dataset = dataset.remove_columns(unused)
+    return dict(dataset.__getitems__([0])[0])  # as a data loader reads it
+
+
+def prompt_problem(name: str, prompt: Any) -> str | None:
+    """Return what is wrong with the type of a row's prompt; an empty one is looked at elsewhere."""
+    if prompt is None or isinstance(prompt, str):
+        return None
+    if isinstance(prompt, list) and all(
+        isinstance(message, dict) and "role" in message for message in prompt
+    ):
+        return None
+    held = type(prompt).__name__ + (f" of {type(prompt[0]).__name__}" if isinstance(prompt, list) else "")
+    return (
+        f"{name}'s prompts are given as {held}; give texts, or lists of messages with 'role' and 'content'. A dataset "
+        "in another format than Python's becomes one with dataset.with_format(None)."
+    )
+
+
+@dataclass
+class PromptShapes:
+    """What tells prompts apart that a chat template or a tokenizer may take or not.
+
+    Attributes:
+        first: by shape, the first row that has it: the roles of the messages and which of them have no content; of a
+            text that is blank, the text.
+        count: by shape, how many rows have it.
+        num_bytes: of each row's text.
+    """
+
+    first: dict[str, int] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+    num_bytes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+
+def prompt_shapes(dataset: Dataset) -> PromptShapes:
+    """Return the shapes of the stored prompts, batch by batch; a million rows take seconds."""
+    found, lengths, start = PromptShapes(), [], 0
+    for table in dataset.select_columns("prompt").with_format("arrow").iter(batch_size=_BATCH):
+        prompts = table["prompt"]
+        prompts = prompts.combine_chunks() if isinstance(prompts, pa.ChunkedArray) else prompts
+        shapes, num_bytes = _shapes_and_bytes(prompts)
+        encoded = shapes.dictionary_encode()
+        places, firsts, counts = np.unique(
+            encoded.indices.to_numpy(zero_copy_only=False), return_index=True, return_counts=True
+        )
+        for place, first, count in zip(places, firsts, counts, strict=True):
+            shape = encoded.dictionary[int(place)].as_py()
+            found.first.setdefault(shape, start + int(first))
+            found.count[shape] = found.count.get(shape, 0) + int(count)
+        lengths.append(num_bytes)
+        start += len(prompts)
+    found.num_bytes = np.concatenate([found.num_bytes, *lengths])
+    return found
+
+
+def _shapes_and_bytes(prompts: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    if pa.types.is_string(prompts.type) or pa.types.is_large_string(prompts.type):
+        is_blank = compute.equal(compute.utf8_trim_whitespace(prompts), "")
+        shapes = compute.if_else(is_blank, prompts, "text").cast(pa.string()).fill_null("")
+        return shapes, _lengths(prompts)
+    other = pa.array([_OTHER] * len(prompts)), np.zeros(len(prompts), dtype=np.int64)
+    if not (pa.types.is_list(prompts.type) or pa.types.is_large_list(prompts.type)):
+        return other
+    messages = prompts.flatten()
+    if not pa.types.is_struct(messages.type) or "role" not in [of.name for of in messages.type]:
+        return other
+    roles = compute.struct_field(messages, "role").cast(pa.string()).fill_null("(none)")
+    num_messages = compute.list_value_length(prompts).fill_null(0).to_numpy(zero_copy_only=False)
+    ends = np.concatenate([[0], np.cumsum(num_messages)])
+    num_bytes = np.zeros(len(messages), dtype=np.int64)
+    if "content" in [of.name for of in messages.type]:
+        content = compute.struct_field(messages, "content")
+        without = compute.if_else(compute.is_null(content), " without content", "")
+        roles = compute.binary_join_element_wise(roles, without, "")
+        if pa.types.is_string(content.type) or pa.types.is_large_string(content.type):
+            num_bytes = _lengths(content)
+    joined = compute.binary_join(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), roles), ", ")
+    total = np.concatenate([[0], np.cumsum(num_bytes)])
+    return joined, total[ends[1:]] - total[ends[:-1]]
+
+
+def _lengths(texts: pa.Array) -> np.ndarray:
+    return compute.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def image_rows(dataset: Dataset, column: str) -> tuple[int, int]:
+    """Return in how many rows a stored column holds an image, and the first of them (-1: none)."""
+    num_rows, first, start = 0, -1, 0
+    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
+        values = table[column]
+        has_image = values.is_valid()
+        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            has_image = compute.greater(compute.list_value_length(values).fill_null(0), 0)
+        rows = compute.indices_nonzero(has_image)
+        if len(rows) and first < 0:
+            first = start + rows[0].as_py()
+        num_rows += len(rows)
+        start += len(values)
+    return num_rows, first
+
+
+def stored_values(dataset: Dataset, column: str) -> Iterator[Any]:
+    """Yield the distinct values of a stored column of texts."""
+    seen: set[Any] = set()
+    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
+        seen |= set(compute.unique(table[column]).to_pylist())
+    yield from seen
