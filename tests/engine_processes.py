@@ -60,6 +60,11 @@ SCENARIOS = {
 }
 LOADED = "loaded by name"  # under ZeRO-3, transformers shards it while it loads
 SCENARIOS[LOADED] = (STRADDLING, 6, TWO_STEPS)
+# An optimizer step of three micro-batches ends one rollout batch of two and begins another. TRL shuffles a rollout
+# batch on each process, so one process trains on other rows first: this is compared with DDP.
+ACROSS = "steps across rollout batches"
+SIX = (*STRADDLING, *((f"{prompt}+1", answers) for prompt, answers in ONE_SIDED))
+COMPARED_WITH_DDP = {ACROSS: (SIX, 2, {"max_steps": 4, "steps_per_generation": 2, "learning_rate": 0.1})}
 # A run that is stopped after its second step, there inside a rollout batch or at the end of one.
 RESUMED = {
     "inside a rollout batch": {"max_steps": 4, "num_iterations": 3},
@@ -151,7 +156,8 @@ def run(folder, num_processes, rollouts, micro_batch, options):
 
 
 def results(folder, num_processes, scenarios):
-    return {name: run(folder / name, num_processes, *SCENARIOS[name]) for name in scenarios}
+    every = SCENARIOS | COMPARED_WITH_DDP
+    return {name: run(folder / name, num_processes, *every[name]) for name in scenarios}
 
 
 def half(completions, **kwargs):
@@ -289,7 +295,11 @@ if __name__ == "__main__":
     output, num_processes = Path(sys.argv[2]), int(os.environ.get("WORLD_SIZE", "1"))
     names = sys.argv[3:] or [*SCENARIOS, *RESUMED, *BFLOAT16]
     found = {
-        "scenarios": results(output / "runs", num_processes, [name for name in SCENARIOS if name in names]),
+        "scenarios": results(
+            output / "runs",
+            num_processes,
+            [name for name in [*SCENARIOS, *COMPARED_WITH_DDP] if name in names],
+        ),
         "resume": {n: resumed(output / n, num_processes, RESUMED[n]) for n in RESUMED if n in names},
         "bfloat16": {n: bfloat16(output / n, **BFLOAT16[n]) for n in BFLOAT16 if n in names},
         "nonfinite": nonfinite(output / "nonfinite") if "nonfinite" in names else None,

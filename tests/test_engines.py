@@ -16,7 +16,16 @@ from accelerate.utils import DistributedType
 from peft import PromptTuningConfig, get_peft_model
 
 from engine_options import ENGINES
-from engine_processes import BFLOAT16, LOADED, RESUMED, SCENARIOS, continued, results, resumed
+from engine_processes import (
+    ACROSS,
+    BFLOAT16,
+    LOADED,
+    RESUMED,
+    SCENARIOS,
+    continued,
+    results,
+    resumed,
+)
 from harness import config, relative_error, tiny_model
 from srpo_trl.checks.arguments import refuse_unsupported
 from srpo_trl.teacher import TeacherWeights
@@ -102,6 +111,16 @@ def test_fsdp2_makes_the_update_of_one_process(tmp_path):
     expected = results(tmp_path / "alone", 1, ["two steps"])["two steps"]
     for rank in launch("fsdp2", tmp_path, "two steps"):
         assert_same(rank["scenarios"]["two steps"], expected, "fsdp2")
+
+
+@pytest.mark.slow
+def test_steps_across_rollout_batches_are_ddps(tmp_path):
+    """Rollouts of two teachers in one step, and a head that stays while the teacher moves."""
+    expected = launch("ddp", tmp_path, ACROSS)
+    for engine in ("fsdp2", "zero2", "zero3"):
+        for rank, ddp in zip(launch(engine, tmp_path, ACROSS), expected, strict=True):
+            assert ddp["scenarios"][ACROSS]["num_ticks"] == 6
+            assert_same(rank["scenarios"][ACROSS], ddp["scenarios"][ACROSS], engine)
 
 
 def accelerator(engine="DEEPSPEED", stage=3, is_fsdp2=False, **zero):

@@ -388,7 +388,7 @@ def test_completions_table_fills_as_the_rollout_batch_is_trained_on(tmp_path):
     assert filled[:4] == sorted(filled[:4])
     assert filled[4] < DISTILLED  # new rollouts, other numbers
     assert table(tmp_path, 4)["rollout"].tolist() == list(range(16))
-    assert table(tmp_path, 8)["rollout"].tolist() == list(range(64, 80))
+    assert table(tmp_path, 8)["rollout"].tolist() == list(range(16, 32))  # numbered one after the other
 
 
 def test_completions_table_of_an_evaluation_has_the_columns_empty(tmp_path):
