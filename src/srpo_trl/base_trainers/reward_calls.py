@@ -9,6 +9,7 @@ the run: it has a process of its own, which can be killed whatever it does.
 import asyncio
 import concurrent.futures
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -33,6 +34,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+MAX_SQUARED = 1e18  # from about here on the squares of a group's rewards are too large for float32
 MAX_TIMEOUTS_IN_A_ROW = 3  # each spends a batch of rollouts on nothing
 
 
@@ -151,7 +153,7 @@ class CheckedReward:
         """
         with _Call(self.__name__, given) as call:
             if self.timeout is None:
-                return call.finished(self._named.run(*private_call(given)))
+                return self._scores(call, self._named.run(*private_call(given)))
             return self._finished(call, self._within_limit(given))
 
     def _within_limit(self, given: dict[str, Any]) -> Outcome | _Lost:
@@ -212,9 +214,22 @@ class CheckedReward:
         if isinstance(outcome, _Lost):
             return self._lost(call, outcome.died)
         self._num_lost_in_a_row = 0
-        scores = call.finished(outcome)
+        scores = self._scores(call, outcome)
         call.log_lost()
         return scores
+
+    def _scores(self, call: _Call, outcome: Outcome) -> Scores:
+        largest = max((abs(score) for score in outcome.scores if score and math.isfinite(score)), default=0.0)
+        if largest > MAX_SQUARED:
+            self._warn_once(
+                "large",
+                "The reward function %r returned %.4g: from about %.0e on, a group's standard deviation is infinite"
+                " in float32, so that its advantages are 0. Scale the rewards. This is said once.",
+                self.__name__,
+                largest,
+                MAX_SQUARED,
+            )
+        return call.finished(outcome)
 
     def _lost(self, call: _Call, died: str | None) -> Scores:
         self._num_lost_in_a_row += 1
@@ -263,7 +278,7 @@ class CheckedAsyncReward(CheckedReward):
         """Return one number or None per completion; see `CheckedReward.__call__`."""
         with _Call(self.__name__, given) as call:
             if self.timeout is None:
-                return call.finished(await self._named.run_async(*private_call(given)))
+                return self._scores(call, await self._named.run_async(*private_call(given)))
             # Other functions of the batch go on in this loop while this one is waited for.
             outcome = await asyncio.wrap_future(in_daemon_thread(self._within_limit, given))
             return self._finished(call, outcome)

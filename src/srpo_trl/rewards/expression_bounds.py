@@ -20,7 +20,7 @@ MAX_UNCLOSED = 20  # LaTeX openings without their end
 
 _BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
 _RUN = re.compile(r"[\d.\s+\-*/^()×÷]+")
-_RUN_PIECE = re.compile(rf"(.{{{MAX_RUN // 2}}}\S*\s)", re.DOTALL)
+_SPACE = re.compile(r"\s")
 
 # What is computed while a text is read; everything else waits for the comparison.
 _COMPUTED_AT_ONCE = re.compile(r"gcd|lcm|binom|choose|\\sqrt\s*\[|//")
@@ -39,12 +39,20 @@ def shortened_runs(text: str) -> str:
     Runs of numbers and operators of more than `MAX_RUN` characters are broken up by a semicolon at white space, and
     of LaTeX openings without their end the last `MAX_UNCLOSED` stay. Other texts are returned as they are.
     """
-    text = _RUN.sub(lambda run: run[0] if len(run[0]) <= MAX_RUN else _RUN_PIECE.sub(r"\1;", run[0]), text)
+    text = _RUN.sub(lambda run: run[0] if len(run[0]) <= MAX_RUN else _broken_up(run[0]), text)
     if text.count(r"\[") > MAX_UNCLOSED:
         text = _few_unclosed(text, r"\[", r"\]")
     if text.count(r"\(") > MAX_UNCLOSED:  # which ends in its line
         text = "\n".join(_few_unclosed(line, r"\(", r"\)") for line in text.split("\n"))
     return text
+
+
+def _broken_up(run: str) -> str:
+    pieces, start = [], 0
+    while (space := _SPACE.search(run, start + MAX_RUN // 2)) is not None:
+        pieces.append(run[start : space.end()])
+        start = space.end()
+    return ";".join([*pieces, run[start:]])
 
 
 def _few_unclosed(text: str, opening: str, closing: str) -> str:
