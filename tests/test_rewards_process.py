@@ -92,7 +92,7 @@ def run_python(code, **options):
 
 
 @pytest.mark.parametrize(
-    "function, how",
+    ("function", "how"),
     [
         (exits, "exited with status 3"),
         (crashes, "was killed by SIGSEGV"),
@@ -219,7 +219,7 @@ def test_what_cannot_be_sent_stays_in_a_thread_and_is_named(kind, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "error, kind, text",
+    ("error", "kind", "text"),
     [
         (KeyError("no such"), KeyError, "no such"),
         (TwoArgumentsError("a", "b"), RuntimeError, r"TwoArgumentsError\('ab'\)"),
