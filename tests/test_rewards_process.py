@@ -219,20 +219,20 @@ def test_what_cannot_be_sent_stays_in_a_thread_and_is_named(kind, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "text"),
+    ("error", "arguments", "kind", "text"),
     [
-        (KeyError("no such"), KeyError, "no such"),
-        (TwoArgumentsError("a", "b"), RuntimeError, r"TwoArgumentsError\('ab'\)"),
-        (SystemExit(0), RuntimeError, r"SystemExit\(0\), which would end the process"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
-        (MemoryError(), MemoryError, ""),
-        (TimeoutError("of its own"), TimeoutError, "of its own"),
+        (KeyError, ("no such",), KeyError, "no such"),
+        (TwoArgumentsError, ("a", "b"), RuntimeError, r"TwoArgumentsError\('ab'\)"),
+        (SystemExit, (0,), RuntimeError, r"SystemExit\(0\), which would end the process"),
+        (KeyboardInterrupt, (), KeyboardInterrupt, ""),
+        (MemoryError, (), MemoryError, ""),
+        (TimeoutError, ("of its own",), TimeoutError, "of its own"),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", None),
 )
-def test_errors_come_back_with_their_trace(error, kind, text):
+def test_errors_come_back_with_their_trace(error, arguments, kind, text):
     def judge(completions, **kwargs):
-        raise error
+        raise error(*arguments)
 
     call = Caller(judge, 60.0)
     with pytest.raises(kind, match=text) as raised:

@@ -129,7 +129,7 @@ def _collected_records(level: int) -> deque:
         def enqueue(self, record: logging.LogRecord) -> None:
             records.append(record)
 
-    logging.basicConfig(level=level, handlers=[Collector(queue.Queue())], force=True)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[Collector(queue.Queue())], force=True)
     return records
 
 
