@@ -136,7 +136,9 @@ def test_readers_take_linear_time(name):
 
 
 def test_neighbouring_tokens_are_joined_once():
-    tokens = [Token("word ", None if n % 2 else 0.0) for n in range(4)] + [Token("x", 0.0)] * 200_000
+    unknown = (None,) * 5
+    tokens = [Token("word ", None if n % 2 else 0.0, *unknown) for n in range(4)]
+    tokens += [Token("x", 0.0, *unknown)] * 200_000
     example = Example(1, None, "", "", "", tokens)
     found = pieces(example, 1.0)
     assert [piece.look for piece in found] == ["plain", "undistilled", "plain", "undistilled", "plain"]
