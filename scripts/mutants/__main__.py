@@ -42,6 +42,7 @@ AREAS = (
     "survival",
     "scores",
     "counting",
+    "rewards",
 )
 MUTANTS: list[Mutant] = [m for area in AREAS for m in importlib.import_module(area).MUTANTS]
 

@@ -61,7 +61,7 @@ MUTANTS = [
         "a reward function that always hangs never stops the run",
         (
             "base_trainers/reward_calls.py",
-            "if self._num_timeouts_in_a_row == MAX_TIMEOUTS_IN_A_ROW:",
+            "if self._num_lost_in_a_row == MAX_TIMEOUTS_IN_A_ROW:",
             "if False:",
         ),
         tests=(f"{REWARDS}::test_timeouts_in_a_row_stop_the_run",),

@@ -262,8 +262,8 @@ class SRPOConfig(GRPOConfig):
     reward_timeout: float | None = field(
         default=None,
         metadata={
-            "help": "Seconds that a reward function may take for a batch; after them its rollouts have no score. "
-            "None: it may take for ever."
+            "help": "Seconds that a reward function may take for a batch, in a process of its own; after them its "
+            "rollouts have no score. None: it may take for ever."
         },
     )
 

@@ -54,9 +54,8 @@ __all__ = [
 
 Completion = str | Messages
 
-_CLOSED_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
-_UNOPENED_THINKING = re.compile(r"\A.*?</think>\s*", re.DOTALL)  # the template opened it in the prompt
-_UNCLOSED_THINKING = re.compile(r"<think>.*\Z", re.DOTALL)  # the rollout was cut inside it
+_THINKING_STARTS, _THINKING_ENDS = "<think>", "</think>"
+_SPACE = re.compile(r"\s*")
 
 # Model inputs with which some processors tell text from image tokens; a processor gives at most one of them.
 TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
@@ -82,10 +81,30 @@ class TeacherPrompt(NamedTuple):
 
 
 def remove_thinking(text: str) -> str:
-    """Return the text without `<think>` blocks, closed, unopened or unclosed."""
-    text = _CLOSED_THINKING.sub("", text)
-    text = _UNOPENED_THINKING.sub("", text)
-    return _UNCLOSED_THINKING.sub("", text)
+    """Return the text without `<think>` blocks, closed, unopened or unclosed, in time linear in its length."""
+    text = _without_closed_thinking(text)
+    end = text.find(_THINKING_ENDS)  # the template opened it in the prompt
+    if end >= 0:
+        text = text[_after_thinking(text, end) :]
+    return text.partition(_THINKING_STARTS)[0]  # the rollout was cut inside it
+
+
+def _without_closed_thinking(text: str) -> str:
+    pieces, position = [], 0
+    while (start := text.find(_THINKING_STARTS, position)) >= 0:
+        end = text.find(_THINKING_ENDS, start)
+        if end < 0:
+            break
+        pieces.append(text[position:start])
+        position = _after_thinking(text, end)
+    return "".join([*pieces, text[position:]])
+
+
+def _after_thinking(text: str, end: int) -> int:
+    """Return where the text goes on after the end of a block and the white space that follows."""
+    match = _SPACE.match(text, end + len(_THINKING_ENDS))
+    assert match is not None  # it matches the empty string
+    return match.end()
 
 
 def demonstration_text(completion: Completion, *, keep_thinking: bool = False) -> str:

@@ -63,7 +63,7 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
         self._rows_of_rewards: list[dict[str, Any]] | None = None
         self._has_warned_of_rows = False
         self.reward_funcs = checked_rewards(
-            self.reward_funcs, self.reward_func_names, self.args.reward_timeout
+            self.reward_funcs, self.reward_func_names, self.args.reward_timeout, self.reward_weights.tolist()
         )
         if self.rollout_func is not None:
             self.rollout_func = _CheckedRolloutFunc(self.rollout_func, self._tokenizer.eos_token_id)

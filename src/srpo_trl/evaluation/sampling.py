@@ -1,7 +1,7 @@
 """The pieces of one running evaluation: its questions, what is known of the batch in hand, sampling parameters."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.trainer_utils import has_length
 from srpo_trl.evaluation.plan import PlannedSample
 from srpo_trl.evaluation.samples import Reading, Sample
 from srpo_trl.evaluation.scores import repeated_ngram_share
+from srpo_trl.rewards.grading import GRADER_ERRORS
 from srpo_trl.rollouts import deciding_score
 from srpo_trl.routing import judge_correctness
 
@@ -104,8 +105,8 @@ class SampleCollector:
                     rewards=dict(zip(self._reward_names, rewards, strict=True)),
                     score=float(score_B[row]) if is_scored else None,
                     is_correct=bool(verdict.is_correct_B[row]) if is_scored else None,
-                    answer=extract_answer(text) if extract_answer else None,
-                    follows_format=follows_format(text) if follows_format else None,
+                    answer=_read(extract_answer, text),
+                    follows_format=_read(follows_format, text),
                 )
             )
 
@@ -121,6 +122,14 @@ def exchanged(target: Any, **values: Any) -> Iterator[None]:
     finally:
         for name, value in own.items():
             setattr(target, name, value)
+
+
+def _read(reader: Callable[[str], Any] | None, text: str) -> Any:
+    """Return what a reward function reads in a text; None where it reads nothing, or breaks on an odd text."""
+    try:
+        return reader(text) if reader is not None else None
+    except GRADER_ERRORS:
+        return None
 
 
 def _finite_or_none(reward: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,14 +162,15 @@ def pieces(example: Example, full: float) -> list[Piece]:
         full: the correction of the full colour, in nats.
     """
     found: list[Piece] = []
-    for token in example.tokens:
-        depth = level(token.correction, full)
-        if depth:
-            found.append(Piece(f"level{depth}", token.shown, token.note))
-            continue
-        look = "undistilled" if token.correction is None else "plain"
-        if found and found[-1].look == look:
-            found[-1] = found[-1]._replace(text=found[-1].text + token.text)
+    for look, tokens in groupby(example.tokens, key=lambda token: _look(token, full)):
+        if look.startswith("level"):
+            found += [Piece(look, token.shown, token.note) for token in tokens]
         else:
-            found.append(Piece(look, token.text, "not distilled" if token.correction is None else ""))
+            note = "not distilled" if look == "undistilled" else ""
+            found.append(Piece(look, "".join(token.text for token in tokens), note))
     return found
+
+
+def _look(token: Token, full: float) -> str:
+    depth = level(token.correction, full)
+    return f"level{depth}" if depth else "undistilled" if token.correction is None else "plain"

@@ -12,12 +12,13 @@ logger = logging.getLogger(__name__)
 SHOWN_CHARACTERS = 80
 
 # What an odd text can make of a pure function. Anything else (memory, files, network, interrupts) stops the run.
-GRADER_ERRORS = (
+GRADER_ERRORS: tuple[type[BaseException], ...] = (
     ArithmeticError,
     AssertionError,
     AttributeError,
     LookupError,
     RecursionError,
+    SystemExit,  # a parser of arguments or a script that grades ends so
     TypeError,
     ValueError,
 )
@@ -95,7 +96,8 @@ class GradedReward:
                 f"{self.__name__} was given {len(completions)} completions and {len(answer)} answers; "
                 "pass one reference answer per completion."
             )
-        grades, errors = [], []
+        grades: list[Grade] = []
+        errors: list[BaseException] = []
         for completion, gold in zip(completions, answer, strict=True):
             try:
                 grades.append(self.grade(completion_text(completion), gold))

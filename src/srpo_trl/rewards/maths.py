@@ -4,8 +4,9 @@ import functools
 import re
 import threading
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
+from srpo_trl.rewards.expression_bounds import is_costly_expression, is_costly_text, last_box, shortened_runs
 from srpo_trl.rewards.grading import Grade, GradedReward, shorten
 
 PARSING_TIMEOUT_SECONDS = 10
@@ -23,8 +24,12 @@ def get_math_reward(*, reveal_answer: bool = False) -> GradedReward:
     The reference comes from the dataset column `answer`: a number, or text with LaTeX or a plain expression;
     one in which no expression is found is unusable and rewarded None.
 
-    math-verify bounds its own running time by an alarm signal, which only a process's main thread may set.
-    Called from another thread, the reward runs without that bound, as TRL's `accuracy_reward` does.
+    What would take long to compute, such as a tower of powers, is compared as text alone: an answer that is written
+    as the reference is correct, another one is not, and a reference gets None for every other answer.
+
+    math-verify bounds its own running time by an alarm signal, which only a process's main thread may set. With
+    `reward_timeout` the reward runs in the main thread of a process of its own. Called from another thread, it runs
+    without that bound, as TRL's `accuracy_reward` does.
 
     Args:
         reveal_answer: let the feedback give the reference answer.
@@ -43,14 +48,15 @@ def grade_math(text: str, answer: Any, *, reveal_answer: bool = False) -> Grade:
     """Grade of one completion; the reference is the gold side of math-verify's asymmetric comparison."""
     from math_verify import verify
 
-    gold_text = _gold_text(answer)
-    gold = _parse(gold_text)
-    if not gold:
+    gold = _read(_gold_text(answer))
+    if not gold.items:
         return Grade(reward=None, answer_problem=f"no expression found in {shorten(repr(answer))}")
-    predicted = _parse(text)
+    predicted = _read(text)
     timeout_seconds = VERIFY_TIMEOUT_SECONDS if _in_main_thread() else None
-    if verify(gold, predicted, timeout_seconds=timeout_seconds):
+    if verify(gold.items, predicted.items, timeout_seconds=timeout_seconds):
         return Grade(reward=1.0)
+    if gold.is_costly:
+        return Grade(reward=None, answer_problem=f"{shorten(repr(answer))} takes too long to compute")
     feedback = _feedback(predicted)
     if reveal_answer:
         feedback += f" The correct answer is {answer}."
@@ -59,7 +65,7 @@ def grade_math(text: str, answer: Any, *, reveal_answer: bool = False) -> Grade:
 
 def extract_expression(text: str) -> str | None:
     """The final answer as math-verify read it, white space apart; equal values written differently stay different."""
-    read_texts = _read_texts(_parse(text))
+    read_texts = _read_texts(_read(text).items)
     return "".join(read_texts[-1].split()) if read_texts else None
 
 
@@ -90,6 +96,25 @@ def _gold_text(answer: Any) -> str:
     return f"${text}$" if is_bare else text
 
 
+class _Reading(NamedTuple):
+    """What math-verify read, an expression and its text, and whether its expression was left out as too costly."""
+
+    items: list[Any]
+    is_costly: bool
+
+
+def _read(text: str) -> _Reading:
+    text = shortened_runs(text)
+    if is_costly_text(text):
+        text = last_box(text)
+        if is_costly_text(text):
+            return _Reading([text], is_costly=True)
+    items = _parse(text)
+    if any(is_costly_expression(item) for item in items if not isinstance(item, str)):
+        return _Reading(_read_texts(items), is_costly=True)
+    return _Reading(items, is_costly=False)
+
+
 def _parse(text: str) -> list[Any]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
@@ -100,10 +125,12 @@ def _parse(text: str) -> list[Any]:
     )
 
 
-def _feedback(predicted: list[Any]) -> str:
-    read_texts = _read_texts(predicted)
+def _feedback(predicted: _Reading) -> str:
+    read_texts = _read_texts(predicted.items)
     if not read_texts:
         return "The response has no final answer that can be read; it must be given in \\boxed{}."
+    if predicted.is_costly:
+        return f"The answer {shorten(read_texts[-1])} takes too long to compute."
     return f"The answer {shorten(read_texts[-1])} is wrong."
 
 

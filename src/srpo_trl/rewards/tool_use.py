@@ -24,7 +24,7 @@ from srpo_trl.rewards.grading import Grade, GradedReward, shorten
 _ACTION = re.compile(r"Action:\s*(?!Action Input:)((?:\[\w+\])?\w+(?:[./-]\w+)*)")
 _ACTION_INPUT = re.compile(r"Action Input:\s*")
 _PAPER_ACTION = re.compile(r"Action:\s*(\w+)")
-_PAPER_ACTION_INPUT = re.compile(r"Action Input:\s*({.*?})", re.DOTALL)
+_PAPER_ACTION_INPUT = re.compile(r"Action Input:\s*\{")
 
 # `json` raises a plain ValueError for integers beyond Python's digit limit, RecursionError for deep nesting.
 _JSON_ERRORS = (ValueError, RecursionError)
@@ -89,7 +89,10 @@ def extract_calls(text: str, *, strict_paper: bool = False) -> str | None:
     calls = _read_paper_calls(text) if strict_paper else _read_calls(text)
     if not calls.actions and not calls.inputs:
         return None
-    return json.dumps([sorted(calls.actions), calls.inputs], sort_keys=True)
+    try:
+        return json.dumps([sorted(calls.actions), calls.inputs], sort_keys=True)
+    except RecursionError:  # nested a little less deep than what cannot be read
+        return None
 
 
 def follows_call_format(text: str) -> bool:
@@ -172,13 +175,26 @@ def _read_calls(text: str) -> ToolCalls:
 def _read_paper_calls(text: str) -> ToolCalls:
     inputs: dict[str, Any] = {}
     problems: list[str] = []
-    blocks = _PAPER_ACTION_INPUT.findall(text)
+    blocks = _paper_blocks(text)
     for number, block in enumerate(blocks, start=1):
         try:
             inputs.update(json.loads(block))
         except _JSON_ERRORS:
             problems.append(f"Action Input {number} could not be read as one flat JSON object.")
     return ToolCalls(_PAPER_ACTION.findall(text), inputs, problems, len(blocks))
+
+
+def _paper_blocks(text: str) -> list[str]:
+    """Return what stands from each input's `{` to the first `}` after it, in time linear in the text's length."""
+    blocks: list[str] = []
+    position = 0
+    while (match := _PAPER_ACTION_INPUT.search(text, position)) is not None:
+        start, end = match.end() - 1, text.find("}", match.end())
+        if end < 0:
+            break
+        position = end + 1
+        blocks.append(text[start:position])
+    return blocks
 
 
 def _feedback(predicted: ToolCalls, expected: ToolCalls) -> str:

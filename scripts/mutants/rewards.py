@@ -1,0 +1,128 @@
+"""Mutants of how reward functions are called and of how graders read: processes, arguments, numbers, linear time."""
+
+from mutant import mutant
+
+PROCESS = "test_rewards_process.py"
+ARGUMENTS = "test_rewards_arguments.py"
+LINEAR = "test_rewards_linear_time.py"
+
+MUTANTS = [
+    mutant(
+        "late_process_lives_on",
+        "a process that is late is not killed, and its answer is taken for the next batch's",
+        (
+            "base_trainers/reward_calls.py",
+            "        self._runner.kill()\n        return _Lost()\n",
+            "        return _Lost()\n",
+        ),
+        tests=(f"{PROCESS}::test_what_a_function_remembers_is_in_its_process",),
+    ),
+    mutant(
+        "functions_with_a_limit_stay_in_a_thread",
+        "a time limit is kept by a thread, which cannot interrupt code that keeps the interpreter",
+        (
+            "base_trainers/reward_calls.py",
+            "self._runner = self._runner or RewardProcess(self._named, is_async=self._is_async)",
+            "self._runner = self._runner or RewardThread(self._named)",
+        ),
+        tests=(f"{PROCESS}::test_functions_of_any_kind_are_sent",),
+    ),
+    mutant(
+        "dead_process_stops_the_run",
+        "a function that ends its process stops the run at its first batch",
+        (
+            "base_trainers/reward_calls.py",
+            "            self._runner.kill()\n            return _Lost(died=str(error))\n",
+            "            raise\n",
+        ),
+        tests=(f"{PROCESS}::test_a_process_that_ends_costs_its_batch",),
+    ),
+    mutant(
+        "process_outlives_its_parent",
+        "a busy process goes on when the training process is killed",
+        ("base_trainers/reward_worker.py", "    _end_with_parent(life_fd)\n    connection", "    connection"),
+        tests=(f"{PROCESS}::test_it_ends_with_a_killed_parent",),
+    ),
+    mutant(
+        "functions_share_their_arguments",
+        "what a reward function changes in its arguments, the next one and the trainer see",
+        ("base_trainers/reward_run.py", "return private_arguments(arguments), [", "return arguments, ["),
+        tests=(f"{ARGUMENTS}::test_what_a_function_changes_nobody_else_sees",),
+    ),
+    mutant(
+        "logged_lists_are_shared",
+        "a list that was logged and used again is logged with its later content",
+        (
+            "base_trainers/reward_run.py",
+            "LogCall(log, name, private_copy(values))",
+            "LogCall(log, name, values)",
+        ),
+        tests=(f"{ARGUMENTS}::test_a_list_that_was_logged_may_be_used_again",),
+    ),
+    mutant(
+        "exit_ends_the_run",
+        "SystemExit in a reward function ends the process without an error",
+        (
+            "base_trainers/reward_run.py",
+            "        except (Exception, KeyboardInterrupt):\n            raise\n",
+            "        except (Exception, KeyboardInterrupt, SystemExit):\n            raise\n",
+        ),
+        tests=(f"{ARGUMENTS}::test_a_row_on_which_a_grader_exits_has_no_score",),
+    ),
+    mutant(
+        "numbers_beyond_float32_pass",
+        "a reward that float32 cannot hold becomes infinite there",
+        (
+            "base_trainers/reward_scores.py",
+            "if abs(value) > limit and not _is_infinite(number):",
+            "if False:",
+        ),
+        tests=(f"{ARGUMENTS}::test_numbers_beyond_float32_are_named",),
+    ),
+    mutant(
+        "weights_are_left_out_of_the_limit",
+        "a reward that its weight takes beyond float32 passes",
+        (
+            "base_trainers/reward_scores.py",
+            "FLOAT32_MAX / max(1.0, abs(weight) * len(weights))",
+            "FLOAT32_MAX / max(1.0, weight - weight)",
+        ),
+        tests=(f"{ARGUMENTS}::test_limits_hold_for_the_weighted_sum",),
+    ),
+    mutant(
+        "thinking_is_removed_by_a_lazy_pattern",
+        "removing thinking blocks takes quadratic time where none is closed",
+        (
+            "teacher_context.py",
+            "    text = _without_closed_thinking(text)\n",
+            '    text = re.sub(r"<think>.*?</think>\\s*", "", text, flags=re.DOTALL)\n',
+        ),
+        tests=(f"{LINEAR}::test_readers_take_linear_time[remove_thinking]",),
+    ),
+    mutant(
+        "official_blocks_by_a_lazy_pattern",
+        "reading inputs as the official grader does takes quadratic time where no brace is closed",
+        (
+            "rewards/tool_use.py",
+            "    blocks = _paper_blocks(text)\n",
+            '    blocks = re.findall(r"Action Input:\\s*({.*?})", text, re.DOTALL)\n',
+        ),
+        tests=(f"{LINEAR}::test_readers_take_linear_time[tool use, strict]",),
+    ),
+    mutant(
+        "towers_are_computed",
+        "a tower of powers is handed to SymPy",
+        (
+            "rewards/maths.py",
+            "if any(is_costly_expression(item) for item in items if not isinstance(item, str)):",
+            "if False:",
+        ),
+        tests=(f"{LINEAR}::test_a_tower_as_the_reference_grades_by_its_text_alone",),
+    ),
+    mutant(
+        "long_runs_of_numbers_are_read",
+        "a long run of numbers takes math-verify's patterns quadratic time",
+        ("rewards/maths.py", "    text = shortened_runs(text)\n", ""),
+        tests=(f"{LINEAR}::test_readers_take_linear_time[mathematics]",),
+    ),
+]
