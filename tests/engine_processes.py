@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from torch.distributed.tensor.debug import CommDebugMode
 
 from engine_options import engine_options
@@ -37,6 +38,7 @@ from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 
 TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
 UNTIED = {"tie_word_embeddings": False}
+SAVED_HEAD = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
 ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-3}  # smooth where gradients vanish
 # name: rollouts, micro-batch of each of two processes (of six rollouts a process), options
 SCENARIOS = {
@@ -48,6 +50,11 @@ SCENARIOS = {
     "adamw": (STRADDLING, 2, TWO_STEPS | ADAMW),
     "adamw, lora": (STRADDLING, 2, TWO_STEPS | ADAMW | {"peft_config": LORA}),
     "one sided, lora": (ONE_SIDED, 2, TWO_STEPS | {"peft_config": LORA}),
+    "saved head": (
+        STRADDLING,
+        6,
+        TWO_STEPS | {"peft_config": SAVED_HEAD, "sizes": UNTIED, "num_iterations": 2, "max_steps": 4},
+    ),
     "untied, lora": (STRADDLING, 6, TWO_STEPS | {"peft_config": LORA, "sizes": UNTIED}),
     # odd sizes: the last process's shards are shorter, and ZeRO-3 pads them
     "untied, uneven": (

@@ -126,7 +126,8 @@ def _gathered_by_fsdp(head: Head) -> Head:
         raise ValueError(
             "FSDP2 keeps the trainable LM head sharded while the loss is computed, and a gradient through a copy of "
             "it would not be averaged over processes. Let the LM head share a unit with the last norm or the root: "
-            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP."
+            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP. An adapter's copy of it (modules_to_save) always has a "
+            "unit of its own: train it under DDP or DeepSpeed, or leave 'lm_head' out."
         )
     bias_V = head.bias_V.full_tensor() if isinstance(head.bias_V, DTensor) else head.bias_V
     return head._replace(weight_VD=head.weight_VD.full_tensor(), bias_V=bias_V)
