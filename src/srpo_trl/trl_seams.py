@@ -9,7 +9,10 @@ import inspect
 
 import trl
 from packaging.version import Version
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from trl.trainer.utils import (
@@ -26,15 +29,19 @@ from trl.trainer.utils import (
 __all__ = [
     "EnvironmentFactory",
     "FusedCausalLMOutput",
+    "JITCheckpointCallback",
+    "LoadStateDictConfig",
+    "PrefixChange",
     "RepeatSampler",
     "RewardFunc",
     "RolloutFunc",
     "add_fused_lm_head",
     "check",
+    "convert_and_load_state_dict_in_model",
     "get_callable_name",
     "get_config_model_id",
+    "get_model_conversion_mapping",
     "is_async_callable",
-    "rotate_checkpoints",
     "split_pixel_values_by_grid",
     "start_event_loop_in_daemon",
 ]
@@ -76,6 +83,10 @@ METHODS: dict[str, tuple[str, ...]] = {
     "_get_output_dir": ("self", "trial"),
     "_push_from_checkpoint": ("self", "checkpoint_folder"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
+    "_load_best_model": ("self",),
+    "_issue_warnings_after_load": ("self", "load_result"),
+    "_maybe_log_save_evaluate": ("self", "tr_loss", "grad_norm", "model", "trial"),
 }
 
 # Attributes that GRPOTrainer sets and SRPOTrainer reads or writes; looked for in the source of its methods.
