@@ -142,7 +142,9 @@ def test_no_checkpoint_of_a_run_that_broke_off_inside_a_step(tmp_path):
 def at_once(monkeypatch):
     """The signal asks for a checkpoint after no seconds, not after three; the process gets its handler back."""
     handler, original = signal.getsignal(signal.SIGTERM), CheckpointManager.__init__
-    monkeypatch.setattr(CheckpointManager, "__init__", lambda self, trainer: original(self, trainer, kill_wait=0))
+    monkeypatch.setattr(
+        CheckpointManager, "__init__", lambda self, trainer: original(self, trainer, kill_wait=0)
+    )
     yield
     signal.signal(signal.SIGTERM, handler)
 

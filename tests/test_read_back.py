@@ -47,9 +47,7 @@ MODELS = {
     "Qwen3-MoE, tied": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(**SIZES, **EXPERTS, moe_intermediate_size=8, tie_word_embeddings=True)
     ),
-    "Mixtral": lambda: MixtralForCausalLM(
-        MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
-    ),
+    "Mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)),
     "Jamba": lambda: JambaForCausalLM(JambaConfig(**SIZES, **EXPERTS, **MAMBA, use_mamba_kernels=False)),
     "LLaVA": lambda: LlavaForConditionalGeneration(
         LlavaConfig(
@@ -139,7 +137,13 @@ def test_other_parameters_are_refused_and_the_model_stays(tmp_path, name):
 
 # ------------------------------------------------------------------ runs
 
-STEPS = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "optim": "adamw_torch", "learning_rate": 1e-2}
+STEPS = {
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "max_steps": 3,
+    "optim": "adamw_torch",
+    "learning_rate": 1e-2,
+}
 
 
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])

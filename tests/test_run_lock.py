@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_locked_is_no_matter_where_nothing_is_saved(tmp_
     monkeypatch.setattr(run_lock, "_create", read_only)
     first.train()
     assert "cannot be locked" in caplog.text
-    with pytest.raises(RuntimeError, match="cannot be written to: .*Read-only"):
+    with pytest.raises(RuntimeError, match=r"cannot be written to: .*Read-only"):
         second.train()
 
 
