@@ -335,9 +335,9 @@ def test_a_write_that_fails_is_named_as_what_it_is(tmp_path, monkeypatch, name, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(OSError, match="checkpoint-2 could not be written into") as error:
-        with checkpointing.explained_failure(str(tmp_path), "checkpoint-2", clears=True):
-            raise SAID_BY[said_by](number)
+    explained = checkpointing.explained_failure(str(tmp_path), "checkpoint-2", clears=True)
+    with pytest.raises(OSError, match="checkpoint-2 could not be written into") as error, explained:
+        raise SAID_BY[said_by](number)
     assert error.value.errno == number
     for text in FAILURES[name]:
         assert text in str(error.value)
