@@ -22,6 +22,7 @@ from srpo_trl.base_trainers.manifest import (
     write_manifest,
 )
 from srpo_trl.commands.training_script import last_complete_checkpoint
+from srpo_trl.evaluation.command import evaluate
 from test_resume import RUN, SPLITS, half
 
 OPTIONS = RUN | SPLITS["inside a rollout batch"] | {"reward_funcs": half, "save_steps": 1, "max_steps": 2}
@@ -208,6 +209,16 @@ def test_a_best_checkpoint_that_is_broken_is_not_loaded(tmp_path, adapter):
     change(tmp_path / "checkpoint-1" / name)
     with pytest.raises(BrokenCheckpointError, match=f"{name} has changed"):
         trainer._load_best_model()
+
+
+def test_an_evaluation_looks_at_what_it_reads(copied, capsys):
+    command = ["--benchmark", "none", "--bf16", "false", "--use_cpu", "true"]
+    change(copied / "checkpoint-1" / "optimizer.pt")
+    assert evaluate([str(copied / "checkpoint-1"), *command]) == 2  # there is no such benchmark
+    assert "broken checkpoint" not in capsys.readouterr().err
+    change(copied / "checkpoint-1" / "model.safetensors")
+    assert evaluate([str(copied / "checkpoint-1"), *command]) == 2
+    assert "is a broken checkpoint: model.safetensors has changed" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ small functions

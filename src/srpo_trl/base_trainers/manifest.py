@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,13 +76,16 @@ def write_manifest(folder: Path, names: Iterable[str], *, is_resumable: bool) ->
     (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def flaw_of(folder: Path, *, reads_contents: bool = True, to_resume: bool = True) -> str:
+def flaw_of(
+    folder: Path, *, reads_contents: bool = True, to_resume: bool = True, without: Sequence[str] = ()
+) -> str:
     """Return what is wrong with a checkpoint, with the file's name; empty where nothing is.
 
     Args:
         folder: the checkpoint. One without a list, as other trainers write, is looked through for what is cut off.
         reads_contents: whether to compare checksums, for which every file is read; else existence and size.
         to_resume: whether it must hold more than a model.
+        without: patterns of files that are not looked at.
     """
     if not folder.is_dir():
         return "it is no folder"
@@ -90,8 +94,12 @@ def flaw_of(folder: Path, *, reads_contents: bool = True, to_resume: bool = True
         return flaw_without_manifest(folder, to_resume=to_resume)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = content["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files: dict[str, dict[str, Any]] = {
+            name: entry
+            for name, entry in content["files"].items()
+            if not any(fnmatch(name, pattern) for pattern in without)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST_FILE} cannot be read ({error!r})"
     if to_resume and not content.get("is_resumable", True):
         return "it holds the model alone (save_only_model=True), without the optimizer and the run's counters"
