@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPVisionConfig,
@@ -26,7 +26,7 @@ from transformers import (
 
 from harness import LORA, flat_parameters, make_trainer, tiny_model, tiny_moe_model
 from srpo_trl.base_trainers.manifest import MANIFEST_FILE, BrokenCheckpointError
-from srpo_trl.base_trainers.read_back import conversions_of, read_back
+from srpo_trl.base_trainers.read_back import check_adapters, conversions_of, read_back
 
 SIZES = {
     "vocab_size": 32,
@@ -211,6 +211,21 @@ def shard_index(checkpoint):
     names = load_file(checkpoint / "model-00001-of-00001.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", ["default", "policy"])
+def test_an_adapter_is_looked_for_where_it_is_saved(tmp_path, name):
+    model = get_peft_model(tiny_model(), LORA, adapter_name=name)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "policy").is_dir() == (name == "policy")
+    check_adapters(model, tmp_path)
+    parameter = next(value for key, value in model.named_parameters() if "lora_A" in key)
+    with torch.no_grad():
+        parameter.add_(1.0)
+    with pytest.raises(BrokenCheckpointError, match=r"1 missing or of another shape or value: .*lora_A"):
+        check_adapters(model, tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"holds no adapter of the model's: {name}"):
+        check_adapters(model, tmp_path / "elsewhere")
 
 
 def test_tied_weights_in_parts_are_no_missing_keys(tmp_path):

@@ -97,8 +97,11 @@ def test_nothing_is_left_where_all_are_broken(copied):
     for step in (1, 2):
         cut(copied / f"checkpoint-{step}" / "optimizer.pt")
     assert last_complete_checkpoint(str(copied)) is None
-    with pytest.raises(ValueError, match=r"optimizer\.pt is cut off"):
-        make_trainer(copied, **OPTIONS).train(resume_from_checkpoint=str(copied / "checkpoint-1"))
+    for named in (str(copied / "checkpoint-1"), True):
+        with pytest.raises(BrokenCheckpointError, match=r"optimizer\.pt is cut off"):
+            make_trainer(copied, **OPTIONS).train(resume_from_checkpoint=named)
+    with pytest.raises(ValueError, match="No valid checkpoint found"):
+        make_trainer(copied / "new", **OPTIONS).train(resume_from_checkpoint=True)
 
 
 def test_a_list_that_is_cut_off_is_named(copied):

@@ -180,7 +180,7 @@ MUTANTS = [
         (
             RESUMABLE,
             "        super()._load_from_checkpoint(resume_from_checkpoint, model)\n"
-            "        self._check_adapter(resume_from_checkpoint)\n",
+            "        self._check_adapters(resume_from_checkpoint)\n",
             "        super()._load_from_checkpoint(resume_from_checkpoint, model)\n",
         ),
         tests=(f"{READ}::test_keys_that_do_not_fit_stop_a_resume[lora-missing]",),

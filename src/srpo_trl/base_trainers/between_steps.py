@@ -45,6 +45,10 @@ class StopsAtStepEnd(TrainerCallback):
     def __init__(self) -> None:
         self._training_stop = self._epoch_stop = False
 
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Called before the first step; an earlier run may have broken off inside one."""
+        self._training_stop = self._epoch_stop = False
+
     def on_substep_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Called after each micro-batch but a step's last."""
         self._training_stop |= control.should_training_stop

@@ -14,7 +14,8 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
+from peft.utils import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -76,23 +77,33 @@ def check_keys(model: nn.Module, folder: str, missing: Iterable[str], unexpected
         raise BrokenCheckpointError(keys_do_not_fit(folder, unread, left_over))
 
 
-def check_adapter(model: PeftModel, folder: Path, adapter: str) -> None:
-    """Raise unless an adapter's values are those of its file; PEFT passes over keys that do not fit.
+def check_adapters(model: PeftModel, folder: Path) -> None:
+    """Raise unless the adapters' values are those of their files; PEFT passes over keys that do not fit.
+
+    The default adapter's file lies in the folder itself, another's in a folder of its name.
 
     Raises:
         BrokenCheckpointError: naming the keys.
+        FileNotFoundError: there is no adapter.
     """
-    saved = load_peft_weights(str(folder), device="cpu")
-    found = get_peft_model_state_dict(model, adapter_name=adapter)
-    if set(saved) != set(found):
-        raise BrokenCheckpointError(keys_do_not_fit(folder, set(found) - set(saved), set(saved) - set(found)))
-    differing = [
-        name
-        for name, value in saved.items()
-        if not torch.equal(value.to(found[name].dtype), found[name].cpu())
-    ]
-    if differing:
-        raise BrokenCheckpointError(keys_do_not_fit(folder, differing, ()))
+    places = {name: folder if name == "default" else folder / name for name in model.peft_config}
+    files = (SAFETENSORS_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
+    found = {name: place for name, place in places.items() if any((place / file).is_file() for file in files)}
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no adapter of the model's: {', '.join(places)}.")
+    for name, place in found.items():
+        saved = load_peft_weights(str(place), device="cpu")
+        values = get_peft_model_state_dict(model, adapter_name=name)
+        missing, unexpected = set(values) - set(saved), set(saved) - set(values)
+        missing |= {key for key in set(values) & set(saved) if not _agrees(saved[key], values[key])}
+        if missing or unexpected:
+            raise BrokenCheckpointError(keys_do_not_fit(place, missing, unexpected))
+
+
+def _agrees(saved: Tensor, value: Tensor) -> bool:
+    if saved.shape != value.shape:
+        return False
+    return torch.allclose(saved.to(value.dtype), value.cpu(), rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def keys_do_not_fit(folder: Path | str, missing: Iterable[str], unexpected: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from srpo_trl.base_trainers.between_steps import Preemption, StepBoundary, Stops
 from srpo_trl.base_trainers.checkpointing import rotate_checkpoints
 from srpo_trl.base_trainers.manifest import (
     BrokenCheckpointError,
+    checkpoints_in,
     flaw_of,
     names_in,
     names_of_processes,
@@ -89,7 +90,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
                 checkpointing.restore_replaced(str(self.args.output_dir))
             self.accelerator.wait_for_everyone()
             if resume_from_checkpoint is True:
-                resume_from_checkpoint = self.newest_whole_checkpoint() or True
+                resume_from_checkpoint = self.newest_whole_checkpoint() or self._none_is_whole()
             if isinstance(resume_from_checkpoint, str | os.PathLike) and os.path.isdir(
                 resume_from_checkpoint
             ):
@@ -105,22 +106,22 @@ class ResumableGRPOTrainer(GRPOTrainer):
     @contextmanager
     def _folder_of_its_own(self) -> Iterator[None]:
         """Hold `output_dir` for the length of the block; every process calls it alike, and fails where one fails."""
-        problem = ""
+        in_use = unwritable = ""
         if self.args.should_save:
             try:
                 self._run_lock = RunLock.take(Path(str(self.args.output_dir)), say=logger.warning)
             except FolderInUseError as error:
-                problem = str(error)
+                in_use = str(error)
             except OSError as error:
-                if self.args.save_strategy != "no":
-                    problem = f"output_dir={self.args.output_dir!r} cannot be written to: {error}"
-                else:
-                    logger.warning(
-                        "%s cannot be locked, so other runs can use it: %s", self.args.output_dir, error
-                    )
+                unwritable = f"output_dir={self.args.output_dir!r} cannot be written to: {error}"
         try:
-            if problem := self._first_of_all_processes(problem):
-                raise FolderInUseError(problem)
+            if in_use := self._first_of_all_processes(in_use):
+                raise FolderInUseError(in_use)
+            unwritable = self._first_of_all_processes(unwritable)
+            if unwritable and self.args.save_strategy != "no":
+                raise OSError(f"{unwritable}. Give another folder, or set save_strategy='no'.")
+            if unwritable:
+                logger.warning("%s. It is not locked, and other runs can use it.", unwritable)
             yield
         finally:
             if self._run_lock is not None:
@@ -144,6 +145,16 @@ class ResumableGRPOTrainer(GRPOTrainer):
                 logger.warning(reason)
         self._known_whole = str(chosen.folder) if chosen.folder else None
         return self._known_whole
+
+    def _none_is_whole(self) -> bool:
+        """Return what makes `Trainer` say that there is no checkpoint; raise where there are, and none is whole."""
+        found = checkpoints_in(Path(str(self.args.output_dir)))
+        if found:
+            newest = found[-1][1]
+            raise BrokenCheckpointError(
+                remedy(newest, f"no checkpoint beside it is whole, and {self._flaw(newest)}")
+            )
+        return True
 
     def _flaw(self, folder: Path, *, to_resume: bool = True) -> str:
         """Return what is wrong with a checkpoint; the processes that wrote it read it, and all learn of it."""
@@ -174,7 +185,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
             read_back.read_back(converted, Path(resume_from_checkpoint))
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._check_adapter(resume_from_checkpoint)
+        self._check_adapters(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
@@ -185,17 +196,17 @@ class ResumableGRPOTrainer(GRPOTrainer):
             read_back.read_back(converted, Path(best))
             return
         super()._load_best_model()
-        self._check_adapter(best)
+        self._check_adapters(best)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raise where transformers warns."""
         model: Any = self.model
         read_back.check_keys(model, self._read_from, load_result.missing_keys, load_result.unexpected_keys)
 
-    def _check_adapter(self, folder: str) -> None:
+    def _check_adapters(self, folder: str) -> None:
         model: Any = self.model
         if isinstance(model, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            read_back.check_adapter(model, Path(folder), model.active_adapters[0])
+            read_back.check_adapters(model, Path(folder))
 
     # ---------------------------------------------------------------- order of prompts, ends of runs and steps
 
@@ -249,7 +260,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
         """Return whether any process was told by a signal to save and stop; every process calls it alike."""
         if self._preemption is None:
             return False
-        asked = torch.tensor([self._preemption.is_asked_for()], device=self.accelerator.device)
+        asked = torch.tensor([int(self._preemption.is_asked_for())], device=self.accelerator.device)
         is_preempted = bool(gather(asked).any())
         if is_preempted:
             self._preemption.is_done()
@@ -334,7 +345,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
         checkpointing.publish(run_dir, staged.name)
         # Only now may older checkpoints go.
         best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
-        best_step = self.state.best_global_step if best and best.parent.samefile(run_dir) else None
+        is_here = best is not None and best.parent.resolve() == Path(run_dir).resolve()
+        best_step = self.state.best_global_step if is_here else None
         rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.global_step, best_step)
 
     def _finalize_training(self, *args: Any) -> Any:
