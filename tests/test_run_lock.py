@@ -1,6 +1,7 @@
 """One run a folder: the second is refused, and what a killed run leaves behind is recognised."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -42,6 +43,40 @@ def test_a_folder_is_taken_once_and_given_back(tmp_path):
     assert list(folder.iterdir()) == []
     assert not may_be_in_use(folder)
     take(folder).release()
+
+
+def test_a_disk_without_hard_links_will_do(tmp_path, monkeypatch):
+    def no_link(*args):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_link)
+    lock = take(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    assert run_lock._create_in_two_steps(tmp_path / LOCK_FILE, "x") is False
+    with pytest.raises(FolderInUseError):
+        take(tmp_path)
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_that_come_at_once_one_gets_the_folder(tmp_path, monkeypatch):
+    """The other has seen no lock, and finds one when it puts its own there."""
+    first = take(tmp_path)
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
+    assert run_lock._create(tmp_path / LOCK_FILE, Holder.this_process()) is False
+    monkeypatch.undo()
+    assert run_lock.holder_of(tmp_path) == first._holder
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    first.release()
+
+
+def test_another_path_to_the_folder_is_the_same_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run", target_is_directory=True)
+    lock = take(tmp_path / "run")
+    with pytest.raises(FolderInUseError):
+        take(tmp_path / "link")
+    lock.release()
 
 
 def test_the_lock_is_not_pushed_to_the_hub():

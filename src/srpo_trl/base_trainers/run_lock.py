@@ -6,6 +6,7 @@ but a living run touches its lock every few seconds; one that is not touched whi
 The watch compares the file's times with each other and not with a clock, which machines may disagree on.
 """
 
+import errno
 import json
 import os
 import socket
@@ -24,6 +25,9 @@ BEAT_SECONDS = 10.0
 WATCH_SECONDS = 45.0
 _POLL_SECONDS = 1.0
 _CLOCK_TOLERANCE = 2.0  # seconds by which the start time of one process may differ between two looks
+
+# What systems say of a disk without hard links; Windows says EINVAL.
+_WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
 
 
 class FolderInUseError(RuntimeError):
@@ -152,17 +156,32 @@ def may_be_in_use(folder: Path) -> bool:
 
 
 def _create(path: Path, holder: Holder) -> bool:
-    """Write the lock where there is none, in one step; return whether there was none."""
+    """Put the lock where there is none, in one step and with its content; return whether there was none."""
+    if path.exists():
+        return False
+    content, prepared = json.dumps(asdict(holder)) + "\n", path.with_name(f"{LOCK_FILE}.{holder.token}")
+    try:
+        prepared.write_text(content, encoding="utf-8")
+        os.link(prepared, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _WITHOUT_LINKS:
+            return _create_in_two_steps(path, content)
+        raise
+    finally:
+        prepared.unlink(missing_ok=True)
+    return True
+
+
+def _create_in_two_steps(path: Path, content: str) -> bool:
+    """Do it where the disk has no hard links; a run killed between the steps leaves a lock that nobody can read."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(holder)) + "\n")
-    except OSError:  # a full disk
-        path.unlink(missing_ok=True)
-        raise
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(content)
     return True
 
 
