@@ -23,6 +23,7 @@ from transformers import GenerationMixin, PreTrainedModel, TrainerState
 from harness import flat_parameters, make_trainer
 from srpo_trl import SRPOTrainer, teacher, teacher_pass
 from srpo_trl.base_trainers import checkpointing, resumable
+from srpo_trl.base_trainers.manifest import MANIFEST_FILE
 from srpo_trl.commands.training_script import last_complete_checkpoint
 from test_resume import RUN, SPLITS, half
 
@@ -86,6 +87,21 @@ def in_the_file(name: str, number: int) -> None:
     torch.save = save
 
 
+def limited(save: Callable[..., None]) -> Callable[..., None]:
+    """Return a save under a limit on the size of files that no model of these tests fits into."""
+
+    def limited_save(*args: Any, **kwargs: Any) -> None:
+        import resource  # missing on Windows
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        try:
+            save(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    return limited_save
+
+
 def halve(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
@@ -124,6 +140,9 @@ MOMENTS: dict[str, Callable[[], None]] = {
         teacher, "save_file", 3, lambda values, file, metadata: halve(file)
     ),
     "after the teacher's file": lambda: at_call(checkpointing, "save_state", 3),
+    "in the list of files": lambda: after_call(
+        resumable, "write_manifest", 3, lambda folder, *args, **kwargs: halve(folder / MANIFEST_FILE)
+    ),
     "before the checkpoint has its name": lambda: at_call(checkpointing, "publish", 3),
     "before older ones go": lambda: at_call(resumable, "rotate_checkpoints", 3),
     "while older ones go": lambda: in_the_rotation(2),
@@ -132,6 +151,13 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "in a teacher pass": lambda: at_call(teacher_pass, "teacher_entropy", 3),
     "between micro-batches": lambda: at_call(SRPOTrainer, "training_step", 6),
     "in an optimizer step": lambda: at_call(AdamW, "step", 3),
+}
+# Other things that a run can be made to do.
+ARMS: dict[str, Callable[[], None]] = {
+    "limit on files": lambda: at_call(
+        SRPOTrainer, "_save_checkpoint", 2, limited(SRPOTrainer._save_checkpoint)
+    ),
+    "named": lambda: None,
 }
 
 
@@ -147,9 +173,10 @@ def train(folder: Path, arm: str | None, options: dict[str, Any], environment: d
         os.dup2(log.fileno(), 2)
     try:
         if arm:
-            MOMENTS[arm]()
+            (MOMENTS | ARMS)[arm]()
         trainer = make_trainer(folder, **options)
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(folder)))
+        named = str(folder / "checkpoint-2") if arm == "named" else None
+        trainer.train(resume_from_checkpoint=named or last_complete_checkpoint(str(folder)))
         values = [value.double().reshape(-1) for value in trainer._teacher.state_dict().values()]
         result = {"student": flat_parameters(trainer.model), "teacher": torch.cat(values)}
         torch.save(result, folder / f"{environment.get('RANK', '0')}{RESULT}")

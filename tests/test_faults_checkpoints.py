@@ -3,8 +3,12 @@
 A run goes on to the same student and teacher, bit for bit, as one that nothing happened to.
 """
 
+import errno
+import json
+import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +31,8 @@ from killed_runs import (
 )
 from srpo_trl import SRPOTrainer
 from srpo_trl.base_trainers import checkpointing
+from srpo_trl.base_trainers.manifest import MANIFEST_FILE
+from srpo_trl.base_trainers.run_lock import RunLock
 from srpo_trl.commands.training_script import last_complete_checkpoint, train
 from srpo_trl.logs.run_log import RunLog
 
@@ -155,6 +161,35 @@ def test_one_of_two_processes_is_killed(tmp_path, moment, victim):
         assert_same(result(folder, rank), result(unharmed, rank))
 
 
+@pytest.mark.slow
+def test_two_processes_are_both_refused_a_folder_in_use(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = RunLock.take(folder)
+    try:
+        assert run_two(folder, [None, None], TWO) == [1, 1]
+    finally:
+        lock.release()
+    assert log_of(folder).count("is in use by another run") == 2
+    assert not checkpoints(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_both_learn_of_a_broken_checkpoint(tmp_path):
+    """One of them reads it."""
+    folder = tmp_path / "run"
+    assert run_two(folder, [None, None], TWO | {"max_steps": 2, "save_total_limit": None}) == [0, 0]
+    listed = json.loads((folder / "checkpoint-2" / MANIFEST_FILE).read_text())["files"]
+    assert {"rng_state_0.pth", "rng_state_1.pth", "srpo_rollouts_rank0.pt", "srpo_rollouts_rank1.pt"} <= set(
+        listed
+    )
+    (folder / "checkpoint-2" / "rng_state_1.pth").unlink()
+    assert run_two(folder, ["named"] * 2, TWO) == [1, 1], log_of(folder)
+    assert log_of(folder).count("rng_state_1.pth is missing") >= 2
+    assert run_two(folder, [None, None], TWO | {"max_steps": 3}) == [0, 0], log_of(folder)
+    assert 3 in checkpoints(folder)
+
+
 # ------------------------------------------------------------------ disks
 
 
@@ -241,6 +276,7 @@ def full_for_safetensors(*args, **kwargs):
         ("torch.save", full_for_torch),
         ("srpo_trl.teacher.save_file", full_for_safetensors),
         ("srpo_trl.base_trainers.checkpointing.save_state", full),
+        ("srpo_trl.base_trainers.resumable.write_manifest", full),
         ("srpo_trl.base_trainers.checkpointing._sync_to_disk", full),
         ("os.rename", full),
     ],
@@ -268,6 +304,67 @@ def break_at_the_second_save(patched, trainer, writer, failure):
         save(*args, **kwargs)
 
     patched.setattr(trainer, "_save_checkpoint", broken)
+
+
+FAILURES = {
+    "ENOSPC": ("the disk is full", "Make room"),
+    "EDQUOT": ("the quota on this disk is used up", "larger quota"),
+    "EFBIG": ("a file would become larger than", "Raise the limit"),
+    "EROFS": ("the disk is read-only", "Make it writable"),
+    "EACCES": ("there is no right to write", "Change the folder's rights"),
+    "EIO": ("the disk reports an error", "Check the disk"),
+}
+# As Python says it, as safetensors does, and as torch.save hides it: then the system is asked.
+SAID_BY = {
+    "python": lambda number: OSError(number, os.strerror(number)),
+    "safetensors": lambda number: SafetensorError(
+        f"Error while serializing: I/O error: x (os error {number})"
+    ),
+    "torch": lambda number: RuntimeError(
+        "[enforce fail at inline_container.cc:664] . unexpected pos 576 vs 470"
+    ),
+}
+
+
+@pytest.mark.parametrize("said_by", SAID_BY)
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_write_that_fails_is_named_as_what_it_is(tmp_path, monkeypatch, name, said_by):
+    number = getattr(errno, name)
+
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    explained = checkpointing.explained_failure(str(tmp_path), "checkpoint-2", clears=True)
+    with pytest.raises(OSError, match="checkpoint-2 could not be written into") as error, explained:
+        raise SAID_BY[said_by](number)
+    assert error.value.errno == number
+    for text in FAILURES[name]:
+        assert text in str(error.value)
+    others = [reason for other, (reason, _) in FAILURES.items() if other != name]
+    assert not [reason for reason in others if reason in str(error.value)]
+
+
+def test_a_failure_without_a_known_cause_guesses_none(tmp_path):
+    with (
+        pytest.raises(
+            OSError, match=r"written into .*: something else\n.*Repair the folder or make room"
+        ) as error,
+        checkpointing.explained_failure(str(tmp_path), "checkpoint-2", clears=True),
+    ):
+        raise RuntimeError("something else")
+    assert error.value.errno is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system has no limit on the size of files")
+def test_a_limit_on_the_size_of_files_is_no_full_disk(tmp_path):
+    """What `ulimit -f` sets; torch.save says of it only that a position is unexpected."""
+    folder = tmp_path / "run"
+    assert run(folder, "limit on files", KEEP_ALL) == 1
+    text = log_of(folder)
+    assert "a file would become larger than this process or this disk allows" in text
+    assert "the disk is full" not in text
+    assert checkpoints(folder) == [1]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")

@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from harness import LORA, flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
 from srpo_trl.base_trainers import checkpointing
+from srpo_trl.base_trainers.manifest import MANIFEST_FILE, BrokenCheckpointError, names_in, write_manifest
 from srpo_trl.logs.training_clock import TrainingClock
 from srpo_trl.teacher import TEACHER_FILE
 
@@ -99,9 +100,13 @@ def test_run_that_has_used_up_its_time_is_resumed_for_no_further_step(tmp_path):
 def test_checkpoint_without_teacher_is_refused(tmp_path):
     options = RUN | SPLITS["one step a batch"] | {"reward_funcs": half}
     make_trainer(tmp_path, **options).train()
-    (tmp_path / "checkpoint-2" / TEACHER_FILE).unlink()
+    checkpoint = tmp_path / "checkpoint-2"
+    (checkpoint / TEACHER_FILE).unlink()
+    with pytest.raises(BrokenCheckpointError, match=f"{TEACHER_FILE} is missing"):
+        make_trainer(tmp_path, **options).train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / MANIFEST_FILE).unlink()  # a checkpoint of an earlier version lists no files
     with pytest.raises(FileNotFoundError, match="holds no teacher"):
-        make_trainer(tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        make_trainer(tmp_path, **options).train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_checkpoint_of_another_teacher_kind_is_refused(tmp_path):
@@ -126,6 +131,7 @@ def test_checkpoint_of_another_engine_is_refused_before_it_is_loaded(tmp_path, m
     state = json.loads(path.read_text())
     assert state["engine"] == ""
     path.write_text(json.dumps(state | {"engine": "FSDP"}))
+    write_manifest(path.parent, names_in(path.parent), is_resumable=True)
     trainer = make_trainer(tmp_path, **options)
     monkeypatch.setattr(trainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match="written under FSDP and cannot be resumed under one process or DDP"):

@@ -13,6 +13,7 @@ import torch
 import srpo_trl
 from harness import LORA, chat_dataset, config, contains_answer, make_trainer
 from odd_texts import ODD_TEXTS, PATHS
+from srpo_trl.base_trainers.manifest import MANIFEST_FILE
 from srpo_trl.cli import main
 from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
 from srpo_trl.teacher import TEACHER_FILE
@@ -89,7 +90,10 @@ def test_the_malicious_pickle_works(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A checkpoint inside a rollout batch of the whole model, and one of an adapter."""
+    """A checkpoint inside a rollout batch of the whole model, and one of an adapter.
+
+    Without the list of their files, which would give a changed file away before anything is read.
+    """
     made = {}
     for name, options in {"full": {}, "lora": {"peft_config": LORA}}.items():
         folder = tmp_path_factory.mktemp(name)
@@ -99,6 +103,7 @@ def checkpoints(tmp_path_factory):
         )
         trainer.train()
         made[name] = folder / "checkpoint-2"
+        (made[name] / MANIFEST_FILE).unlink()
     return made
 
 

@@ -3,6 +3,13 @@
 from mutant import mutant
 
 GAPS = "test_mutation_gaps.py"
+WHOLE = "test_whole_checkpoints.py"
+LOCK = "test_run_lock.py"
+READ = "test_read_back.py"
+BETWEEN = "test_between_steps.py"
+FAULTS = "test_faults_checkpoints.py"
+MANIFEST = "base_trainers/manifest.py"
+RESUMABLE = "base_trainers/resumable.py"
 
 MUTANTS = [
     mutant(
@@ -99,5 +106,149 @@ MUTANTS = [
             "limit = self.args.save_total_limit",
         ),
         tests=("test_evaluation.py::test_best_checkpoint_is_kept_and_loaded",),
+    ),
+    mutant(
+        "contents_are_not_compared",
+        "a file of a checkpoint that has changed inside counts as whole",
+        (MANIFEST, 'return "" if _sha256(path) == entry["sha256"] else', 'return "" if True else'),
+        tests=(f"{WHOLE}::test_a_broken_file_is_named_and_the_checkpoint_passed_over",),
+    ),
+    mutant(
+        "missing_files_are_no_flaw",
+        "a checkpoint without its optimizer counts as whole",
+        (MANIFEST, '        return f"{name} is missing"\n', '        return ""\n'),
+        tests=(f"{WHOLE}::test_a_broken_file_is_named_and_the_checkpoint_passed_over",),
+    ),
+    mutant(
+        "checkpoint_without_a_list",
+        "the list of a checkpoint's files is not written",
+        (RESUMABLE, "            self._list_files(staged)\n", ""),
+        tests=(f"{WHOLE}::test_the_list_holds_every_file_with_its_size_and_checksum",),
+    ),
+    mutant(
+        "named_checkpoint_is_not_checked",
+        "a broken checkpoint that is named is loaded",
+        (RESUMABLE, "                self._check_is_whole(str(resume_from_checkpoint))\n", ""),
+        tests=(f"{WHOLE}::test_a_checkpoint_named_by_hand_is_refused_before_anything_is_loaded",),
+    ),
+    mutant(
+        "best_checkpoint_is_not_checked",
+        "a broken checkpoint is loaded as the best at the end",
+        (RESUMABLE, "        self._check_is_whole(best, to_resume=False)\n", ""),
+        tests=(f"{WHOLE}::test_a_best_checkpoint_that_is_broken_is_not_loaded",),
+    ),
+    mutant(
+        "model_alone_is_resumed",
+        "a checkpoint of the model alone is gone on from, with a new optimizer",
+        (RESUMABLE, "is_resumable=not self.args.save_only_model", "is_resumable=True"),
+        tests=(f"{WHOLE}::test_a_checkpoint_of_the_model_alone_is_not_resumed",),
+    ),
+    mutant(
+        "rotation_by_the_clock",
+        "older checkpoints are those whose folders were changed earlier",
+        (
+            MANIFEST,
+            "return sorted((int(step), path) for step, path in named if step.isascii() and step.isdecimal())",
+            "return sorted(((int(step), path) for step, path in named if step.isdecimal()), "
+            "key=lambda item: item[1].stat().st_mtime)",
+        ),
+        (MANIFEST, "key=lambda step: (step <= current, step))", "key=lambda step: 0)"),
+        tests=(f"{WHOLE}::test_rotation_does_not_look_at_the_clock",),
+    ),
+    mutant(
+        "rotation_takes_later_steps_for_newer",
+        "a run that goes back to an earlier checkpoint keeps those of the run before",
+        (MANIFEST, "key=lambda step: (step <= current, step))", "key=lambda step: step)"),
+        tests=(f"{WHOLE}::test_a_run_that_goes_back_keeps_what_it_writes",),
+    ),
+    mutant(
+        "experts_are_not_read_back",
+        "a mixture of experts is resumed with the experts of the model that was passed in",
+        (RESUMABLE, "return model if read_back.conversions_of(model) else None", "return None"),
+        ("base_trainers/read_back.py", "    if unread or left_over:\n", "    if False:\n"),
+        tests=(f"{READ}::test_a_resumed_mixture_of_experts_ends_as_the_run_that_never_stopped[full]",),
+    ),
+    mutant(
+        "keys_that_do_not_fit_are_passed_over",
+        "parameters that a checkpoint does not hold stay as they were",
+        ("base_trainers/read_back.py", "    if unread or left_over:\n", "    if False:\n"),
+        tests=(f"{READ}::test_keys_that_do_not_fit_stop_a_resume",),
+    ),
+    mutant(
+        "adapters_keys_are_passed_over",
+        "parameters that an adapter's file does not hold stay as they were",
+        (
+            RESUMABLE,
+            "        super()._load_from_checkpoint(resume_from_checkpoint, model)\n"
+            "        self._check_adapters(resume_from_checkpoint)\n",
+            "        super()._load_from_checkpoint(resume_from_checkpoint, model)\n",
+        ),
+        tests=(f"{READ}::test_keys_that_do_not_fit_stop_a_resume[lora-missing]",),
+    ),
+    mutant(
+        "two_runs_in_one_folder",
+        "a second run takes the folder of the first",
+        ("base_trainers/run_lock.py", "            if not is_gone:\n", "            if False:\n"),
+        tests=(f"{LOCK}::test_a_second_run_is_refused_before_it_writes_and_the_first_goes_on",),
+    ),
+    mutant(
+        "killed_run_keeps_its_folder",
+        "the lock of a run that was killed holds for ever",
+        (
+            "base_trainers/run_lock.py",
+            "        except psutil.NoSuchProcess:\n            return True\n",
+            "        except psutil.NoSuchProcess:\n            return False\n",
+        ),
+        tests=(f"{LOCK}::test_a_process_that_is_gone_has_left_its_lock_behind",),
+    ),
+    mutant(
+        "reused_number_keeps_the_folder",
+        "a process with the number of one that was killed is taken for the run",
+        ("base_trainers/run_lock.py", "self.started) > _CLOCK_TOLERANCE", "self.started) > 1e12"),
+        tests=(f"{LOCK}::test_a_number_that_another_process_has_now_is_no_run",),
+    ),
+    mutant(
+        "folder_is_not_given_back",
+        "a run that ended keeps its folder from the next of its process",
+        (RESUMABLE, "                self._run_lock.release()\n", ""),
+        tests=(f"{LOCK}::test_trainers_one_after_another_share_a_folder",),
+    ),
+    mutant(
+        "saves_inside_a_step",
+        "a checkpoint is written inside an optimizer step",
+        (
+            RESUMABLE,
+            "        if self._boundary.is_inside:\n            self._put_off_save()\n            return\n",
+            "",
+        ),
+        tests=(f"{BETWEEN}::test_a_save_inside_a_step_comes_at_its_end",),
+    ),
+    mutant(
+        "preempted_inside_a_step",
+        "a preemption signal writes a checkpoint before the optimizer's step",
+        (
+            RESUMABLE,
+            "        if self._boundary.is_inside:\n            self._put_off_save()\n            return\n",
+            "",
+        ),
+        ("base_trainers/between_steps.py", "return cls(found[0]) if found else None", "return None"),
+        ("base_trainers/between_steps.py", "            remove(callback)\n", "            pass\n"),
+        tests=(f"{BETWEEN}::test_a_preempted_run_goes_on_to_the_same_weights",),
+    ),
+    mutant(
+        "stops_inside_a_step",
+        "a run stops between two micro-batches",
+        (
+            "base_trainers/between_steps.py",
+            "        control.should_training_stop = control.should_epoch_stop = False\n",
+            "",
+        ),
+        tests=(f"{BETWEEN}::test_a_stop_inside_a_step_comes_at_its_end",),
+    ),
+    mutant(
+        "every_failed_write_is_a_full_disk",
+        "a limit on the size of files is reported as a full disk",
+        ("base_trainers/write_failures.py", "_CAUSES.get(number, _UNKNOWN) if", "_CAUSES[errno.ENOSPC] if"),
+        tests=(f"{FAULTS}::test_a_write_that_fails_is_named_as_what_it_is",),
     ),
 ]

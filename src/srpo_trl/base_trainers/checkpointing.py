@@ -2,7 +2,7 @@
 
 `Trainer` writes a checkpoint file by file into its final folder, so a run killed in the middle of a save leaves a
 folder that looks like the last checkpoint and is not one. Here every process writes into a staging folder, which
-takes its final name in one rename after the last file.
+takes its final name in one rename after the last file, the list of all the others (`manifest`).
 """
 
 import json
@@ -20,12 +20,14 @@ from accelerate.utils import DistributedType, send_to_device
 from safetensors import SafetensorError
 from torch import Tensor
 
+from srpo_trl.base_trainers.manifest import checkpoints_in, expendable
 from srpo_trl.base_trainers.rollout_batches import BatchOptions, resume_problem
+from srpo_trl.base_trainers.write_failures import cause_of
 
 STATE_FILE = "srpo_state.json"
 STAGING_FOLDER = ".saving"
 _ROLLOUTS_FILE = "srpo_rollouts_rank{rank}.pt"
-_REPLACED = ".replaced"
+_REPLACED, _REMOVED = ".replaced", ".removed"
 
 
 @dataclass
@@ -160,13 +162,17 @@ def explained_failure(run_dir: str, name: str, *, clears: bool) -> Iterator[None
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch.save's, and safetensors'
         free = f", where {shutil.disk_usage(run_dir).free} bytes are free" if os.path.isdir(run_dir) else ""
+        number, cause = cause_of(error, run_dir)
         if clears:
             with suppress(OSError):
                 clear_staging(run_dir)
-        raise OSError(
-            f"{name} could not be written into {run_dir}{free}: {error}\nThe checkpoints before it are "
-            "whole. Make room or repair the folder, then go on from the last one with resume_from_checkpoint."
-        ) from error
+        reason = f"{cause.reason} ({error})" if cause.reason else str(error)
+        explained = OSError(
+            f"{name} could not be written into {run_dir}{free}: {reason}\nThe checkpoints before it are "
+            f"whole. {cause.what_to_do}, then go on from the last one with resume_from_checkpoint."
+        )
+        explained.errno = number
+        raise explained from error
 
 
 def restore_replaced(run_dir: str) -> None:
@@ -196,6 +202,22 @@ def publish(run_dir: str, name: str) -> str:
     os.rename(staged, final)
     clear_staging(run_dir)
     return final
+
+
+def rotate_checkpoints(run_dir: str, limit: int | None, current: int, best: int | None) -> None:
+    """Remove the oldest checkpoints beyond `save_total_limit`, by their steps; a clock has no say in it.
+
+    Each leaves its name before its first file goes, so that a run killed meanwhile leaves no half of one. Neither that
+    of step `current`, which was just written, nor the best goes.
+    """
+    folders = dict(checkpoints_in(Path(run_dir)))
+    for step in expendable(list(folders), limit, current, best):
+        removed = Path(staging_folder(run_dir)) / (folders[step].name + _REMOVED)
+        with suppress(OSError):  # as transformers, which passes over what it cannot remove
+            removed.parent.mkdir(exist_ok=True)
+            folders[step].rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+    clear_staging(run_dir)
 
 
 def _sync_to_disk(folder: str) -> None:

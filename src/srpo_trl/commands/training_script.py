@@ -1,15 +1,16 @@
 """`srpo-trl train`: options from a YAML file and the command line, checked together, then one run."""
 
-import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
-from transformers.trainer import TRAINER_STATE_NAME
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from srpo_trl.base_trainers.checkpointing import unwritable
+from srpo_trl.base_trainers.manifest import flaw_of, newest_whole
 from srpo_trl.commands.inputs import (
     DataArguments,
     data_problems,
@@ -26,6 +27,8 @@ from srpo_trl.config import SRPOConfig
 from srpo_trl.logs.training_clock import TrainingClock, seconds_of
 from srpo_trl.trainer import SRPOTrainer
 from srpo_trl.trl_seams import RewardFunc as RewardFunction
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -111,22 +114,19 @@ def read_arguments(
     return script, config, model_config, problems
 
 
-def last_complete_checkpoint(output_dir: str) -> str | None:
-    """Return the checkpoint folder with the highest step that was written to its end, or None."""
-    steps = {
-        int(folder.name.removeprefix("checkpoint-")): folder
-        for folder in Path(output_dir).glob("checkpoint-*")
-        if folder.name.removeprefix("checkpoint-").isdecimal() and _is_complete(folder)
-    }
-    return str(steps[max(steps)]) if steps else None
+def last_complete_checkpoint(output_dir: str, *, reads_contents: bool = True) -> str | None:
+    """Return the checkpoint folder with the highest step that is whole and can be resumed, or None.
 
+    Each that is passed over is logged with the file that is wrong.
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether the file that the trainer writes last is there and whole."""
-    try:
-        return isinstance(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")), dict)
-    except (OSError, json.JSONDecodeError):
-        return False
+    Args:
+        output_dir: the run's folder, which need not exist.
+        reads_contents: whether files are compared with their checksums, or their sizes alone.
+    """
+    chosen = newest_whole(Path(output_dir), partial(flaw_of, reads_contents=reads_contents))
+    for reason in chosen.passed_over:
+        logger.warning(reason)
+    return str(chosen.folder) if chosen.folder else None
 
 
 def _max_seconds(script: TrainArguments) -> float | None:
@@ -144,9 +144,13 @@ def _folder_problems(config: SRPOConfig) -> Iterator[str]:
     if reason:
         yield f"output_dir={config.output_dir!r} cannot take the model: {reason}. Give another folder."
     resume = config.resume_from_checkpoint
-    if resume not in (None, "auto") and not _is_complete(Path(str(resume))):
+    if resume in (None, "auto"):
+        return
+    if flaw := flaw_of(
+        Path(str(resume)), reads_contents=False
+    ):  # contents are read once, when training begins
         yield (
-            f"resume_from_checkpoint={resume!r} is not a complete checkpoint folder. Give one, or 'auto' for "
+            f"resume_from_checkpoint={resume!r} is not a complete checkpoint folder: {flaw}. Give one, or 'auto' for "
             "the last complete one in output_dir, where there is one."
         )
 
@@ -173,7 +177,7 @@ def _run(training: Training) -> None:
     trainer.add_callback(clock)  # after the trainer's own, whose time in a step counts
     resume = config.resume_from_checkpoint
     if resume == "auto":
-        resume = last_complete_checkpoint(output_dir)
+        resume = trainer.newest_whole_checkpoint()
     say = trainer.accelerator.print
     say(
         f"[srpo-trl] routing {config.routing}; model {model}; {len(training.train_rows)} training prompts; "
@@ -182,7 +186,8 @@ def _run(training: Training) -> None:
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(output_dir)
-    say(f"[srpo-trl] model saved to {output_dir}; last checkpoint: {last_complete_checkpoint(output_dir)}")
+    last = last_complete_checkpoint(output_dir, reads_contents=False)
+    say(f"[srpo-trl] model saved to {output_dir}; last checkpoint: {last}")
     if config.push_to_hub:
         trainer.push_to_hub()
         say(f"[srpo-trl] model pushed to the hub as {trainer.hub_model_id}")

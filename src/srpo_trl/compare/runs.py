@@ -58,7 +58,9 @@ def _make(run: Run, plan: Plan, processes: dict[Run, "subprocess.Popen[bytes]"],
             return ""
         began = time.perf_counter()
         name = f"{run.variant}, seed {run.seed}"
-        console.print(f"{name}: {'resumed' if last_complete_checkpoint(str(run.output_dir)) else 'started'}")
+        console.print(
+            f"{name}: {'resumed' if last_complete_checkpoint(str(run.output_dir), reads_contents=False) else 'started'}"
+        )
         (run.output_dir / OPTIONS_FILE).write_text(run.options, encoding="utf-8")
         _note_hardware(run, plan.jobs)
         with (run.output_dir / LOG_FILE).open("ab") as log:
@@ -102,7 +104,7 @@ def _lock(path: Path) -> Iterator[IO[bytes] | None]:
 
 def read_state(run: Run) -> dict[str, Any] | None:
     """Return the trainer's state in the run's last complete checkpoint, or None where there is none."""
-    checkpoint = last_complete_checkpoint(str(run.output_dir))
+    checkpoint = last_complete_checkpoint(str(run.output_dir), reads_contents=False)
     if checkpoint is None:
         return None
     return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
+from srpo_trl.base_trainers.manifest import MANIFEST_FILE, flaw_of
 from srpo_trl.commands.inputs import (
     data_problems,
     load_rows,
@@ -31,6 +32,8 @@ from srpo_trl.trl_seams import RewardFunc as RewardFunction
 from srpo_trl.version import __version__
 
 PROG = "srpo-trl eval"
+# Large files of a checkpoint that an evaluation has no use for.
+NOT_READ = ("optimizer*", "global_step*", "srpo_*")
 ADAPTER_FILE = "adapter_config.json"
 # The model as it was saved. TRL's defaults are those of training: float32 weights, and bf16 autocast for its passes.
 # With any routing that a training run's file names, samples are drawn.
@@ -62,6 +65,7 @@ def evaluate(argv: Sequence[str]) -> int:
     rewards = reward_functions(script, problems)
     if model_config is not None:
         problems += model_problems(model_config)
+        problems += _checkpoint_problems(Path(str(model_config.model_name_or_path)))
     if config is not None:
         problems += reward_problems(config, list(map(reward_name, rewards)))
     rows = None
@@ -94,6 +98,13 @@ def read_arguments(
         defaults=DEFAULTS,
     )
     return script, config, model_config, problems
+
+
+def _checkpoint_problems(model: Path) -> Iterator[str]:
+    """Yield what is wrong with the model where it is a checkpoint of a run, which lists its files."""
+    flaw = flaw_of(model, to_resume=False, without=NOT_READ) if (model / MANIFEST_FILE).is_file() else ""
+    if flaw:
+        yield f"model_name_or_path={str(model)!r} is a broken checkpoint: {flaw}. Copy it again, or give another one."
 
 
 def _output_problems(script: EvalArguments) -> Iterator[str]:
