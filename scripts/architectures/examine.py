@@ -5,20 +5,22 @@ loaded, in plain PyTorch.
 """
 
 import copy
+import logging
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from tiny import tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from srpo_trl import SRPOConfig, SRPOTrainer
+from srpo_trl.model_probe import ModelProblemError
 from srpo_trl.quickstart.tiny_model import build_tokenizer
-
-from tiny import tiny_model
 
 # Prompts of different lengths, so that there is padding; the completion with a "#" is right.
 ROLLOUTS = {
@@ -58,26 +60,51 @@ def examine(model_type: str) -> Finding:
         return Finding(model_type, "", NOT_BUILT, first_line(error))
     name = type(model).__name__
     before = copy.deepcopy(model).eval()
+    warnings = _Warnings()
     try:
-        found = train(SRPOTrainer, SRPOConfig, model, tokenizer)
+        with warnings:
+            found = train(SRPOTrainer, SRPOConfig, model, tokenizer)
+    except ModelProblemError as error:
+        return Finding(model_type, name, REFUSED, first_line(error, without=name))
     except Exception as error:  # whatever an architecture raises is the finding
-        refused = isinstance(error, ValueError) and name in str(error)
-        if refused:
-            return Finding(model_type, name, REFUSED, first_line(error))
         try:
             train(GRPOTrainer, GRPOConfig, copy.deepcopy(before).train(), tokenizer)
         except Exception as trl_error:  # as above
             return Finding(model_type, name, TRL_FAILS, first_line(trl_error))
-        return Finding(model_type, name, WRONG, f"raises {type(error).__name__}: {first_line(error)}")
+        outcome = REFUSED if isinstance(error, ValueError) else WRONG
+        return Finding(model_type, name, outcome, first_line(error))
     expected = reference_gradient(before, tokenizer)
     relative_error = float((found - expected).norm() / expected.norm())
-    outcome = EXACT if relative_error < TOLERANCE else WRONG
-    return Finding(model_type, name, outcome, f"{relative_error:.0e}")
+    if relative_error < TOLERANCE:
+        return Finding(model_type, name, EXACT, warnings.remark)
+    return Finding(model_type, name, WRONG, f"the gradient is off by {relative_error:.0e}")
 
 
-def first_line(error: Exception) -> str:
-    """Return the error in one line."""
-    return f"{type(error).__name__}: " + (str(error).strip().splitlines() or [""])[0]
+class _Warnings(logging.Handler):
+    """Collects what the trainer does for a model, from its warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remark = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.remark += "is given position ids" * ("position_ids" in text) + "teacher rows are padded" * (
+            "layout" in text
+        )
+
+    def __enter__(self) -> None:
+        logging.getLogger("srpo_trl.prepared_student").addHandler(self)
+
+    def __exit__(self, *_: Any) -> None:
+        logging.getLogger("srpo_trl.prepared_student").removeHandler(self)
+
+
+def first_line(error: Exception, *, without: str = "") -> str:
+    """Return the error's first sentence, without the model's name where it begins with it."""
+    text = " ".join(str(error).split())
+    text = re.split(r"\. [A-Z]", text)[0][:300]
+    return text.removeprefix(f"{without} ") if without else f"{type(error).__name__}: {text}"
 
 
 def train(trainer_class: Any, config_class: Any, model: PreTrainedModel, tokenizer: Any) -> Any:
@@ -208,7 +235,8 @@ def reference_gradient(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFas
                 teacher_TV = completion_logps(model, prompt_ids(tokenizer, shown), completion)
             mixture_TV = ((student_TV.exp() + teacher_TV.exp()) / 2).log()
             divergence_T = sum(
-                0.5 * (logps_TV.exp() * (logps_TV - mixture_TV)).sum(1) for logps_TV in (student_TV, teacher_TV)
+                0.5 * (logps_TV.exp() * (logps_TV - mixture_TV)).sum(1)
+                for logps_TV in (student_TV, teacher_TV)
             )
             divergences.append(divergence_T)
             weights.append((teacher_TV.exp() * teacher_TV).sum(1).exp())  # exp(-entropy)

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
-MOST_PARAMETERS = 4_000_000
+MOST_PARAMETERS = 40_000_000
 MODEL_TYPES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 # What a size is called, in all configurations together.
@@ -87,9 +90,38 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 3},
     "zaya": {"num_experts_per_tok": 1},
-    "cohere_compass_text": {"layer_types": [SLIDING, FULL]},
-    "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 0, "layer_types": [SLIDING, FULL] * 2},
-    "gemma4_text": {"vocab_size_per_layer_input": 64, "layer_types": [SLIDING, FULL]},
+    "cohere_compass_text": {
+        "layer_types": [SLIDING, FULL],
+        "rope_parameters": {name: {"rope_type": "default", "rope_theta": 1e4} for name in (SLIDING, FULL)},
+    },
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 0,
+        "layer_types": [SLIDING, FULL] * 2,
+        "vocab_size_per_layer_input": 44,
+    },
+    "gemma4_text": {"vocab_size_per_layer_input": 44, "layer_types": [SLIDING, FULL]},
+    "inkling2_loop_text": {"unpadded_vocab_size": 44},
+    "inkling2_text": {"unpadded_vocab_size": 44},
+    "lfm2_moe": {"layer_types": ["conv", FULL]},
+    "mpt": {"attn_config": {"attn_pdrop": 0}},
+    "qwen4_exp_text": {
+        "layer_types": [LINEAR, FULL],
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+        "ngram_vocab_size_base": 64,
+    },
+    "reformer": {
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "local"],
+        "hidden_size": 32,
+    },
+    "xlstm": {"chunk_size": 64},
+    "zamba2": {"num_hidden_layers": 6, "layer_types": ["mamba", "mamba", "hybrid"] * 2},
 }
 
 

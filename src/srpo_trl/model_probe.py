@@ -105,7 +105,7 @@ def probe_model(
 def probe_rows(model: PreTrainedModel) -> _Rows:
     """Return rows of ordinary tokens that fit the model's vocabulary and context."""
     config = model.config.get_text_config()
-    size = min(model.get_input_embeddings().num_embeddings, getattr(config, "vocab_size", None) or 2**31)
+    size = min(_num_embeddings(model), getattr(config, "vocab_size", None) or 2**31)
     ordinary = [i for i in range(size) if i not in _special_tokens(model.config)] or list(range(size))
     room = getattr(config, "max_position_embeddings", None) or 2**31
     padding = max(1, min(_PADDING, room - _PROMPT - _COMPLETION - 1))
@@ -116,11 +116,20 @@ def probe_rows(model: PreTrainedModel) -> _Rows:
     return _Rows(long, long[: _PROMPT + _COMPLETION], [*prompt[: _PROMPT // 2], *long[-_COMPLETION:]])
 
 
+def _num_embeddings(model: PreTrainedModel) -> int:
+    embeddings: Any = model.get_input_embeddings()
+    return int(getattr(embeddings, "num_embeddings", None) or model.config.get_text_config().vocab_size)
+
+
 def _special_tokens(config: Any) -> set[int]:
-    values = [value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))]
+    values = [
+        value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))
+    ]
     text = config.get_text_config()
     values += [getattr(text, f"{name}_token_id", None) for name in ("pad", "eos", "bos")]
-    return {i for value in values for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+    return {
+        i for value in values for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)
+    }
 
 
 # ---------------------------------------------------------------- passes
@@ -151,9 +160,11 @@ class _Passes:
         """Return the rows padded on the left, as TRL pads prompts, by names of the model's inputs."""
         length = max(map(len, rows))
         pad = getattr(self.model.config.get_text_config(), "pad_token_id", None)
-        pad = pad if isinstance(pad, int) and 0 <= pad < self.model.get_input_embeddings().num_embeddings else 0
+        pad = pad if isinstance(pad, int) and 0 <= pad < _num_embeddings(self.model) else 0
         ids_RL = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=self.device)
-        mask_RL = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        mask_RL = torch.tensor(
+            [[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.device
+        )
         return {"input_ids": ids_RL, "attention_mask": mask_RL}
 
     def hidden_states(self, rows: Sequence[Sequence[int]], *, gives_positions: bool = False) -> list[Tensor]:
@@ -232,13 +243,22 @@ def _head_problem(passes: _Passes, rows: _Rows, temperature: float) -> tuple[str
     own_NV, product_NV = (logits - logits.mean(-1, keepdim=True) for logits in (own_NV, product_NV))
     off = _relative(product_NV, own_NV)
     if not off <= tolerances.logits:
-        return f"its own logits differ by {off:.2g} of their spread from those of its LM head. {_HEAD}", tolerances
+        return (
+            f"its own logits differ by {off:.2g} of their spread from those of its LM head. {_HEAD}",
+            tolerances,
+        )
     off = _relative(*_fused_and_own_logps(passes, inputs, loud, source, temperature))
     if not off <= tolerances.logits:
-        return f"TRL's fused LM head gives log-probabilities that differ by {off:.2g} from its own. {_HEAD}", tolerances
+        return (
+            f"TRL's fused LM head gives log-probabilities that differ by {off:.2g} from its own. {_HEAD}",
+            tolerances,
+        )
     unread = _unread_parameters(passes, inputs, source)
     if unread:
-        return f"its logits depend on {', '.join(unread)}, which the fused losses do not read. {_HEAD}", tolerances
+        return (
+            f"its logits depend on {', '.join(unread)}, which the fused losses do not read. {_HEAD}",
+            tolerances,
+        )
     return None, tolerances
 
 
@@ -251,7 +271,9 @@ def _own_and_product(passes: _Passes, inputs: dict[str, Tensor], source: nn.Modu
             return None
         head, hidden_RLD = lm_head_of(model), hidden_states[0]
         dtypes = (own_RLV.dtype, hidden_RLD.dtype, head.weight_VD.dtype)
-        is_half = any(dtype in _HALVES for dtype in dtypes) or torch.is_autocast_enabled(hidden_RLD.device.type)
+        is_half = any(dtype in _HALVES for dtype in dtypes) or torch.is_autocast_enabled(
+            hidden_RLD.device.type
+        )
         return _Loud(own_RLV, head_logits(hidden_RLD, head), _tolerances(is_half, passes))
 
 
@@ -345,7 +367,9 @@ def _probe_hidden_states(passes: _Passes, rows: _Rows, layout: Layout, tolerance
     layouts: list[Layout] = [layout] if layout == "padded" else [layout, "padded"]
     differences = {}
     for tried in layouts:
-        differences[tried] = _layout_difference(passes, rows, tried, [padded[0], short, other], tolerances.quantile)
+        differences[tried] = _layout_difference(
+            passes, rows, tried, [padded[0], short, other], tolerances.quantile
+        )
         if differences[tried] <= largest:
             return ModelProbe(tried, needs_positions)
     raise ModelProblemError(
@@ -361,7 +385,8 @@ def _layout_difference(
     """Return how far the teacher's pass is from plain passes, relative to the spread of hidden states."""
     prompt_lengths = (_PROMPT, _PROMPT, _PROMPT // 2)
     teacher_rows = [
-        TeacherRow(tuple(row[:length]), tuple(row[length:])) for row, length in zip(rows, prompt_lengths, strict=True)
+        TeacherRow(tuple(row[:length]), tuple(row[length:]))
+        for row, length in zip(rows, prompt_lengths, strict=True)
     ]
     try:
         with passes.running():

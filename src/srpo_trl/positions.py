@@ -31,6 +31,11 @@ def _count_from_first_token(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     mask_RL = kwargs.get("attention_mask")
     goes_on = kwargs.get("past_key_values") is not None or kwargs.get("cache") is not None
-    if kwargs.get("position_ids") is None and not goes_on and isinstance(mask_RL, Tensor) and mask_RL.dim() == 2:
+    if (
+        kwargs.get("position_ids") is None
+        and not goes_on
+        and isinstance(mask_RL, Tensor)
+        and mask_RL.dim() == 2
+    ):
         kwargs = {**kwargs, "position_ids": positions_of(mask_RL)}
     return args, kwargs

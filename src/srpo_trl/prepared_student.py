@@ -41,7 +41,10 @@ def prepare_student(
     name = type(student).__name__
     if found.layout != layout:
         _logger.warning(
-            "%s: teacher rows in layout %r differ from plain passes; they are laid out as %r.", name, layout, found.layout
+            "%s: teacher rows in layout %r differ from plain passes; they are laid out as %r.",
+            name,
+            layout,
+            found.layout,
         )
     if found.needs_positions:
         _logger.warning(

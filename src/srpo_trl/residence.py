@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 from srpo_trl.sharding import is_sharded_by_zero3
 
 
-def residence(
-    model: PreTrainedModel, device: torch.device
-) -> Callable[[], AbstractContextManager]:
+def residence(model: PreTrainedModel, device: torch.device) -> Callable[[], AbstractContextManager]:
     """Return what makes the model's parameters whole and puts them on the device, for the length of a `with` block.
 
     Every process of ZeRO-3 runs the same passes in the block. Nothing happens where nothing is away.

@@ -24,7 +24,6 @@ from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import TeacherPrompt
 from srpo_trl.vision_inputs import VisionRow, vision_inputs
 
-
 Layout = Literal["shared", "packed", "padded"]
 
 
