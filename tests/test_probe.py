@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from harness import chat_dataset, logged, make_trainer, replay, tiny_model, tiny_moe_model, tiny_tokenizer
-from srpo_trl.model_probe import ModelProblemError, probe_model, probe_rows
+from srpo_trl.model_probe import ModelProblemError, probe_model
 from srpo_trl.positions import give_positions, positions_of
+from srpo_trl.probe_rows import probe_rows
 from srpo_trl.residence import residence
 from srpo_trl.student_pass import add_distillation_head
 from srpo_trl.teacher_pass import row_layout, score_pass

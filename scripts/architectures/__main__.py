@@ -2,8 +2,8 @@
 
     python scripts/architectures [--write] [--only MODEL_TYPE ...] [--jobs 2]
 
-`--write` puts the table into docs/architectures.md. The exit code is 1 where an architecture trains on wrong numbers, or
-where the table does not say what is seen.
+`--write` puts the table into docs/architectures.md. The exit code is 1 where an architecture trains on wrong numbers,
+or where the table does not say what is seen.
 """
 
 import argparse

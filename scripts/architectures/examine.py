@@ -216,8 +216,9 @@ def completion_logps(model: PreTrainedModel, prompt: list[int], completion: list
 def reference_gradient(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """Return the gradient of the first step's loss in all parameters, one vector in float64.
 
-    SRPO, section 3.3, with the paper's options and the whole vocabulary. On-policy, the right rollout of a group has the policy
-    gradient with advantage 1 - 1/4, the others the Jensen-Shannon divergence to the teacher that is shown the right one.
+    SRPO, section 3.3, with the paper's options and the whole vocabulary. On-policy, the right rollout of a group has
+    the policy gradient with advantage 1 - 1/4, the others the Jensen-Shannon divergence to the teacher that is shown
+    the right one.
     """
     losses, weights, divergences, num_tokens = [], [], [], 0
     for question, answers in ROLLOUTS.items():

@@ -85,7 +85,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {"layer_types": [LINEAR, FULL]},
     "qwen3_5_text": {"layer_types": [LINEAR, FULL]},
     "qwen3_next": {"layer_types": [LINEAR, FULL]},
-    "qwen4_exp_text": {"layer_types": [LINEAR, FULL]},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 3},

@@ -39,6 +39,7 @@ AREAS = (
     "checkpoints",
     "survival",
     "scores",
+    "probe",
 )
 MUTANTS: list[Mutant] = [m for area in AREAS for m in importlib.import_module(area).MUTANTS]
 

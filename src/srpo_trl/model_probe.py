@@ -1,8 +1,8 @@
-"""A few tokens through the real model: are its logits, its padded rows and its teacher pass what training takes them for?
+"""A few tokens through the real model: are its logits, its padded rows and its teacher pass what training takes?
 
-Training never asks the model for logits. It multiplies hidden states with the LM head (TRL's fused head and this package's
-loss), pads prompts on the left without saying so, and lays the teacher's rows out as its attention seems to allow. Each is
-right for most architectures and silently wrong for some, so each is compared once with plain forward passes.
+Training never asks the model for logits. It multiplies hidden states with the LM head (TRL's fused head and this
+package's loss), pads prompts on the left without saying so, and lays the teacher's rows out as its attention seems to
+allow. Each is right for most architectures and silently wrong for some, so each is compared once with plain passes.
 
 Legend: R rows, L length, V vocabulary, D hidden.
 """
@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from srpo_trl.lm_head import head_logits, lm_head_of
 from srpo_trl.positions import positions_of, takes_positions
+from srpo_trl.probe_rows import PROMPT, ProbeRows, num_embeddings, probe_rows
 from srpo_trl.teacher_pass import Layout, ShardedBackbone, TeacherRow, score_pass
 
-_PROMPT, _COMPLETION, _PADDING = 4, 5, 8  # tokens; the longest row has all of them
 _SPREAD = 8.0  # standard deviation of logits at which a softcap shows
 
 
@@ -61,14 +61,6 @@ class ModelProbe(NamedTuple):
     needs_positions: bool
 
 
-class _Rows(NamedTuple):
-    """Three rows: `short` is how `long` begins, `other` has another prompt."""
-
-    long: list[int]
-    short: list[int]
-    other: list[int]
-
-
 @torch.no_grad()
 def probe_model(
     model: PreTrainedModel,
@@ -81,7 +73,7 @@ def probe_model(
 ) -> ModelProbe:
     """Return what the model needs to be trained right, found with one tiny batch; it is left as it was.
 
-    Weights, buffers, modes and random states are those of before. About eight passes of at most 45 tokens.
+    Weights, buffers, modes and random states are those of before. About eight passes of at most 51 tokens.
 
     Args:
         model: with TRL's fused LM head (at `temperature`) and the distillation head.
@@ -91,7 +83,7 @@ def probe_model(
         autocast: the mixed precision that it trains in.
         resident: makes parameters whole and puts them on the device, for the length of one pass.
     Raises:
-        ModelProblemError: no way of running the model gives its own log-probabilities; names its class and what differs.
+        ModelProblemError: no way of running the model gives its own log-probabilities; names class and difference.
     """
     rows = probe_rows(model)
     passes = _Passes(model, device, autocast, resident)
@@ -100,36 +92,6 @@ def probe_model(
         if problem:
             raise ModelProblemError(f"{type(model).__name__} cannot be trained by distillation: {problem}")
         return _probe_hidden_states(passes, rows, layout, tolerances)
-
-
-def probe_rows(model: PreTrainedModel) -> _Rows:
-    """Return rows of ordinary tokens that fit the model's vocabulary and context."""
-    config = model.config.get_text_config()
-    size = min(_num_embeddings(model), getattr(config, "vocab_size", None) or 2**31)
-    ordinary = [i for i in range(size) if i not in _special_tokens(model.config)] or list(range(size))
-    room = getattr(config, "max_position_embeddings", None) or 2**31
-    padding = max(1, min(_PADDING, room - _PROMPT - _COMPLETION - 1))
-    length = _PROMPT + _COMPLETION + padding
-    stride = max(1, len(ordinary) // (length + _PROMPT + 1))
-    tokens = [ordinary[(7 + i * stride) % len(ordinary)] for i in range(length + _PROMPT)]
-    long, prompt = tokens[:length], tokens[length:]
-    return _Rows(long, long[: _PROMPT + _COMPLETION], [*prompt[: _PROMPT // 2], *long[-_COMPLETION:]])
-
-
-def _num_embeddings(model: PreTrainedModel) -> int:
-    embeddings: Any = model.get_input_embeddings()
-    return int(getattr(embeddings, "num_embeddings", None) or model.config.get_text_config().vocab_size)
-
-
-def _special_tokens(config: Any) -> set[int]:
-    values = [
-        value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))
-    ]
-    text = config.get_text_config()
-    values += [getattr(text, f"{name}_token_id", None) for name in ("pad", "eos", "bos")]
-    return {
-        i for value in values for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)
-    }
 
 
 # ---------------------------------------------------------------- passes
@@ -160,7 +122,7 @@ class _Passes:
         """Return the rows padded on the left, as TRL pads prompts, by names of the model's inputs."""
         length = max(map(len, rows))
         pad = getattr(self.model.config.get_text_config(), "pad_token_id", None)
-        pad = pad if isinstance(pad, int) and 0 <= pad < _num_embeddings(self.model) else 0
+        pad = pad if isinstance(pad, int) and 0 <= pad < num_embeddings(self.model) else 0
         ids_RL = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=self.device)
         mask_RL = torch.tensor(
             [[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.device
@@ -222,7 +184,7 @@ class _Loud(NamedTuple):
     tolerances: Tolerances
 
 
-def _head_problem(passes: _Passes, rows: _Rows, temperature: float) -> tuple[str | None, Tolerances]:
+def _head_problem(passes: _Passes, rows: ProbeRows, temperature: float) -> tuple[str | None, Tolerances]:
     """Return how the model's own log-probabilities differ from both products with its head, or None; and tolerances."""
     model, inputs = passes.model, passes.batch(rows)
     source = model.base_model
@@ -340,7 +302,9 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 # ---------------------------------------------------------------- padding and layouts
 
 
-def _probe_hidden_states(passes: _Passes, rows: _Rows, layout: Layout, tolerances: Tolerances) -> ModelProbe:
+def _probe_hidden_states(
+    passes: _Passes, rows: ProbeRows, layout: Layout, tolerances: Tolerances
+) -> ModelProbe:
     name = type(passes.model).__name__
     short, other = (passes.hidden_states([row])[0] for row in (rows.short, rows.other))
     padded = passes.hidden_states(rows)
@@ -380,10 +344,10 @@ def _probe_hidden_states(passes: _Passes, rows: _Rows, layout: Layout, tolerance
 
 
 def _layout_difference(
-    passes: _Passes, rows: _Rows, layout: Layout, alone: list[Tensor], quantile: float
+    passes: _Passes, rows: ProbeRows, layout: Layout, alone: list[Tensor], quantile: float
 ) -> float:
     """Return how far the teacher's pass is from plain passes, relative to the spread of hidden states."""
-    prompt_lengths = (_PROMPT, _PROMPT, _PROMPT // 2)
+    prompt_lengths = (PROMPT, PROMPT, PROMPT // 2)
     teacher_rows = [
         TeacherRow(tuple(row[:length]), tuple(row[length:]))
         for row, length in zip(rows, prompt_lengths, strict=True)

@@ -20,8 +20,8 @@ def takes_positions(model: PreTrainedModel) -> bool:
 def give_positions(model: PreTrainedModel) -> None:
     """Let the model's backbone count positions from each row's first token, in every call that brings none.
 
-    GPT-2, GPT-BigCode and XGLM number the columns of a batch; TRL pads prompts on the left and passes no `position_ids`,
-    as `generate` does.
+    GPT-2, GPT-BigCode and XGLM number the columns of a batch; TRL pads prompts on the left and, other than `generate`,
+    passes no `position_ids`.
     """
     model.base_model.register_forward_pre_hook(_count_from_first_token, with_kwargs=True)
 

@@ -48,7 +48,7 @@ def prepare_student(
         )
     if found.needs_positions:
         _logger.warning(
-            "%s counts positions from a row's padding on: it is given position_ids in training. GRPOTrainer gives none.",
+            "%s counts positions from a row's padding on: it is given position_ids in training. GRPOTrainer does not.",
             name,
         )
         for model in (student, reference):
