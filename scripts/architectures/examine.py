@@ -77,6 +77,10 @@ def examine(model_type: str) -> Finding:
     relative_error = float((found - expected).norm() / expected.norm())
     if relative_error < TOLERANCE:
         return Finding(model_type, name, EXACT, warnings.remark)
+    if not found.isfinite().all():  # no such step is taken; see the page on faults
+        trls = train(GRPOTrainer, GRPOConfig, copy.deepcopy(before).train(), tokenizer)
+        outcome = WRONG if trls.isfinite().all() else TRL_FAILS
+        return Finding(model_type, name, outcome, "the gradient is not finite")
     return Finding(model_type, name, WRONG, f"the gradient is off by {relative_error:.0e}")
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from srpo_trl.model_probe import ModelProbe, ModelProblemError, probe_model
 from srpo_trl.positions import give_positions
 from srpo_trl.residence import residence
+from srpo_trl.sharding import is_zero3
 from srpo_trl.teacher_pass import Layout, row_layout
 
 _logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def _probe_alike(
                     temperature=temperature,
                     device=accelerator.device,
                     autocast=accelerator.autocast,
-                    resident=residence(student, accelerator.device),
+                    resident=residence(student, accelerator.device, zero3=is_zero3(accelerator)),
                 )
             ]
         except ModelProblemError as error:

@@ -15,24 +15,36 @@ from transformers import PreTrainedModel
 from srpo_trl.sharding import is_sharded_by_zero3
 
 
-def residence(model: PreTrainedModel, device: torch.device) -> Callable[[], AbstractContextManager]:
+def residence(
+    model: PreTrainedModel, device: torch.device, *, zero3: bool = False
+) -> Callable[[], AbstractContextManager]:
     """Return what makes the model's parameters whole and puts them on the device, for the length of a `with` block.
 
-    Every process of ZeRO-3 runs the same passes in the block. Nothing happens where nothing is away.
+    Nothing happens where nothing is away.
+
+    Args:
+        model: the transformers model, not yet prepared by the engine.
+        device: that the engine computes on.
+        zero3: DeepSpeed ZeRO-3 is the engine; every process then runs the same passes in the block.
     """
     is_away = any(p.device != device or is_sharded_by_zero3(p) for p in model.parameters())
-    if not is_away or getattr(model, "hf_device_map", None) is not None:  # accelerate's own hooks bring them
+    has_own_hooks = (
+        getattr(model, "hf_device_map", None) is not None
+    )  # accelerate's bring parameters to the device
+    if not zero3 and (not is_away or has_own_hooks):
         return nullcontext
-    return lambda: _resident(model, device)
+    return lambda: _resident(model, device, zero3)
 
 
 @contextmanager
-def _resident(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+def _resident(model: PreTrainedModel, device: torch.device, zero3: bool) -> Iterator[None]:
     layers = list(_outermost(model, set(model._no_split_modules or ())))
     in_layers = {id(p) for layer in layers for p in layer.parameters()}
     rest = [p for p in model.parameters() if id(p) not in in_layers]
     with ExitStack() as everything:
         everything.enter_context(_present([*rest, *model.buffers()], device))
+        if zero3:
+            everything.enter_context(_said_to_be_whole([p for p in rest if not is_sharded_by_zero3(p)]))
         for layer in layers:
             while_it_runs = everything.enter_context(ExitStack())  # left in any case, should the layer raise
             handles = (
@@ -66,7 +78,7 @@ def _present(tensors: Sequence[Any], device: torch.device) -> Iterator[None]:
     away = [(t, t.data) for t in tensors if not is_sharded_by_zero3(t) and t.device != device]
     with ExitStack() as stack:
         if sharded:
-            import deepspeed
+            import deepspeed  # optional
 
             stack.enter_context(deepspeed.zero.GatheredParameters(sharded))
         for tensor, data in away:
@@ -76,3 +88,17 @@ def _present(tensors: Sequence[Any], device: torch.device) -> Iterator[None]:
         finally:
             for tensor, data in away:
                 tensor.data = data
+
+
+@contextmanager
+def _said_to_be_whole(parameters: Sequence[Any]) -> Iterator[None]:
+    """Mark parameters that ZeRO-3 has not seen yet as gathered: TRL's fused head asks each for its status."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # DeepSpeed is optional
+
+    for parameter in parameters:
+        parameter.ds_status = ZeroParamStatus.AVAILABLE
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            del parameter.ds_status
