@@ -2,8 +2,8 @@
 
     python scripts/architectures [--write] [--only MODEL_TYPE ...] [--jobs 2]
 
-`--write` puts the table into docs/architectures.md. The exit code is 1 where an architecture trains on wrong numbers,
-or where the table does not say what is seen.
+`--write` puts the table, or these rows of it, into docs/architectures.md. The exit code is 1 where an architecture
+trains on wrong numbers, or where the table does not say what is seen.
 """
 
 import argparse
@@ -91,9 +91,10 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def outcomes_on_page(text: str) -> dict[str, str]:
-    """Return the outcome by model type that the page states."""
-    return dict(re.findall(r"^\| `([^`]+)` \| [^|]* \| ([^|]+) \|", text, flags=re.MULTILINE))
+def findings_on_page(text: str) -> list[Finding]:
+    """Return the rows of the page's table."""
+    rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| (.*?) \| (.*?) \|$", text, flags=re.MULTILINE)
+    return [Finding(*fields, re.sub(r"\\([|<>])", r"\1", remark)) for *fields, remark in rows]
 
 
 def main() -> int:
@@ -108,8 +109,10 @@ def main() -> int:
         findings.append(finding)
     page = PAGE.read_text(encoding="utf-8")
     if arguments.write:
+        seen = {finding.model_type for finding in findings}
+        findings += [finding for finding in findings_on_page(page) if finding.model_type not in seen]
         PAGE.write_text(page.split(MARK)[0] + MARK + "\n" + table(findings), encoding="utf-8")
-    stated = outcomes_on_page(PAGE.read_text(encoding="utf-8"))
+    stated = {row.model_type: row.outcome for row in findings_on_page(PAGE.read_text(encoding="utf-8"))}
     others = [finding for finding in findings if stated.get(finding.model_type) != finding.outcome]
     for finding in others:
         print(
