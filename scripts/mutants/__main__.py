@@ -43,6 +43,7 @@ AREAS = (
     "scores",
     "counting",
     "rewards",
+    "probe",
 )
 MUTANTS: list[Mutant] = [m for area in AREAS for m in importlib.import_module(area).MUTANTS]
 

@@ -66,7 +66,7 @@ def part_of(parameter: Any) -> Tensor:
     """Return this process's part of a parameter, detached, in the parameter's own memory."""
     if isinstance(parameter, DTensor):
         return parameter.detach().to_local()  # type: ignore[attr-defined]
-    if _is_zero3_parameter(parameter):
+    if is_sharded_by_zero3(parameter):
         start, stop = _zero3_range(parameter)
         return parameter.ds_tensor.detach().narrow(0, 0, stop - start)
     return parameter.detach()
@@ -95,7 +95,7 @@ def whole_of(parameter: Any, part: Tensor, device: torch.device) -> Tensor:
         # One process gathers nothing: what it gets would change with the parameter.
         is_alias = whole.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
         return whole.clone() if is_alias else whole
-    if _is_zero3_parameter(parameter):
+    if is_sharded_by_zero3(parameter):
         group = parameter.ds_process_group
         padded = torch.zeros(parameter.ds_tensor.ds_numel, dtype=part.dtype, device=device)
         padded[: part.numel()] = part
@@ -110,13 +110,14 @@ def own_part(parameter: Any, whole: Tensor) -> Tensor:
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh
         return distribute_tensor(whole, mesh, parameter.placements, src_data_rank=None).to_local()
-    if _is_zero3_parameter(parameter):
+    if is_sharded_by_zero3(parameter):
         start, stop = _zero3_range(parameter)
         return whole.reshape(-1)[start:stop]
     return whole
 
 
-def _is_zero3_parameter(parameter: Any) -> bool:
+def is_sharded_by_zero3(parameter: Any) -> bool:
+    """Return whether ZeRO-3 holds the parameter in parts, also before training begins."""
     return hasattr(parameter, "ds_tensor")
 
 

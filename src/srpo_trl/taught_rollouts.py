@@ -56,7 +56,7 @@ from srpo_trl.sharding import part_of, release_gathered, shards_parameters
 from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import ContextTemplates, TeacherPromptEncoder, whole_characters
 from srpo_trl.teacher_heads import HeadsInUse
-from srpo_trl.teacher_pass import ShardedBackbone, score_rollouts, teacher_head
+from srpo_trl.teacher_pass import Layout, ShardedBackbone, score_rollouts, teacher_head
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
@@ -73,6 +73,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     args: "SRPOConfig"
     model: PreTrainedModel
     num_generations: int
+    _teacher_layout: Layout
     _buffered_inputs: Any  # TRL's micro-batches of the rollouts in use, or None
     chat_template_kwargs: dict[str, Any]
 
@@ -290,6 +291,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             rollouts.teacher_prompts,
             trl_batch.completion_rows(output),
             distilled_BT,
+            layout=self._teacher_layout,
             max_tokens=self.args.teacher_tokens_per_pass,
             temperature=self.args.temperature,
             on_host=self.args.teacher_states_on_host,

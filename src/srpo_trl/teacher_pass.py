@@ -24,6 +24,8 @@ from srpo_trl.teacher import TeacherWeights
 from srpo_trl.teacher_context import TeacherPrompt
 from srpo_trl.vision_inputs import VisionRow, vision_inputs
 
+Layout = Literal["shared", "packed", "padded"]
+
 
 class TeacherScores(NamedTuple):
     """What the teacher pass carries with the rollouts.
@@ -84,6 +86,7 @@ def score_rollouts(
     completions: Sequence[tuple[int, ...]],
     distilled_BT: Tensor,
     *,
+    layout: Layout,
     max_tokens: int,
     temperature: float,
     on_host: bool = False,
@@ -100,6 +103,7 @@ def score_rollouts(
         prompts: the teacher's prompt of each distilled rollout, None elsewhere.
         completions: token ids of each rollout, without padding.
         distilled_BT: bool, tokens that are distilled.
+        layout: of the rows, as the probe of the model found it; "padded" for a vision-language model.
         max_tokens: most tokens of one pass.
         temperature: that logits are divided by.
         on_host: keep the hidden states in the host's memory until they are needed.
@@ -111,7 +115,7 @@ def score_rollouts(
     chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
     rows = [TeacherRow(prompts[i].ids, completions[i]) for i in chosen]  # type: ignore[union-attr]
     # Prompts that are told apart by their images alone have the same token ids, so none is shared.
-    layout = row_layout(student) if vision is None else "padded"
+    assert vision is None or layout == "padded"
     backbone = sharded or student.base_model
     passes = list(plan_passes(rows, max_tokens=max_tokens, layout=layout))
     num_idle = 0
@@ -203,7 +207,6 @@ class TeacherRow(NamedTuple):
     completion_ids: tuple[int, ...]
 
 
-Layout = Literal["shared", "packed", "padded"]
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 

@@ -40,6 +40,7 @@ from srpo_trl.lm_head import lm_head_of
 from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
 from srpo_trl.ops import DistillationSpec, Head
 from srpo_trl.own_forward import use_own_weights
+from srpo_trl.prepared_student import prepare_student
 from srpo_trl.sharding import shards_parameters
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.taught_rollouts import TaughtRolloutsGRPOTrainer
@@ -160,6 +161,13 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0
         self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0
         add_distillation_head(self._student)
+        self._teacher_layout = prepare_student(
+            self._student,
+            None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model),
+            temperature=self.temperature,
+            accelerator=self.accelerator,
+            reads_images=self._is_vlm,
+        )
         self._totals: WindowTotals | None = None
         self._branch_gradients = BranchGradients(self.model) if args.gradient_share_steps else None
 
