@@ -74,7 +74,7 @@ def part_of(parameter: Any) -> Tensor:
 
 def whole_shape(parameter: Any) -> torch.Size:
     """Return the shape that a parameter has before it is sharded."""
-    return torch.Size(parameter.ds_shape) if _is_zero3_parameter(parameter) else parameter.shape
+    return torch.Size(parameter.ds_shape) if is_sharded_by_zero3(parameter) else parameter.shape
 
 
 def whole_of(parameter: Any, part: Tensor, device: torch.device) -> Tensor:
