@@ -191,11 +191,12 @@ def test_every_tuner_trains_and_the_teacher_is_an_average_of_all_that_it_trains(
     expected = {name: value.double() for name, value in trainable.items()}
     tick = trainer._teacher.tick
 
-    def follow():
+    def follow(num_updates):
+        assert num_updates == 1
         parameters = dict(trainer.model.named_parameters())
         for name in expected:
             expected[name] = 0.75 * expected[name] + 0.25 * parameters[name].detach().double()
-        return tick()
+        return tick(num_updates)
 
     trainer._teacher.tick = follow
     trainer.train()

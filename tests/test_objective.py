@@ -211,7 +211,7 @@ def other_architecture(kind, **options):
 HEADS = {
     "tied": lambda: tiny_model(dtype=torch.float64),
     "bias": head_with_bias,
-    "soft cap": lambda: other_architecture("gemma2", head_dim=16, final_logit_softcapping=2.0),
+    "soft cap": lambda: other_architecture("gemma3_text", head_dim=16, final_logit_softcapping=2.0),
     "scale": lambda: other_architecture("cohere", logit_scale=0.25),
     "divisor": lambda: other_architecture("granite", logits_scaling=3.0),
 }

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather, gather_object, is_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from srpo_trl import batch as trl_batch
 from srpo_trl.base_trainers import checkpointing
+from srpo_trl.base_trainers.between_steps import AtStepEnd
 from srpo_trl.base_trainers.rollout_batches import (
     BatchOptions,
     RolloutBatchCounter,
@@ -37,6 +38,7 @@ from srpo_trl.checks.teacher_places import check_first_prompt
 from srpo_trl.distillation_share import DistillationShare
 from srpo_trl.earlier_answers import EarlierAnswers
 from srpo_trl.evaluation.trainer import EvaluatingGRPOTrainer
+from srpo_trl.feedback import feedback_texts, joined_feedback
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.logs.completions_table import NUMBER_COLUMN
 from srpo_trl.logs.rollout_log import RolloutLog
@@ -79,6 +81,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     def __init__(self, *, args: "SRPOConfig", **kwargs: Any) -> None:
         self._is_routed = self._has_step_window = args.routing != "grpo"
+        self._lists_files = self._is_routed  # with "grpo" a checkpoint has GRPOTrainer's files
         self._redrawn_frac = args.redraw_failed_frac
         super().__init__(args=args, **kwargs)
         if not self._is_routed:
@@ -103,7 +106,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         self._rollouts: RoutedRollouts | None = None  # of the rollout batch being generated
         self._sums = MetricSums()
         self._rollout_log = RolloutLog(args, self.accelerator, self._tokenizer)
-        self.add_callback(_TeacherTick(self))
+        self.add_callback(AtStepEnd(self._tick_teacher))  # before the step is logged or saved
 
     # ---------------------------------------------------------------- the pieces
 
@@ -187,15 +190,8 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     def _log_completion_extra(self, column: str, values: list) -> None:
         """Take a column from a reward function; feedback of several functions is joined rollout by rollout."""
         values = [whole_characters(value) if isinstance(value, str) else value for value in values]
-        for row, value in enumerate(values if self._is_routed and column == "feedback" else ()):
-            if not isinstance(value, str | None):
-                raise ValueError(
-                    f"log_extra('feedback', texts) got {value!r} for rollout {row}; give text, or None, per completion."
-                )
-        earlier = self._pending_extra_logs.get(column)
-        if self._is_routed and column == "feedback" and earlier:
-            values = ["\n".join(filter(None, texts)) for texts in zip(earlier, values, strict=True)]
-            self._pending_extra_logs[column] = []
+        if self._is_routed and column == "feedback":
+            values = joined_feedback(self._pending_extra_logs.pop(column, None), values)
         super()._log_completion_extra(column, values)
 
     def _calculate_rewards(
@@ -225,12 +221,6 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     ) -> RoutedRollouts:
         num_rows = len(prompts)
         args = self.args
-        feedback = self._pending_extra_logs.get("feedback") or [None] * num_rows
-        if len(feedback) != num_rows:
-            raise ValueError(
-                f"log_extra('feedback', texts) got {len(feedback)} texts for {num_rows} rollouts; give one text, "
-                "or None, per completion."
-            )
         if self.environment_factories is not None:
             tools = [self._env_tools[name] for name in self._batch_environments]
         else:
@@ -246,7 +236,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
                 prompts=prompts,
                 completions=completions,
                 completion_ids=completion_ids_list,
-                feedback=[text or "" for text in feedback],
+                feedback=feedback_texts(self._pending_extra_logs.get("feedback"), num_rows),
                 references=[str(row[column] or "") if column else "" for row in inputs],
                 tools=tools,
                 rewards_BF=rewards_BF,
@@ -407,14 +397,3 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             now.micro_batches_per_rollout_batch, self._step, state.num_rollouts
         )
         self._tell(resume_note(saved, now, self._counter.number_of(self._step)))
-
-
-class _TeacherTick(TrainerCallback):
-    """Tells the trainer that an optimizer step is done."""
-
-    def __init__(self, trainer: TaughtRolloutsGRPOTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let the teacher move, before the step is logged or saved."""
-        self._trainer._tick_teacher()

@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from srpo_trl.lm_head import lm_head_of
 from srpo_trl.ops import Head, teacher_entropy
+from srpo_trl.padding import left_pad, right_pad
 from srpo_trl.sharding import part_of, whole_of
 from srpo_trl.student_pass import last_hidden_state
 from srpo_trl.teacher import TeacherWeights
@@ -331,7 +331,7 @@ def _score_padded(
 ) -> list[Tensor]:
     """Score whole sequences: right-padded, so that causal attention never sees padding before a token."""
     sequences = [row.prompt_ids + row.completion_ids for row in rows]
-    ids_RL, mask_RL = _right_pad(sequences, _device(backbone))
+    ids_RL, mask_RL = right_pad(sequences, _device(backbone))
     hidden_RLD = backbone(
         input_ids=ids_RL, attention_mask=mask_RL, use_cache=False, **images
     ).last_hidden_state
@@ -357,7 +357,7 @@ def _score_shared(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherR
     """Score completions after a key-value cache of their prompts, each different prompt encoded once."""
     device = _device(backbone)
     prompts = list(dict.fromkeys(row.prompt_ids for row in rows))
-    ids_UL, mask_UL = _left_pad(prompts, device)
+    ids_UL, mask_UL = left_pad(prompts, device)
     cache = DynamicCache(config=backbone.config)  # type: ignore[arg-type]
     position_ids_UL = (mask_UL.cumsum(1) - 1).clamp(min=0)
     prompt_hidden_ULD = backbone(
@@ -370,7 +370,7 @@ def _score_shared(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherR
     prompt_of_row_R = torch.tensor([prompts.index(row.prompt_ids) for row in rows], device=device)
     first_hidden_R1D = prompt_hidden_ULD[prompt_of_row_R, -1:]
     # The last token predicts nothing that is scored, so it is not run.
-    ids_RT, mask_RT = _right_pad([row.completion_ids[:-1] for row in rows], device)
+    ids_RT, mask_RT = right_pad([row.completion_ids[:-1] for row in rows], device)
     if ids_RT.shape[1]:
         cache.batch_select_indices(prompt_of_row_R)
         prompt_length_R1 = mask_UL.sum(1)[prompt_of_row_R].unsqueeze(1)
@@ -388,14 +388,3 @@ def _score_shared(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherR
 
 def _device(backbone: nn.Module | ShardedBackbone) -> torch.device:
     return backbone.device if isinstance(backbone, ShardedBackbone) else next(backbone.parameters()).device
-
-
-def _right_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    ids = pad_sequence([torch.tensor(s, dtype=torch.int64) for s in sequences], batch_first=True)
-    mask = pad_sequence([torch.ones(len(s), dtype=torch.int64) for s in sequences], batch_first=True)
-    return ids.to(device), mask.to(device)
-
-
-def _left_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    ids, mask = _right_pad([sequence[::-1] for sequence in sequences], device)
-    return ids.flip(1), mask.flip(1)

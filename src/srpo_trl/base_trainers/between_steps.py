@@ -91,3 +91,14 @@ class Preemption:
     def end(self, args: Any, state: Any, control: TrainerControl) -> None:
         """Give the signal back to whoever had it before."""
         self._callback.on_train_end(args, state, control)
+
+
+class AtStepEnd(TrainerCallback):
+    """Calls a function at the end of every optimizer step."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Call it."""
+        self._function()

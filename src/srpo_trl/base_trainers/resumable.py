@@ -50,6 +50,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     args: GRPOConfig
     _is_saving = False
+    _lists_files = True  # in a manifest, by which a later run sees whether a checkpoint is whole
     _redrawn_frac = 0.0  # largest share of a rollout batch's prompts that may be drawn again
     _train_sampler: ResumableRepeatSampler | None = None  # iterable datasets have none
     _run_lock: RunLock | None = None  # of the processes that write into output_dir, while they train
@@ -320,6 +321,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def _list_files(self, staged: Path) -> None:
         """List the files of all processes that write to this disk; every process calls it alike."""
+        if not self._lists_files:
+            return
         names = names_in(staged) if staged.is_dir() else []
         seen = [names] if self.args.save_on_each_node else gather_object([names])
         if self.args.should_save:
