@@ -175,10 +175,21 @@ def test_small_recipe_keeps_the_papers_values_but_the_completion_length() -> Non
     values = own_values(CONFIGS / "qwen3_0.6b.yaml")
     method = {option: value for option, value in SRPO.items() if option != "questions"}
     paper = {option: value for option, value in (PAPER | method).items() if option in values}
-    assert {option for option, value in paper.items() if values[option] != value} == {"max_completion_length"}
+    differing = {option for option, value in paper.items() if values[option] != value}
+    assert differing == {"max_completion_length", "teacher_update_rate"}
     left_out = {"optim", "remove_thinking_from_demonstration"}
     left_out |= {o for o in PAPER if o.startswith(("vllm_", "eval_", "num_generations_eval"))}
     assert set(PAPER) - set(values) == left_out  # defaults
+
+
+@pytest.mark.parametrize("path", TRAINING_CONFIGS, ids=by_name)
+def test_teachers_move_by_the_papers_rate_a_step(path: Path) -> None:
+    """Once per rollout batch: n of them in an optimizer step move the teacher by 1 - (1 - rate)^n."""
+    values = read_config_file(path)
+    if "teacher_update_rate" not in values or values["routing"] == "grpo":
+        return  # the default, with one rollout batch a step; or no teacher
+    num_batches = values["gradient_accumulation_steps"] / values["steps_per_generation"]
+    assert 1 - (1 - values["teacher_update_rate"]) ** num_batches == pytest.approx(0.05, abs=2e-4)
 
 
 @pytest.mark.parametrize("name", SMALL_SIZES)

@@ -217,7 +217,20 @@ def warnings_of(caplog):
         ({"reward_funcs": scaled(1, 1)}, None, None),
         ({"reward_funcs": [contains_answer, well_formed], "routing": "grpo"}, None, None),
     ],
-    ids=str,
+    ids=(
+        "one reward",
+        "accuracy and format",
+        "accuracy named",
+        "format weighs nothing",
+        "weight below the threshold",
+        "from -1 to 0",
+        "from 20 to 100",
+        "from 20 to 100 with a threshold",
+        "from 0 to 100",
+        "all failed",
+        "all correct",
+        "grpo",
+    ),
 )  # fmt: skip
 def test_a_run_tells_what_is_doubtful(tmp_path, caplog, options, at_construction, in_the_run):
     with caplog.at_level(logging.WARNING, "srpo_trl"):
