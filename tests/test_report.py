@@ -598,7 +598,7 @@ def test_a_report_needs_no_torch(tmp_path):
 
 def test_a_real_run_is_reported(tmp_path):
     make_trainer(tmp_path / "srpo", max_steps=3, log_examples_steps=1, gradient_share_steps=1).train()
-    make_trainer(tmp_path / "grpo", max_steps=3, routing="grpo").train()
+    make_trainer(tmp_path / "grpo", max_steps=3, routing="grpo", run_log=True).train()
     html = report(
         tmp_path, tmp_path / "srpo", tmp_path / "grpo", arguments=("--figures", str(tmp_path / "f"))
     )

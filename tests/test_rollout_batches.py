@@ -17,6 +17,7 @@ import torch
 from harness import ROLLOUTS, chat_dataset, flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
 from srpo_trl import batch as trl_batch
 from srpo_trl.base_trainers import checkpointing
+from srpo_trl.base_trainers.manifest import names_in, write_manifest
 from srpo_trl.base_trainers.rollout_batches import (
     BatchOptions,
     RolloutBatchCounter,
@@ -468,15 +469,6 @@ def test_inside_a_rollout_batch_other_groups_and_data_go_on(tmp_path):
     assert resumed._teacher.num_ticks == 3
 
 
-def test_a_rollout_batch_whose_rest_was_not_saved_is_begun_anew(tmp_path):
-    options = batch_options(1, 3, 1) | {"save_only_model": True}
-    trained(tmp_path, max_steps=4, **options)
-    resumed = trained(tmp_path, "checkpoint-4", max_steps=6, **options)
-    assert resumed._step == 3 + 2
-    assert resumed._teacher.num_ticks == 1
-    assert trained(tmp_path, "checkpoint-4", max_steps=7, **options)._teacher.num_ticks == 2
-
-
 def test_a_checkpoint_of_another_version_is_refused_by_its_fields(tmp_path):
     trained(tmp_path, max_steps=1, **EIGHT)
     path = tmp_path / "checkpoint-1" / checkpointing.STATE_FILE
@@ -487,6 +479,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_fields(tmp_path):
         (state | {"counted_in": {"routing": "srpo"}}, "steps_per_generation"),
     ):
         path.write_text(json.dumps(saved))
+        write_manifest(path.parent, names_in(path.parent), is_resumable=True)
         with pytest.raises(ValueError, match=f"written by another version of srpo-trl.*{named}"):
             trained(tmp_path, "checkpoint-1", max_steps=2, **EIGHT)
 

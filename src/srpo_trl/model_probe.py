@@ -256,7 +256,12 @@ def _fused_and_own_logps(
 def _unread_parameters(passes: _Passes, inputs: dict[str, Tensor], source: nn.Module) -> list[str]:
     """Return names of trainable parameters between hidden states and logits that are not the LM head's own."""
     model, head = passes.model, lm_head_of(passes.model)
-    known = {id(p) for p in (*model.base_model.parameters(), head.weight_VD, head.bias_V)}
+    computed = getattr(
+        model.get_output_embeddings(), "parametrizations", nn.Module()
+    )  # what the head is made of
+    known = {
+        id(p) for p in (*model.base_model.parameters(), *computed.parameters(), head.weight_VD, head.bias_V)
+    }
     others = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in known}
     if not others:
         return []

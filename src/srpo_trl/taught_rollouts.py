@@ -106,7 +106,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         self._rollouts: RoutedRollouts | None = None  # of the rollout batch being generated
         self._sums = MetricSums()
         self._rollout_log = RolloutLog(args, self.accelerator, self._tokenizer)
-        self.add_callback(AtStepEnd(self._tick_teacher))  # before the step is logged or saved
+        self.add_callback(AtStepEnd(lambda: self._tick_teacher()))  # before the step is logged or saved
 
     # ---------------------------------------------------------------- the pieces
 
