@@ -92,3 +92,21 @@ def test_version_matrix_has_the_floors_and_what_vllm_needs() -> None:
         assert f">={oldest[requirement.name]}" in str(requirement.specifier)
     files = {path.stem.removeprefix("test_") for path in (REPOSITORY / "tests").glob("test_*.py")}
     assert files >= {test for tests in matrix["TESTS"].values() for test in tests}
+
+
+NO_POSIX = """
+import builtins
+plain_import = builtins.__import__
+
+def without_posix(name, globals=None, *args, **kwargs):
+    if name in ("fcntl", "resource") and str((globals or {}).get("__name__")).startswith("srpo_trl"):
+        raise ImportError(name)
+    return plain_import(name, globals, *args, **kwargs)
+
+builtins.__import__ = without_posix
+from srpo_trl import SRPOTrainer
+"""
+
+
+def test_the_trainer_is_imported_where_there_are_no_posix_modules() -> None:
+    subprocess.run([sys.executable, "-c", NO_POSIX], check=True, timeout=300)

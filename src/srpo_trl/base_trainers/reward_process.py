@@ -42,6 +42,8 @@ class RewardProcess:
     """
 
     def __init__(self, function: NamedFunction, *, is_async: bool) -> None:
+        if os.name != "posix":
+            raise CannotBeSentError("processes that grade are started on Linux and macOS only")
         self._setting = Setting(function_bytes(function), is_async, logging.getLogger().getEffectiveLevel())
         self._worker: _Worker | None = None
 

@@ -6,7 +6,6 @@ process, and imports no script again. The function runs in the main thread, wher
 
 import asyncio
 import contextlib
-import fcntl
 import logging.handlers
 import os
 import queue
@@ -138,6 +137,8 @@ def _end_with_parent(life_fd: int) -> None:
 
     The kernel's signal also ends a process that keeps the interpreter; the thread serves where there is none.
     """
+    import fcntl  # which Windows lacks, where no such process is started
+
     if hasattr(fcntl, "F_SETSIG"):  # Linux, Python 3.11 or later
         fcntl.fcntl(life_fd, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(life_fd, fcntl.F_SETSIG, signal.SIGKILL)

@@ -1,6 +1,5 @@
 """What a run has cost so far: seconds of training over all of its parts, and memory at its peak."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -49,5 +48,7 @@ def peak_memory_gb(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
