@@ -10,15 +10,19 @@ MUTANTS = [
         "feedback of reward functions never reaches the teacher",
         (
             "taught_rollouts.py",
-            'feedback=[text or "" for text in feedback]',
-            'feedback=["" for _ in feedback]',
+            'feedback=feedback_texts(self._pending_extra_logs.get("feedback"), num_rows)',
+            'feedback=[""] * num_rows',
         ),
         tests=("test_trainer.py::test_feedback_reaches_the_teacher_where_no_sibling_is_right",),
     ),
     mutant(
         "feedback_of_the_last_function_alone",
         "feedback of several reward functions is not joined",
-        ("taught_rollouts.py", 'if self._is_routed and column == "feedback" and earlier:', "if False:"),
+        (
+            "taught_rollouts.py",
+            "joined_feedback(self._pending_extra_logs.pop(column, None), values)",
+            "joined_feedback(None, values)",
+        ),
         tests=("test_trainer.py::test_feedback_of_several_functions_is_joined_and_a_wrong_number_refused",),
     ),
     mutant(

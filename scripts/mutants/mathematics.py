@@ -59,8 +59,8 @@ MUTANTS = [
         "the support is the teacher's top K instead of the student's",
         (
             "losses/divergence.py",
-            "indices_NK = student_logps_NV.detach().topk",
-            "indices_NK = teacher_logps_NV.detach().topk",
+            "indices_NK = student_topk(student_logps_NV, topk)",
+            "indices_NK = student_topk(teacher_logps_NV, topk)",
         ),
         tests=("test_losses.py::test_support_is_the_students_not_the_teachers",),
     ),

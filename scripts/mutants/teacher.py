@@ -87,11 +87,9 @@ MUTANTS = [
         "teacher_ticks_every_micro_step",
         "the teacher moves at every micro-batch of an optimizer step",
         (
-            "taught_rollouts.py",
-            '        """Let the teacher move, before the step is logged or saved."""\n'
-            "        self._trainer._tick_teacher()\n",
-            '        """Let the teacher move, before the step is logged or saved."""\n'
-            "        self._trainer._tick_teacher()\n\n    on_substep_end = on_step_end\n",
+            "base_trainers/between_steps.py",
+            '        """Call it."""\n        self._function()\n',
+            '        """Call it."""\n        self._function()\n\n    on_substep_end = on_step_end\n',
         ),
         tests=("test_rollout_batches.py::test_all_updates_come_after_the_optimizer_step_toward_its_student",),
     ),
@@ -109,9 +107,9 @@ MUTANTS = [
         "teacher_ticks_before_the_step",
         "the teacher moves toward the student of before the optimizer step",
         (
-            "taught_rollouts.py",
-            "def on_step_end(self, args: Any",
-            "def on_pre_optimizer_step(self, args: Any",
+            "base_trainers/between_steps.py",
+            "self._function = function\n\n    def on_step_end(",
+            "self._function = function\n\n    def on_pre_optimizer_step(",
         ),
         tests=(f"{GAPS}::test_the_teacher_moves_toward_the_student_of_after_the_step",),
     ),
