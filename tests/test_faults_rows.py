@@ -304,7 +304,10 @@ def test_rows_without_a_user_turn_train_by_grpo(tmp_path):
     assert change.any()
     assert logged(trainer, "srpo/teacher/prompts_without_turn") == [8.0]
     assert logged(trainer, "srpo/teacher/prompts_too_long") == [0.0]
-    papers = {"scale_rewards": "none", "epsilon_high": 0.28}  # which 'grpo' takes from GRPOTrainer unless given
+    papers = {
+        "scale_rewards": "none",
+        "epsilon_high": 0.28,
+    }  # which 'grpo' takes from GRPOTrainer unless given
     expected = update(
         make_trainer(tmp_path, train_dataset=rows, reward_funcs=odd_rewards, routing="grpo", **papers)
     )
