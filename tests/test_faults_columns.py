@@ -196,3 +196,12 @@ def test_a_stream_without_rows_or_of_tables_is_refused(tmp_path):
         make_trainer(tmp_path, train_dataset=tables)
     with pytest.raises(NoRowsError):
         first_row(tables, drops_unused=True)
+
+
+@pytest.mark.parametrize(
+    "eval_dataset", [{}, Dataset.from_dict({"prompt": ["a"]}).select([])], ids=["no set", "no row"]
+)
+def test_nothing_to_evaluate_on_is_refused_before_the_first_evaluation(tmp_path, eval_dataset):
+    with pytest.raises(ValueError, match="eval_dataset has no rows: there is nothing to evaluate on"):
+        make_trainer(tmp_path, eval_dataset=eval_dataset, eval_strategy="steps", eval_steps=1)
+    make_trainer(tmp_path, eval_dataset=eval_dataset)

@@ -191,4 +191,26 @@ MUTANTS = [
         ),
         tests=(f"{COLUMNS}::test_a_prompt_of_another_form_is_left_out_later",),
     ),
+    mutant(
+        "nothing_to_evaluate_on_is_found_late",
+        "an evaluation data set without rows is found at the first evaluation",
+        (
+            "checks/datasets.py",
+            'if args.samples_evaluation and args.eval_strategy != "no":',
+            "if False:",
+        ),
+        tests=(f"{COLUMNS}::test_nothing_to_evaluate_on_is_refused_before_the_first_evaluation",),
+    ),
+    mutant(
+        "card_names_srpo_with_grpo",
+        "the card of a model that GRPO trained says that SRPO did",
+        (
+            "trainer.py",
+            'if args.routing == "grpo":  # the model card',
+            'if args.routing == "":  # the model card',
+        ),
+        tests=(
+            "test_grpo_identity.py::test_the_model_card_names_what_the_model_was_trained_with[grpo-GRPO]",
+        ),
+    ),
 ]

@@ -55,6 +55,10 @@ def dataset_problems(
         has_environment: an environment can bring prompts of its own.
         has_rollout_func: it can add columns, which only its output shows.
     """
+    if args.samples_evaluation and args.eval_strategy != "no":
+        empty = [name for name, rows in named_datasets(None, eval_dataset) if _is_empty(rows)]
+        empty += ["eval_dataset"] if isinstance(eval_dataset, Mapping) and not eval_dataset else []
+        yield from (f"{name} has no rows: there is nothing to evaluate on." for name in empty)
     for name, dataset in named_datasets(train_dataset, eval_dataset):
         tables = f"{name} gives tables in place of rows; take them out of their format with dataset.with_format(None)."
         if is_of_tables(dataset):
@@ -105,6 +109,10 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str,
     else:
         named.append(("eval_dataset", eval_dataset))
     yield from ((name, rows) for name, rows in named if isinstance(rows, Dataset | IterableDataset))
+
+
+def _is_empty(dataset: Any) -> bool:
+    return isinstance(dataset, Dataset) and len(dataset) == 0
 
 
 def _call_problems(

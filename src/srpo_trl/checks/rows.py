@@ -49,7 +49,7 @@ def first_row(dataset: Any, *, drops_unused: bool) -> dict[str, Any] | None:
         if row is not None and not isinstance(row, Mapping):
             raise NoRowsError(f"a row is of type {type(row).__name__}")
         if row is None or not drops_unused:
-            return row
+            return None if row is None else dict(row)
         return {name: value for name, value in row.items() if name in COLUMNS_ALWAYS_KEPT}
     if not len(dataset):
         return None
