@@ -11,7 +11,14 @@ import yaml
 from trl import GRPOTrainer, ModelConfig
 
 from srpo_trl import SRPOConfig, SRPOTrainer
-from srpo_trl.checks.former_options import ARGUMENTS, IN_PYTHON, RENAMED, REPLACED, what_became_of
+from srpo_trl.checks.former_options import (
+    ARGUMENTS,
+    AS_ARGUMENTS,
+    IN_PYTHON,
+    RENAMED,
+    REPLACED,
+    what_became_of,
+)
 from srpo_trl.commands.training_script import TrainArguments, train
 
 CONFIG = {field.name for field in fields(SRPOConfig)}
@@ -28,6 +35,8 @@ def test_no_former_option_is_one_today():
 def test_every_remedy_names_what_there_is():
     assert set(RENAMED.values()) <= OPTIONS
     assert set(IN_PYTHON) <= OPTIONS - CONFIG
+    assert set(AS_ARGUMENTS.values()) <= PARAMETERS
+    assert not set(AS_ARGUMENTS) & {*OPTIONS, *RENAMED, *REPLACED} - {"reward_funcs"}
     words = set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b", " ".join([*REPLACED.values(), *IN_PYTHON.values()])))
     elsewhere = {  # inside a value, or of another package
         *(
@@ -46,6 +55,8 @@ def test_every_remedy_names_what_there_is():
             "peft_config",
         ),
         *("model_init_kwargs", "quantization_config", "target_modules", "modules_to_save"),
+        *("target_parameters", "task_type", "bnb_4bit_use_double_quant", "stop_strings", "eval_dataset"),
+        *("eos_token", "chat_template"),
     }
     assert words <= OPTIONS | elsewhere, words - OPTIONS - elsewhere
     named = set(re.findall(r"\bargs\.(\w+)", " ".join(ARGUMENTS.values())))
@@ -61,6 +72,11 @@ REMEDIES = {
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "vllm_guided_decoding_regex": "It is called vllm_structured_outputs_regex.",
     "use-liger-loss": "Give liger_layers",
+    "max_tokens": "It is called max_completion_length.",
+    "eos_token": "It belongs to supervised fine-tuning. Set tokenizer.eos_token.",
+    "tokenizer": "It is an argument of the trainer: SRPOTrainer(processing_class=...).",
+    "peft_config": "It is an argument of the trainer: SRPOTrainer(peft_config=...).",
+    "target_kl": "It belongs to PPO with a value model",
     "learning_rat": "Did you mean learning_rate?",
 }
 
@@ -125,3 +141,11 @@ def test_signatures_stay_and_configurations_are_copied(tmp_path):
         own: int = 3
 
     assert Wider(str(tmp_path), use_cpu=True, bf16=False, own=4).own == 4
+
+    class Free(SRPOConfig):
+        def __init__(self, folder, **options):
+            super().__init__(str(folder), use_cpu=True, bf16=False, **options)
+
+    assert Free(tmp_path, beta=0.1).beta == 0.1
+    with pytest.raises(TypeError, match=r"lr is not an option\. It is called learning_rate."):
+        Free(tmp_path, lr=1e-6)

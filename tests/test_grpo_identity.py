@@ -265,3 +265,15 @@ def test_a_step_that_is_not_finite_is_taken_with_grpo_as_grpo_trainer_takes_it(t
         trainer._compute_loss = infinite
         trainer.train()
         assert bool(flat_parameters(trainer.model).isfinite().all()) == is_finite
+
+
+@pytest.mark.parametrize(("routing", "name"), [("grpo", "GRPO"), ("srpo", "SRPO")])
+def test_the_model_card_names_what_the_model_was_trained_with(tmp_path, routing, name):
+    trainer = make_trainer(tmp_path, routing=routing)
+    trainer.create_model_card(model_name="a model")
+    card = (tmp_path / "README.md").read_text()
+    assert f"This model was trained with {name}, a method introduced in" in card
+    assert set(trainer.model.model_tags) == {"trl", name.lower()}
+    if routing == "grpo":
+        assert "SRPO" not in card
+        assert f"title        = {{{{{GRPOTrainer._paper['title']}}}}}" in card

@@ -458,3 +458,30 @@ def test_it_says_nothing_of_a_model_that_is_right(tmp_path, caplog):
     assert not [record for record in caplog.records if record.name.startswith("srpo_trl.prepared")]
     trainer.train()
     assert len(logged(trainer, "loss")) == 1
+
+
+# ------------------------------------------------------------------ compiled models
+
+
+def _compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def _compiled_in_place(model):
+    model.compile(backend=_refuse_to_compile)
+    return model
+
+
+def _refuse_to_compile(*_arguments):
+    raise AssertionError("compiled for the probe")
+
+
+@pytest.mark.parametrize("compiled", [_compiled, _compiled_in_place])
+def test_a_compiled_model_is_probed_without_compiling(tmp_path, compiled):
+    """The probe's hooks end a trace, and its shapes would each be compiled for."""
+    trainer = make_trainer(tmp_path, model=compiled(tiny_model()))
+    if compiled is _compiled:
+        trainer.train()
+        plain = make_trainer(tmp_path, model=tiny_model())
+        plain.train()
+        assert logged(trainer, "loss") == pytest.approx(logged(plain, "loss"), abs=1e-6)

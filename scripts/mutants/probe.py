@@ -108,4 +108,14 @@ MUTANTS = [
         ),
         tests=(f"{TESTS}::test_layers_come_to_the_device_one_after_the_other",),
     ),
+    mutant(
+        "probe_compiles",
+        "a compiled model is compiled for the probe, whose hooks end the trace",
+        (
+            "model_probe.py",
+            'torch.compiler.set_stance("force_eager")',
+            'torch.compiler.set_stance("default")',
+        ),
+        tests=(f"{TESTS}::test_a_compiled_model_is_probed_without_compiling",),
+    ),
 ]

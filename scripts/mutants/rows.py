@@ -4,6 +4,7 @@ from mutant import mutant
 
 ROWS = "test_faults_rows.py"
 FORMER = "test_former_options.py"
+COLUMNS = "test_faults_columns.py"
 
 MUTANTS = [
     mutant(
@@ -135,5 +136,81 @@ MUTANTS = [
             "images",
         ),
         tests=("test_vision.py::test_rows_without_images_train_beside_rows_with_them",),
+    ),
+    mutant(
+        "arguments_given_as_options",
+        "an argument of the trainer given to SRPOConfig is said to be another option, or nothing",
+        ("checks/former_options.py", "if name in AS_ARGUMENTS and", "if not AS_ARGUMENTS and"),
+        tests=(f"{FORMER}::test_the_remedy_is_named[tokenizer]",),
+    ),
+    mutant(
+        "added_columns_are_lost",
+        "reward functions get the dataset's columns without what a rollout function added",
+        (
+            "base_trainers/checked_calls.py",
+            "[{**row, **given} for row, given in zip(self._rows_of_rewards, inputs, strict=True)]",
+            "self._rows_of_rewards",
+        ),
+        tests=(f"{COLUMNS}::test_what_a_rollout_function_adds_reaches_the_reward_functions",),
+    ),
+    mutant(
+        "late_columns_as_they_are",
+        "a column that a stream's later row has, and no reward function takes, is passed to them",
+        ("checks/reward_columns.py", "if column in kept or self._takes(column)]", "if True]"),
+        tests=(f"{COLUMNS}::test_a_column_that_comes_or_goes_late_ends_no_run[more-srpo]",),
+    ),
+    mutant(
+        "missing_columns_are_not_filled",
+        "a whole batch without a column that a reward function needs ends the run",
+        (
+            "checks/reward_columns.py",
+            "name not in keywords and name not in columns]",
+            "name in keywords and name not in columns]",
+        ),
+        tests=(f"{COLUMNS}::test_a_whole_batch_without_a_needed_column_is_graded_with_none",),
+    ),
+    mutant(
+        "reference_of_zero_is_none",
+        "a reference answer of 0 counts as no reference",
+        ("references.py", "if value is None or value != value", "if not value or value != value"),
+        tests=(f"{COLUMNS}::test_a_reference_is_the_text_of_a_value[0-0]",),
+    ),
+    mutant(
+        "late_prompts_of_any_form",
+        "a prompt that is a list of texts, in the middle of a stream, is given to TRL as it is",
+        ("base_trainers/checked_calls.py", "        if held is not None:\n", "        if False:\n"),
+        tests=(f"{COLUMNS}::test_a_prompt_of_another_form_is_left_out_later",),
+    ),
+    mutant(
+        "images_in_messages_are_not_seen",
+        "a text model is given the images that stand inside messages",
+        (
+            "base_trainers/checked_calls.py",
+            'if not self._is_vlm and (row_images(row) or has_image(row["prompt"])):',
+            "if not self._is_vlm and row_images(row):",
+        ),
+        tests=(f"{COLUMNS}::test_a_prompt_of_another_form_is_left_out_later",),
+    ),
+    mutant(
+        "nothing_to_evaluate_on_is_found_late",
+        "an evaluation data set without rows is found at the first evaluation",
+        (
+            "checks/datasets.py",
+            'if args.samples_evaluation and args.eval_strategy != "no":',
+            "if False:",
+        ),
+        tests=(f"{COLUMNS}::test_nothing_to_evaluate_on_is_refused_before_the_first_evaluation",),
+    ),
+    mutant(
+        "card_names_srpo_with_grpo",
+        "the card of a model that GRPO trained says that SRPO did",
+        (
+            "trainer.py",
+            'if args.routing == "grpo":  # the model card',
+            'if args.routing == "":  # the model card',
+        ),
+        tests=(
+            "test_grpo_identity.py::test_the_model_card_names_what_the_model_was_trained_with[grpo-GRPO]",
+        ),
     ),
 ]

@@ -44,6 +44,16 @@ def images_of(messages: Messages) -> list[Any]:
     return [part["image"] for part in parts if part.get("type") == "image"]
 
 
+def has_image(prompt: Any) -> bool:
+    """Return whether a prompt, of whatever form, has a message with a part that is an image."""
+    messages = (
+        [message for message in prompt if isinstance(message, dict)] if isinstance(prompt, list) else []
+    )
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, dict) and part.get("type") == "image" for part in parts)
+
+
 def _num_fixed_parts(content: list[dict[str, Any]]) -> int:
     """Return how many content parts end with the last that is not text."""
     return max((i + 1 for i, part in enumerate(content) if part.get("type") != "text"), default=0)

@@ -114,8 +114,8 @@ class _Passes:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run passes in mixed precision, with parameters whole and on the device."""
-        with self.resident(), self.autocast():
+        """Run passes in mixed precision, with parameters whole and on the device, and without compiling for them."""
+        with torch.compiler.set_stance("force_eager"), self.resident(), self.autocast():
             yield
 
     def batch(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:

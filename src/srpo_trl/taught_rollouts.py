@@ -45,6 +45,7 @@ from srpo_trl.logs.rollout_log import RolloutLog
 from srpo_trl.losses import raw_entropy_weights
 from srpo_trl.metrics import MetricSums
 from srpo_trl.ops import Head
+from srpo_trl.references import reference_text
 from srpo_trl.rollouts import (
     Group,
     RoutedRollouts,
@@ -225,7 +226,6 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             tools = [self._env_tools[name] for name in self._batch_environments]
         else:
             tools = [self.tools] * num_rows
-        column = args.reference_column
         share = self._share.at(self.state.global_step)
         score_B = deciding_score(
             rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward
@@ -237,7 +237,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
                 completions=completions,
                 completion_ids=completion_ids_list,
                 feedback=feedback_texts(self._pending_extra_logs.get("feedback"), num_rows),
-                references=[str(row[column] or "") if column else "" for row in inputs],
+                references=[reference_text(row, args.reference_column) for row in self._whole_rows(inputs)],
                 tools=tools,
                 rewards_BF=rewards_BF,
                 first_row=self.accelerator.process_index * num_rows,

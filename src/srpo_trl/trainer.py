@@ -44,7 +44,7 @@ from srpo_trl.prepared_student import prepare_student
 from srpo_trl.sharding import shards_parameters
 from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.taught_rollouts import TaughtRolloutsGRPOTrainer
-from srpo_trl.trl_seams import EnvironmentFactory, RewardFunc, RolloutFunc
+from srpo_trl.trl_seams import GRPO_CARD, EnvironmentFactory, RewardFunc, RolloutFunc
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -139,6 +139,9 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
             args, reward_funcs, train_dataset, eval_dataset, environment_factory, rollout_func, peft_config
         )
         check_reference_model(args, model, peft_config)
+        if args.routing == "grpo":  # the model card says what the model was trained with
+            for name, value in GRPO_CARD.items():
+                setattr(self, name, value)
         super().__init__(args=args, **arguments)
         use_own_weights(self._student)
         if args.liger_layers:

@@ -31,6 +31,7 @@ from trl.trainer.utils import (
 )
 
 __all__ = [
+    "GRPO_CARD",
     "EnvironmentFactory",
     "FusedCausalLMOutput",
     "JITCheckpointCallback",
@@ -139,6 +140,9 @@ ATTRIBUTES = (
     "vllm_generation",
     "vllm_importance_sampling_correction",
 )
+
+# What a model card and the tags of a model that GRPOTrainer trained say; by attribute of the trainer.
+GRPO_CARD: dict[str, Any] = {name: getattr(GRPOTrainer, name) for name in ("_tag_names", "_name", "_paper")}
 
 # Keys of the batch that GRPOTrainer._generate_and_score_completions returns and _compute_loss reads.
 BATCH_KEYS = (

@@ -14,8 +14,14 @@ from trl import prepare_multimodal_messages
 
 from srpo_trl.base_trainers.logged import LoggedGRPOTrainer
 from srpo_trl.base_trainers.reward_calls import checked_rewards
-from srpo_trl.base_trainers.usable_rows import row_images, usable_rows, without_empty_images
+from srpo_trl.base_trainers.usable_rows import (
+    COLUMNS_OF_TRL,
+    row_images,
+    usable_rows,
+    without_empty_images,
+)
 from srpo_trl.checks.datasets import (
+    REWARD_KEYWORDS,
     chat_template_problems,
     environment_problems,
     image_problems,
@@ -24,7 +30,9 @@ from srpo_trl.checks.datasets import (
     row_problems,
     size_problems,
 )
-from srpo_trl.checks.rows import first_row
+from srpo_trl.checks.reward_columns import reward_columns
+from srpo_trl.checks.rows import first_row, foreign_prompt
+from srpo_trl.messages import has_image
 from srpo_trl.rendered_prompts import ROW_ERRORS
 from srpo_trl.trl_seams import RolloutFunc
 
@@ -62,6 +70,10 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
         self._excluded: Sequence[str | None] = ()  # why, of each row of the batch in hand
         self._rows_of_rewards: list[dict[str, Any]] | None = None
         self._has_warned_of_rows = False
+        self._reward_columns = reward_columns(self.reward_funcs)
+        if self.rollout_func is not None:  # it adds the others itself
+            row = first_row(self.train_dataset, drops_unused=False) or {}
+            self._reward_columns = self._reward_columns.needing_only(row)
         self.reward_funcs = checked_rewards(
             self.reward_funcs, self.reward_func_names, self.args.reward_timeout, self.reward_weights.tolist()
         )
@@ -104,8 +116,6 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
     def _tokens_of(self, row: dict[str, Any]) -> Sequence[int]:
         """Return a row's prompt as TRL tokenizes it; raises one of `ROW_ERRORS` where it cannot."""
         prompt, images = row["prompt"], row_images(row)
-        if images and not self._is_vlm:
-            raise ValueError("it has images, which the model does not read")
         if images:
             prompt = prepare_multimodal_messages(prompt, images=images)
         return self._tokenize_prompts([prompt])[0][0]
@@ -121,8 +131,13 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
 
     def _problem_of(self, row: dict[str, Any]) -> str | None:
         """Return why a row cannot be sampled for; None where it can."""
+        held = foreign_prompt(row["prompt"])
+        if held is not None:
+            return f"its prompt is given as {held}"
         if row["prompt"] is None or row["prompt"] == []:
             return "it has no prompt"
+        if not self._is_vlm and (row_images(row) or has_image(row["prompt"])):
+            return "it has images, which the model does not read"
         if self.rollout_func is not None:
             return None
         try:
@@ -138,7 +153,9 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
         """Return TRL's rollout batch of rows that can be sampled for."""
         if self.environment_factories is not None:
             return super()._generate_and_score_completions(inputs)
-        usable = usable_rows(inputs, self._problem_of)
+        kept = (*COLUMNS_OF_TRL, str(self.args.reference_column))
+        rows = self._reward_columns.fitted(inputs, keywords=REWARD_KEYWORDS, kept=kept)
+        usable = usable_rows(rows, self._problem_of)
         self._excluded, self._rows_of_rewards = usable.reasons, usable.rows
         try:
             return super()._generate_and_score_completions(without_empty_images(usable.rows))
@@ -154,8 +171,9 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
         """Return TRL's rewards of all processes, NaN in the place of rows that were left out."""
-        rows = inputs if self._rows_of_rewards is None else self._rows_of_rewards
-        rewards_BF = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        rewards_BF = super()._calculate_rewards(
+            self._whole_rows(inputs), prompts, completions, completion_ids_list
+        )
         if self._rows_of_rewards is None:
             return rewards_BF
         is_excluded = [int(reason is not None) for reason in self._excluded]
@@ -167,6 +185,12 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
         )
         self._warn_of_rows()
         return rewards_BF.masked_fill(is_excluded_B.unsqueeze(1), torch.nan)
+
+    def _whole_rows(self, inputs: Any) -> Any:
+        """Return TRL's rows, to which a rollout function may have added, with the columns that it was not shown."""
+        if self._rows_of_rewards is None:
+            return inputs
+        return [{**row, **given} for row, given in zip(self._rows_of_rewards, inputs, strict=True)]
 
     def _warn_of_rows(self) -> None:
         reason = next(filter(None, self._excluded), None)

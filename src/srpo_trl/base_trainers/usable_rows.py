@@ -12,6 +12,7 @@ from srpo_trl.earlier_answers import prompt_key
 IMAGE_COLUMNS = ("image", "images")
 # Beside `prompt`, columns by which TRL tells whether a row is a conversation.
 _CONVERSATION_COLUMNS = ("completion", "messages", "chosen", "rejected")
+COLUMNS_OF_TRL = ("prompt", "environment", *IMAGE_COLUMNS, *_CONVERSATION_COLUMNS)
 
 # Where no row of a batch can be sampled for.
 _STAND_INS: tuple[Any, ...] = ([{"role": "user", "content": "."}], ".")

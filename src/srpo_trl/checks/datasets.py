@@ -13,12 +13,15 @@ from torch import nn
 from transformers import PretrainedConfig
 from trl import is_conversational
 
+from srpo_trl.checks.reward_columns import COLUMNS_TAKEN
 from srpo_trl.checks.rows import (
+    NoRowsError,
     first_row,
+    foreign_prompt,
+    image_part_rows,
     image_rows,
     is_as_stored,
     is_of_tables,
-    prompt_problem,
     prompt_shapes,
     stored_values,
 )
@@ -29,7 +32,6 @@ from srpo_trl.trl_seams import get_callable_name
 # What TRL passes to a reward function beside the dataset's columns, and the columns that it does not pass.
 REWARD_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 _COLUMNS_NOT_PASSED = ("prompt", "completion", "completion_ids")
-_COLUMNS_TAKEN = ("prompts", "completions")  # a column of this name would be passed twice
 
 # So many shapes of prompts, and so many of the longest ones, are tokenized when the trainer is made.
 _MAX_SHAPES, _MAX_LONGEST = 256, 256
@@ -53,17 +55,28 @@ def dataset_problems(
         has_environment: an environment can bring prompts of its own.
         has_rollout_func: it can add columns, which only its output shows.
     """
+    if args.samples_evaluation and args.eval_strategy != "no":
+        empty = [name for name, rows in named_datasets(None, eval_dataset) if _is_empty(rows)]
+        empty += ["eval_dataset"] if isinstance(eval_dataset, Mapping) and not eval_dataset else []
+        yield from (f"{name} has no rows: there is nothing to evaluate on." for name in empty)
     for name, dataset in named_datasets(train_dataset, eval_dataset):
+        tables = f"{name} gives tables in place of rows; take them out of their format with dataset.with_format(None)."
         if is_of_tables(dataset):
-            yield f"{name} gives tables in place of rows; take them out of their format with dataset.with_format(None)."
+            yield tables
             continue
         try:
             row = first_row(dataset, drops_unused=bool(args.remove_unused_columns))
+        except NoRowsError:
+            yield tables
+            continue
         except KeyError as error:
             yield (
                 f"The first row of {name} cannot be read: {error}. With remove_unused_columns=True a transform gets "
                 "the columns prompt, image and images alone; set it to False."
             )
+            continue
+        if row is None and isinstance(dataset, IterableDataset):
+            yield f"{name} is a stream that gives no row. See what filters them all, or where its files are."
             continue
         if row is None:  # it has none
             row = dict.fromkeys(getattr(dataset, "column_names", None) or ["prompt"])
@@ -74,9 +87,12 @@ def dataset_problems(
         )
         if "prompt" not in columns and not has_environment:
             yield f"{name} has no column 'prompt'; its columns are {shown}. Rename the one that holds the prompts."
-        problem = prompt_problem(name, row.get("prompt"))
-        if problem is not None:
-            yield problem
+        held = foreign_prompt(row.get("prompt"))
+        if held is not None:
+            yield (
+                f"{name}'s prompts are given as {held}; give texts, or lists of messages with 'role' and 'content'. A "
+                "dataset in another format than Python's becomes one with dataset.with_format(None)."
+            )
         is_routed = name == "train_dataset"  # evaluation is not
         if is_routed and args.reference_column is not None and args.reference_column not in columns:
             yield f"reference_column={args.reference_column!r} is not a column of {name}, which has {shown}."
@@ -95,11 +111,15 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str,
     yield from ((name, rows) for name, rows in named if isinstance(rows, Dataset | IterableDataset))
 
 
+def _is_empty(dataset: Any) -> bool:
+    return isinstance(dataset, Dataset) and len(dataset) == 0
+
+
 def _call_problems(
     dataset_name: str, columns: Sequence[str], reward_funcs: Sequence[Any], has_environment: bool
 ) -> Iterator[str]:
     """Yield the reward functions that cannot be called with TRL's keywords and these columns."""
-    taken = [column for column in columns if column in _COLUMNS_TAKEN]
+    taken = [column for column in columns if column in COLUMNS_TAKEN]
     if taken and any(not isinstance(function, str | nn.Module) for function in reward_funcs):
         yield (
             f"{dataset_name} has the column(s) {', '.join(taken)}, a name under which TRL passes something else to "
@@ -215,6 +235,13 @@ def _tokenization_problems(
 
 def image_problems(name: str, dataset: Any) -> Iterator[str]:
     """Yield the columns in which a dataset has images for a model that reads text alone."""
+    if is_as_stored(dataset) and "prompt" in dataset.column_names:
+        num_rows, first = image_part_rows(dataset)
+        if num_rows:
+            yield (
+                f"{name} has images in the prompts of {num_rows} row(s), row {first} first, which the model does not "
+                "read. Leave these rows out, or train a vision-language model."
+            )
     for column in ("image", "images") if is_as_stored(dataset) else ():
         if column not in dataset.column_names:
             continue

@@ -34,6 +34,17 @@ RENAMED = {
     "num_generation": "num_generations",
     "epsilon_low": "epsilon",
     "dataset_config_name": "dataset_config",
+    "init_kl_coef": "beta",
+    "cliprange": "epsilon",
+    "ppo_epochs": "num_iterations",
+    # what people write for them
+    "lr": "learning_rate",
+    "optimizer": "optim",
+    "batch_size": "per_device_train_batch_size",
+    "max_tokens": "max_completion_length",
+    "num_samples_per_prompt": "num_generations",
+    "n_samples_per_prompt": "num_generations",
+    "generate_max_len": "max_completion_length",
     # verl, OpenRLHF, ms-swift
     "clip_ratio_low": "epsilon",
     "clip_ratio_high": "epsilon_high",
@@ -57,6 +68,11 @@ RENAMED = {
 _DROP_LONG = "TRL removed it: prompts are no longer cut. Drop rows with long ones, dataset.filter(...), before training"
 _AUTOMATIC = "transformers removed it: the device is found by itself"
 _OF_SFT = "It belongs to supervised fine-tuning"
+_OF_PPO = "It belongs to PPO with a value model, which GRPO does without. Leave it out"
+_OF_DPO = "It belongs to training on preferences. Leave it out"
+_OF_SEQ2SEQ = (
+    "It belongs to encoder-decoder models. Give generation_kwargs, num_generations_eval and eval_temperature"
+)
 
 # Options that are gone, or that another option replaces with other values.
 REPLACED = {
@@ -108,8 +124,44 @@ REPLACED = {
     "max_seq_length": f"{_OF_SFT}. Give max_completion_length for what is sampled, and drop rows with long prompts",
     "packing": f"{_OF_SFT}; rollouts are not packed. Leave it out",
     "dataset_text_field": f"{_OF_SFT}. Rename the column of the prompts to 'prompt'",
+    "max_seq_len": f"{_OF_SFT}. Give max_completion_length for what is sampled, and drop rows with long prompts",
+    "padding_free": f"{_OF_SFT}; rollouts are not packed. Leave it out",
+    "eval_packing": f"{_OF_SFT}; rollouts are not packed. Leave it out",
+    "assistant_only_loss": f"{_OF_SFT}; only what is sampled is trained on. Leave it out",
+    "completion_only_loss": f"{_OF_SFT}; only what is sampled is trained on. Leave it out",
+    "dataset_kwargs": f"{_OF_SFT}. Leave it out",
+    "eos_token": f"{_OF_SFT}. Set tokenizer.eos_token",
+    "chat_template_path": f"{_OF_SFT}. Set tokenizer.chat_template",
     "dataset_num_proc": f"{_OF_SFT}; rows are tokenized when they are sampled for. Leave it out",
+    **dict.fromkeys(
+        ("gamma", "lam", "vf_coef", "cliprange_value", "whiten_rewards", "target_kl", "adap_kl_ctrl"), _OF_PPO
+    ),
+    "mini_batch_size": "Give per_device_train_batch_size and gradient_accumulation_steps",
+    "num_mini_batches": "Give per_device_train_batch_size and gradient_accumulation_steps",
+    "missing_eos_penalty": "Give mask_truncated_completions, or a reward function that takes it off",
+    "stop_token": "Give generation_kwargs={'stop_strings': ...}",
+    "num_sample_generations": "Give log_completions and num_completions_to_print",
+    "sft_model_path": "Give the model itself: SRPOTrainer(model=...)",
+    "reward_model_path": "Give reward models in Python: SRPOTrainer(reward_funcs=['name'])",
+    **dict.fromkeys(
+        (
+            "rpo_alpha",
+            "precompute_ref_log_probs",
+            "generate_during_eval",
+            "truncation_mode",
+            "max_target_length",
+        ),
+        _OF_DPO,
+    ),
+    **dict.fromkeys(("label_smoothing", "is_encoder_decoder", "reference_free", "use_weighting"), _OF_DPO),
+    **dict.fromkeys(
+        ("predict_with_generate", "generation_max_length", "generation_num_beams", "sortish_sampler"),
+        _OF_SEQ2SEQ,
+    ),
+    "use_legacy_prediction_loop": "transformers removed it. Leave it out",
+    "mixed_precision": "Give bf16 or fp16",
     # verl, OpenRLHF, ms-swift
+    "prompt_max_len": _DROP_LONG,
     "clip_ratio": "Give epsilon and epsilon_high",
     "advantage_estimator": "Give routing and scale_rewards",
     "loss_agg_mode": "Give loss_type",
@@ -140,8 +192,35 @@ IN_PYTHON = {
     "lora_modules_to_save": "SRPOTrainer(peft_config=peft.LoraConfig(modules_to_save=...))",
     "use_dora": "SRPOTrainer(peft_config=peft.LoraConfig(use_dora=True))",
     "use_rslora": "SRPOTrainer(peft_config=peft.LoraConfig(use_rslora=True))",
+    "lora_target_parameters": "SRPOTrainer(peft_config=peft.LoraConfig(target_parameters=...))",
+    "lora_task_type": "SRPOTrainer(peft_config=peft.LoraConfig(task_type=...))",
+    "bnb_4bit_quant_type": "SRPOTrainer(quantization_config=transformers.BitsAndBytesConfig(bnb_4bit_quant_type=...))",
+    "bnb_4bit_quant_storage": "SRPOTrainer(quantization_config=transformers.BitsAndBytesConfig("
+    "bnb_4bit_quant_storage=...))",
+    "use_bnb_nested_quant": "SRPOTrainer(quantization_config=transformers.BitsAndBytesConfig("
+    "bnb_4bit_use_double_quant=True))",
+    "dataset_train_split": "SRPOTrainer(train_dataset=...)",
+    "dataset_test_split": "SRPOTrainer(eval_dataset=...)",
     "load_in_4bit": "SRPOTrainer(quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True))",
     "load_in_8bit": "SRPOTrainer(quantization_config=transformers.BitsAndBytesConfig(load_in_8bit=True))",
+}
+
+# Arguments of the trainer that are given as options, and under which name it takes them.
+AS_ARGUMENTS = {
+    "train_dataset": "train_dataset",
+    "eval_dataset": "eval_dataset",
+    "processing_class": "processing_class",
+    "tokenizer": "processing_class",
+    "reward_processing_classes": "reward_processing_classes",
+    "callbacks": "callbacks",
+    "optimizers": "optimizers",
+    "quantization_config": "quantization_config",
+    "peft_config": "peft_config",
+    "tools": "tools",
+    "rollout_func": "rollout_func",
+    "environment_factory": "environment_factory",
+    "reward_model": "reward_funcs",
+    "reward_functions": "reward_funcs",
 }
 
 # Arguments that the trainer does not take.
@@ -183,6 +262,8 @@ def what_became_of(name: str, known: Collection[str]) -> str:
         return f"It is called {new}."
     if new in IN_PYTHON:
         return f"Give {IN_PYTHON[new]}."
+    if name in AS_ARGUMENTS and AS_ARGUMENTS[name] not in known:
+        return f"It is an argument of the trainer: SRPOTrainer({AS_ARGUMENTS[name]}=...)."
     near = get_close_matches(name, known, n=1)
     return f"Did you mean {near[0]}?" if near else ""
 

@@ -4,7 +4,7 @@ A row is what indexing gives: a transform or a format may hold other columns tha
 and of rows that a transform makes, only the first is looked at.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,10 @@ COLUMNS_ALWAYS_KEPT = ("prompt", "image", "images")  # by remove_unused_columns
 
 _BATCH = 2_000  # rows that are looked at together; larger batches of a shuffled dataset are slower
 _OTHER = "other"  # the shape of prompts that are neither texts nor messages with a role
+
+
+class NoRowsError(TypeError):
+    """A dataset gives something else than rows."""
 
 
 def is_as_stored(dataset: Any) -> bool:
@@ -37,12 +41,15 @@ def first_row(dataset: Any, *, drops_unused: bool) -> dict[str, Any] | None:
         dataset: a `datasets.Dataset` or `IterableDataset`; of a stream one row is read.
         drops_unused: whether `remove_unused_columns` is on.
     Raises:
+        NoRowsError: a stream's format gives tables in place of rows.
         KeyError: a transform misses a column that `remove_unused_columns` has dropped.
     """
     if isinstance(dataset, IterableDataset):
         row = next(iter(dataset.take(1)), None)
+        if row is not None and not isinstance(row, Mapping):
+            raise NoRowsError(f"a row is of type {type(row).__name__}")
         if row is None or not drops_unused:
-            return row
+            return None if row is None else dict(row)
         return {name: value for name, value in row.items() if name in COLUMNS_ALWAYS_KEPT}
     if not len(dataset):
         return None
@@ -54,19 +61,19 @@ def first_row(dataset: Any, *, drops_unused: bool) -> dict[str, Any] | None:
     return dict(dataset.__getitems__([0])[0])  # as a data loader reads it
 
 
-def prompt_problem(name: str, prompt: Any) -> str | None:
-    """Return what is wrong with the type of a row's prompt; an empty one is looked at elsewhere."""
+def foreign_prompt(prompt: Any) -> str | None:
+    """Return what a prompt is that is neither text nor messages; None where it is, or where there is none."""
     if prompt is None or isinstance(prompt, str):
         return None
     if isinstance(prompt, list) and all(
         isinstance(message, dict) and "role" in message for message in prompt
     ):
         return None
-    held = type(prompt).__name__ + (f" of {type(prompt[0]).__name__}" if isinstance(prompt, list) else "")
-    return (
-        f"{name}'s prompts are given as {held}; give texts, or lists of messages with 'role' and 'content'. A dataset "
-        "in another format than Python's becomes one with dataset.with_format(None)."
-    )
+    if not isinstance(prompt, list):
+        return type(prompt).__name__
+    kinds = dict.fromkeys(type(message).__name__ for message in prompt)
+    without_role = " without 'role'" if list(kinds) == ["dict"] else ""
+    return f"list of {', '.join(kinds)}{without_role}"
 
 
 @dataclass
@@ -150,6 +157,49 @@ def image_rows(dataset: Dataset, column: str) -> tuple[int, int]:
         num_rows += len(rows)
         start += len(values)
     return num_rows, first
+
+
+def image_part_rows(dataset: Dataset) -> tuple[int, int]:
+    """Return in how many rows the stored messages have a part that is an image, and the first of them (-1: none)."""
+    num_rows, first, start = 0, -1, 0
+    for table in dataset.select_columns("prompt").with_format("arrow").iter(batch_size=_BATCH):
+        prompts = table["prompt"]
+        rows = _with_image_parts(
+            prompts.combine_chunks() if isinstance(prompts, pa.ChunkedArray) else prompts
+        )
+        if len(rows) and first < 0:
+            first = start + int(rows[0])
+        num_rows += len(rows)
+        start += len(prompts)
+    return num_rows, first
+
+
+def _with_image_parts(prompts: pa.Array) -> np.ndarray:
+    """Return the rows, in their order, in which a message has content in parts of which one is an image."""
+    none = np.empty(0, dtype=np.int64)
+    if not _is_list(prompts.type):
+        return none
+    messages = prompts.flatten()
+    content = _field(messages, "content")
+    if content is None or not _is_list(content.type):
+        return none
+    kinds = _field(content.flatten(), "type")
+    if kinds is None or not pa.types.is_string(kinds.type):
+        return none
+    is_image = compute.equal(kinds, "image").fill_null(False)
+    messages_of_parts = compute.list_parent_indices(content).filter(is_image)
+    rows = compute.list_parent_indices(prompts).take(messages_of_parts)
+    return np.unique(rows.to_numpy(zero_copy_only=False))
+
+
+def _field(values: pa.Array, name: str) -> pa.Array | None:
+    if not pa.types.is_struct(values.type) or name not in [of.name for of in values.type]:
+        return None
+    return compute.struct_field(values, name)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def stored_values(dataset: Dataset, column: str) -> Iterator[Any]:
