@@ -298,7 +298,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
                 checkpointing.clear_staging(run_dir)
             self.accelerator.wait_for_everyone()
             staged = self._stage(model, trial)
-            self._name_best_checkpoint(Path(run_dir), staged)
+            if self._name_best_checkpoint(Path(run_dir), staged) and self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
             self.accelerator.wait_for_everyone()
             self._list_files(staged)
             if self.args.should_save:
@@ -347,13 +348,17 @@ class ResumableGRPOTrainer(GRPOTrainer):
         self._save_run_state(staged)
         return staged
 
-    def _name_best_checkpoint(self, run_dir: Path, staged: Path) -> None:
-        """Point to the best checkpoint where it lies, or is about to; every process loads it from there in the end."""
+    def _name_best_checkpoint(self, run_dir: Path, staged: Path | None = None) -> bool:
+        """Point to the best checkpoint where it lies, or is about to, from where every process loads it in the end.
+
+        Return whether it was found.
+        """
         best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if self.state.best_global_step and (best.name == staged.name or best.is_dir()):
+        is_staged = staged is not None and best.name == staged.name
+        is_found = bool(self.state.best_global_step) and (is_staged or best.is_dir())
+        if is_found:
             self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        return is_found
 
     def _publish(self, run_dir: str, staged: Path) -> None:
         checkpointing.publish(run_dir, staged.name)
@@ -365,6 +370,12 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def _finalize_training(self, *args: Any) -> Any:
         """Return TRL's result; with `save_total_limit=1` it would remove the last checkpoint unless it is the best."""
+        best, out = self.state.best_global_step, self.args.output_dir
+        is_lost = self.args.load_best_model_at_end and best and not self.state.best_model_checkpoint
+        if is_lost and not self._name_best_checkpoint(
+            Path(str(out))
+        ):  # output_dir was moved, or copied in part
+            logger.warning("The best checkpoint, of step %d, is not in %s: the last model stays.", best, out)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args)
