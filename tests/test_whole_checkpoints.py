@@ -168,6 +168,17 @@ def test_true_goes_on_from_the_newest_whole_one(copied, tmp_path):
     assert flaw_of(copied / "checkpoint-2") == ""  # written anew
 
 
+def test_auto_goes_on_from_the_newest_whole_one_or_begins(copied, tmp_path):
+    cut(copied / "checkpoint-2" / "optimizer.pt")
+    weights = []
+    for folder in (copied, tmp_path / "new"):
+        trainer = make_trainer(folder, **OPTIONS | {"max_steps": 3})
+        trainer.train(resume_from_checkpoint="auto")
+        weights.append(flat_parameters(trainer.model))
+        assert trainer.state.global_step == 3
+    assert torch.equal(*weights)
+
+
 def test_a_checkpoint_of_the_model_alone_is_not_resumed(tmp_path):
     options = OPTIONS | {"save_only_model": True, "max_steps": 1}
     make_trainer(tmp_path, **options).train()

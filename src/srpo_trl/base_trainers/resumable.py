@@ -82,6 +82,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; True goes on from the newest checkpoint of `output_dir` that is whole.
 
+        "auto" does too, and begins anew where there is none.
+
         Raises:
             FolderInUseError: another run trains in `output_dir`.
             BrokenCheckpointError: the checkpoint is not whole, or holds other parameters than the model.
@@ -92,6 +94,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
             if self.args.should_save:
                 checkpointing.restore_replaced(str(self.args.output_dir))
             self.accelerator.wait_for_everyone()
+            if resume_from_checkpoint == "auto":
+                resume_from_checkpoint = self.newest_whole_checkpoint()
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = self.newest_whole_checkpoint() or self._none_is_whole()
             if isinstance(resume_from_checkpoint, str | os.PathLike) and os.path.isdir(
@@ -151,12 +155,10 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def _none_is_whole(self) -> bool:
         """Return what makes `Trainer` say that there is no checkpoint; raise where there are, and none is whole."""
-        found = checkpoints_in(Path(str(self.args.output_dir)))
-        if found:
+        if found := checkpoints_in(Path(str(self.args.output_dir))):
             newest = found[-1][1]
-            raise BrokenCheckpointError(
-                remedy(newest, f"no checkpoint beside it is whole, and {self._flaw(newest)}")
-            )
+            flaw = f"no checkpoint beside it is whole, and {self._flaw(newest)}"
+            raise BrokenCheckpointError(remedy(newest, flaw))
         return True
 
     def _flaw(self, folder: Path, *, to_resume: bool = True) -> str:
@@ -349,10 +351,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
         return staged
 
     def _name_best_checkpoint(self, run_dir: Path, staged: Path | None = None) -> bool:
-        """Point to the best checkpoint where it lies, or is about to, from where every process loads it in the end.
-
-        Return whether it was found.
-        """
+        """Point to the best checkpoint where it lies, or is about to; return whether there is one to load."""
         best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         is_staged = staged is not None and best.name == staged.name
         is_found = bool(self.state.best_global_step) and (is_staged or best.is_dir())
