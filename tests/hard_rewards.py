@@ -71,3 +71,26 @@ def scaled(completions, scale, **kwargs):
 class TwoArgumentsError(Exception):
     def __init__(self, first, second):
         super().__init__(first + second)
+
+
+class UnspeakableError(Exception):
+    """Neither pickled nor shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def __repr__(self):
+        raise ValueError("no text")
+
+    __str__ = __repr__
+
+
+def unspeakable(completions, **kwargs):
+    raise UnspeakableError
+
+
+def logs_iterators(completions, log_extra, **kwargs):
+    log_extra("lengths", (len(text) for text in completions))
+    log_extra("texts", dict.fromkeys(completions).keys())
+    return [1.0] * len(completions)

@@ -21,9 +21,11 @@ from hard_rewards import (
     has_mark,
     is_killed,
     iterator,
+    logs_iterators,
     pattern,
     scaled,
     tower,
+    unspeakable,
 )
 from harness import contains_answer, logged, make_trainer, relative_error, update
 from srpo_trl.base_trainers import reward_transport
@@ -332,3 +334,17 @@ time.sleep(300)
             break
         time.sleep(0.1)
     assert all(map(has_ended, pids))
+
+
+def test_an_error_that_cannot_be_shown_is_an_error_and_no_death():
+    caller = Caller(unspeakable)
+    with pytest.raises(RuntimeError, match="UnspeakableError, whose text cannot be shown"):
+        caller()
+    assert caller.lost == []
+
+
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_iterators_and_views_that_are_logged_become_lists(limit):
+    caller = Caller(logs_iterators, limit)
+    assert caller(["a", "bc"]) == [1.0, 1.0]
+    assert caller.extra == [("lengths", [1, 2]), ("texts", ["a", "bc"])]

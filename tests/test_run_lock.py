@@ -15,7 +15,14 @@ import pytest
 
 from harness import make_trainer
 from srpo_trl.base_trainers import run_lock
-from srpo_trl.base_trainers.run_lock import LOCK_FILE, FolderInUseError, Holder, RunLock, may_be_in_use
+from srpo_trl.base_trainers.run_lock import (
+    LOCK_FILE,
+    FolderInUseError,
+    Holder,
+    RunLock,
+    holder_of,
+    may_be_in_use,
+)
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -120,6 +127,26 @@ def test_a_lock_that_cannot_be_read_is_left_behind_unless_it_changes(tmp_path, c
     (tmp_path / LOCK_FILE).write_text(content)
     assert may_be_in_use(tmp_path)
     take(tmp_path, watch_seconds=0.05).release()
+
+
+@pytest.mark.parametrize(
+    "values", [{"pid": "1"}, {"pid": -1}, {"pid": 2**40}, {"started": None}, {"booted": "x"}, {"token": 1}]
+)
+def test_a_lock_with_values_of_another_kind_cannot_be_read(tmp_path, values):
+    write(tmp_path, changed(**values))
+    assert holder_of(tmp_path) is None
+    assert may_be_in_use(tmp_path)
+    take(tmp_path, watch_seconds=0.05).release()
+
+
+def test_a_clock_that_is_set_ends_no_run(tmp_path, monkeypatch):
+    """Start times are told from the machine's start, which moves with its clock."""
+    lock = take(tmp_path)
+    booted, started = run_lock._times(os.getpid())
+    monkeypatch.setattr(run_lock, "_times", lambda pid: (booted + 7200.0, started + 7200.0))
+    with pytest.raises(FolderInUseError, match="in use by another run"):
+        take(tmp_path)
+    lock.release()
 
 
 def test_another_machines_lock_that_is_touched_is_a_run(tmp_path, monkeypatch):

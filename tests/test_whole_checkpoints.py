@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from harness import LORA, flat_parameters, make_trainer
+from harness import LORA, chat_dataset, flat_parameters, make_trainer
+from srpo_trl.base_trainers import unlisted as unlisted_files
+from srpo_trl.base_trainers.checkpointing import STATE_FILE
 from srpo_trl.base_trainers.manifest import (
     MANIFEST_FILE,
     BrokenCheckpointError,
@@ -23,6 +26,7 @@ from srpo_trl.base_trainers.manifest import (
 )
 from srpo_trl.commands.training_script import last_complete_checkpoint
 from srpo_trl.evaluation.command import evaluate
+from srpo_trl.teacher import TEACHER_FILE
 from test_resume import RUN, SPLITS, half
 
 OPTIONS = RUN | SPLITS["inside a rollout batch"] | {"reward_funcs": half, "save_steps": 1, "max_steps": 2}
@@ -110,6 +114,25 @@ def test_a_list_that_is_cut_off_is_named(copied):
     assert last_complete_checkpoint(str(copied)) == str(copied / "checkpoint-1")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"is_resumable": true, "files": {}}',
+        '{"is_resumable": true, "files": {"model.safetensors": 1}}',
+        '{"is_resumable": true, "files": {"model.safetensors": {"bxtes": 1, "sha256": "x"}}}',
+        '{"is_resumable": true, "files": {"model.safetensors": {"bytes": null, "sha256": "x"}}}',
+        '{"is_resumable": true, "files": {"model.safetensors": {"bytes": 1, "sha256": 2}}}',
+        '{"is_resumabme": true, "files": {"model.safetensors": {"bytes": 1, "sha256": "x"}}}',
+    ],
+)
+def test_a_list_that_has_changed_is_named(copied, content):
+    (copied / "checkpoint-2" / MANIFEST_FILE).write_text(content)
+    assert f"{MANIFEST_FILE} cannot be read" in flaw_of(copied / "checkpoint-2")
+    assert last_complete_checkpoint(str(copied)) == str(copied / "checkpoint-1")
+
+
 def test_files_that_others_add_are_no_fault(copied):
     folder = copied / "checkpoint-2"
     (folder / "README.md").write_text("mine")
@@ -143,6 +166,17 @@ def test_true_goes_on_from_the_newest_whole_one(copied, tmp_path):
     trainer.train(resume_from_checkpoint=True)
     assert torch.equal(flat_parameters(trainer.model), flat_parameters(whole.model))
     assert flaw_of(copied / "checkpoint-2") == ""  # written anew
+
+
+def test_auto_goes_on_from_the_newest_whole_one_or_begins(copied, tmp_path):
+    cut(copied / "checkpoint-2" / "optimizer.pt")
+    weights = []
+    for folder in (copied, tmp_path / "new"):
+        trainer = make_trainer(folder, **OPTIONS | {"max_steps": 3})
+        trainer.train(resume_from_checkpoint="auto")
+        weights.append(flat_parameters(trainer.model))
+        assert trainer.state.global_step == 3
+    assert torch.equal(*weights)
 
 
 def test_a_checkpoint_of_the_model_alone_is_not_resumed(tmp_path):
@@ -197,6 +231,22 @@ def test_a_part_of_the_weights_that_is_missing_shows_without_a_list(unlisted, tm
     assert "model-00002-of-00002.safetensors is missing" in flaw_of(folder)
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name != "training_args.bin"])
+def test_a_copy_that_broke_off_before_the_list_is_passed_over(copied, caplog, name):
+    """The list was not copied, and neither was this file."""
+    (copied / "checkpoint-2" / MANIFEST_FILE).unlink()
+    assert flaw_of(copied / "checkpoint-2") == ""
+    (copied / "checkpoint-2" / name).unlink()
+    trainer = make_trainer(copied, **OPTIONS)
+    with caplog.at_level(logging.WARNING):
+        assert trainer.newest_whole_checkpoint() == str(copied / "checkpoint-1")
+    assert f"{name} is missing" in caplog.text
+
+
+def test_srpos_files_have_the_names_that_are_looked_for():
+    assert unlisted_files.OF_SRPO == (STATE_FILE, TEACHER_FILE)
+
+
 # ------------------------------------------------------------------ the best one at the end
 
 
@@ -212,6 +262,41 @@ def test_a_best_checkpoint_that_is_broken_is_not_loaded(tmp_path, adapter):
     change(tmp_path / "checkpoint-1" / name)
     with pytest.raises(BrokenCheckpointError, match=f"{name} has changed"):
         trainer._load_best_model()
+
+
+BEST = OPTIONS | {
+    **{"load_best_model_at_end": True, "metric_for_best_model": "score", "greater_is_better": True},
+    **{"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2},
+}
+
+
+def evaluated(folder):
+    """A trainer whose first evaluation is the best."""
+    trainer = make_trainer(folder, **BEST, eval_dataset=chat_dataset())
+    trainer.evaluate = lambda *args, **kwargs: {"eval_score": -float(trainer.state.global_step)}
+    return trainer
+
+
+@pytest.mark.parametrize("has_best", [True, False])
+def test_a_run_that_was_moved_finds_its_best_checkpoint(tmp_path, caplog, has_best):
+    before = evaluated(tmp_path / "before")
+    before.train()
+    assert before.state.best_model_checkpoint == str(tmp_path / "before" / "checkpoint-1")
+    last = load_file(tmp_path / "before" / "checkpoint-2" / "model.safetensors")
+    (tmp_path / "before").rename(tmp_path / "after")
+    if not has_best:
+        shutil.rmtree(tmp_path / "after" / "checkpoint-1")
+    after = evaluated(tmp_path / "after")
+    with caplog.at_level(logging.WARNING):
+        after.train(resume_from_checkpoint=True)  # it is over: only the best model is loaded
+    if has_best:
+        assert after.state.best_model_checkpoint == str(tmp_path / "after" / "checkpoint-1")
+        assert torch.equal(flat_parameters(after.model), flat_parameters(before.model))
+    else:
+        assert after.state.best_model_checkpoint is None
+        parameters = dict(after.model.named_parameters())
+        assert all(torch.equal(parameters[name], value) for name, value in last.items())
+    assert ("The best checkpoint, of step 1, is not in" in caplog.text) is not has_best
 
 
 def test_an_evaluation_looks_at_what_it_reads(copied, capsys):

@@ -204,7 +204,7 @@ MUTANTS = [
     mutant(
         "reused_number_keeps_the_folder",
         "a process with the number of one that was killed is taken for the run",
-        ("base_trainers/run_lock.py", "self.started) > _CLOCK_TOLERANCE", "self.started) > 1e12"),
+        ("base_trainers/run_lock.py", "self.booted)) > _CLOCK_TOLERANCE", "self.booted)) > 1e12"),
         tests=(f"{LOCK}::test_a_number_that_another_process_has_now_is_no_run",),
     ),
     mutant(
@@ -250,5 +250,57 @@ MUTANTS = [
         "a limit on the size of files is reported as a full disk",
         ("base_trainers/write_failures.py", "_CAUSES.get(number, _UNKNOWN) if", "_CAUSES[errno.ENOSPC] if"),
         tests=(f"{FAULTS}::test_a_write_that_fails_is_named_as_what_it_is",),
+    ),
+    mutant(
+        "clock_that_is_set_ends_runs",
+        "a living run's lock is taken for one left behind once the clock has been set",
+        (
+            "base_trainers/run_lock.py",
+            "abs((started - booted) - (self.started - self.booted))",
+            "abs(started - self.started)",
+        ),
+        tests=(f"{LOCK}::test_a_clock_that_is_set_ends_no_run",),
+    ),
+    mutant(
+        "locks_of_any_values",
+        "a lock with values of another kind ends the run in a TypeError",
+        (
+            "base_trainers/run_lock.py",
+            "return found if is_text and is_process and are_times else None",
+            "return found",
+        ),
+        tests=(f"{LOCK}::test_a_lock_with_values_of_another_kind_cannot_be_read",),
+    ),
+    mutant(
+        "lists_of_any_entries",
+        "a checkpoint whose list names no files is whole",
+        (MANIFEST, "if not isinstance(files, dict) or not files:", "if not isinstance(files, dict):"),
+        tests=(f"{WHOLE}::test_a_list_that_has_changed_is_named",),
+    ),
+    mutant(
+        "copies_without_teacher",
+        "a copy of a checkpoint that broke off before the list and the teacher is chosen",
+        (
+            "base_trainers/unlisted.py",
+            "return _missing_parts(folder) or _missing_of_srpo(folder)",
+            "return _missing_parts(folder)",
+        ),
+        tests=(f"{WHOLE}::test_a_copy_that_broke_off_before_the_list_is_passed_over",),
+    ),
+    mutant(
+        "copies_without_weights",
+        "a copy of a checkpoint that broke off before the list and the weights is chosen",
+        (
+            "base_trainers/unlisted.py",
+            'return "" if has_weights else "model.safetensors is missing, and there are no other weights"',
+            'return ""',
+        ),
+        tests=(f"{WHOLE}::test_a_copy_that_broke_off_before_the_list_is_passed_over",),
+    ),
+    mutant(
+        "best_checkpoint_lost_with_a_rename",
+        "a finished run that is resumed in a renamed folder keeps its last model",
+        (RESUMABLE, "        is_lost = self.args.load_best_model_at_end", "        is_lost = False"),
+        tests=(f"{WHOLE}::test_a_run_that_was_moved_finds_its_best_checkpoint",),
     ),
 ]

@@ -125,4 +125,20 @@ MUTANTS = [
         ("rewards/maths.py", "    text = shortened_runs(text)\n", ""),
         tests=(f"{LINEAR}::test_readers_take_linear_time[mathematics]",),
     ),
+    mutant(
+        "error_without_text_is_a_death",
+        "an exception that cannot be shown ends the process that grades",
+        (
+            "base_trainers/reward_worker.py",
+            '"it logged what cannot be pickled" if answer.error is None else _described(answer.error)',
+            '"it logged what cannot be pickled" if answer.error is None else repr(answer.error)',
+        ),
+        tests=("test_rewards_process.py::test_an_error_that_cannot_be_shown_is_an_error_and_no_death",),
+    ),
+    mutant(
+        "logged_iterators_stay",
+        "a generator that a function logs stops a run with a time limit",
+        ("base_trainers/reward_run.py", "private_copy(_kept(values))", "private_copy(values)"),
+        tests=("test_rewards_process.py::test_iterators_and_views_that_are_logged_become_lists",),
+    ),
 ]

@@ -93,15 +93,15 @@ def flaw_of(
     if not path.exists():
         return flaw_without_manifest(folder, to_resume=to_resume)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = {
-            name: entry
-            for name, entry in content["files"].items()
-            if not any(fnmatch(name, pattern) for pattern in without)
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        entries, is_resumable = _entries_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         return f"{MANIFEST_FILE} cannot be read ({error!r})"
-    if to_resume and not content.get("is_resumable", True):
+    files = {
+        name: entry
+        for name, entry in entries.items()
+        if not any(fnmatch(name, pattern) for pattern in without)
+    }
+    if to_resume and not is_resumable:
         return "it holds the model alone (save_only_model=True), without the optimizer and the run's counters"
     for name, entry in files.items():
         if flaw := _size_flaw(folder / name, name, entry["bytes"]):
@@ -158,6 +158,25 @@ def expendable(steps: Sequence[int], limit: int | None, current: int, best: int 
     by_age = sorted(steps, key=lambda step: (step <= current, step))
     num_expendable = len(steps) - max(limit, len(kept))
     return [step for step in by_age if step not in kept][: max(num_expendable, 0)]
+
+
+def _entries_of(content: Any) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Return a list's entries by name, and whether the checkpoint holds more than a model.
+
+    Raises:
+        ValueError: it is no list as `write_manifest` writes it.
+    """
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it lists no files")
+    for name, entry in files.items():
+        size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+        if type(size) is not int or not isinstance(digest, str):
+            raise ValueError(f"the entry of {name!r} has no size or no checksum")
+    is_resumable = content.get("is_resumable")
+    if not isinstance(is_resumable, bool):
+        raise ValueError("it does not say is_resumable")
+    return files, is_resumable
 
 
 def _entry(path: Path) -> dict[str, Any]:

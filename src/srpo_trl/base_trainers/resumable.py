@@ -82,6 +82,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; True goes on from the newest checkpoint of `output_dir` that is whole.
 
+        "auto" does too, and begins anew where there is none.
+
         Raises:
             FolderInUseError: another run trains in `output_dir`.
             BrokenCheckpointError: the checkpoint is not whole, or holds other parameters than the model.
@@ -92,6 +94,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
             if self.args.should_save:
                 checkpointing.restore_replaced(str(self.args.output_dir))
             self.accelerator.wait_for_everyone()
+            if resume_from_checkpoint == "auto":
+                resume_from_checkpoint = self.newest_whole_checkpoint()
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = self.newest_whole_checkpoint() or self._none_is_whole()
             if isinstance(resume_from_checkpoint, str | os.PathLike) and os.path.isdir(
@@ -151,12 +155,10 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def _none_is_whole(self) -> bool:
         """Return what makes `Trainer` say that there is no checkpoint; raise where there are, and none is whole."""
-        found = checkpoints_in(Path(str(self.args.output_dir)))
-        if found:
+        if found := checkpoints_in(Path(str(self.args.output_dir))):
             newest = found[-1][1]
-            raise BrokenCheckpointError(
-                remedy(newest, f"no checkpoint beside it is whole, and {self._flaw(newest)}")
-            )
+            flaw = f"no checkpoint beside it is whole, and {self._flaw(newest)}"
+            raise BrokenCheckpointError(remedy(newest, flaw))
         return True
 
     def _flaw(self, folder: Path, *, to_resume: bool = True) -> str:
@@ -298,7 +300,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
                 checkpointing.clear_staging(run_dir)
             self.accelerator.wait_for_everyone()
             staged = self._stage(model, trial)
-            self._name_best_checkpoint(Path(run_dir), staged)
+            if self._name_best_checkpoint(Path(run_dir), staged) and self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
             self.accelerator.wait_for_everyone()
             self._list_files(staged)
             if self.args.should_save:
@@ -347,13 +350,14 @@ class ResumableGRPOTrainer(GRPOTrainer):
         self._save_run_state(staged)
         return staged
 
-    def _name_best_checkpoint(self, run_dir: Path, staged: Path) -> None:
-        """Point to the best checkpoint where it lies, or is about to; every process loads it from there in the end."""
+    def _name_best_checkpoint(self, run_dir: Path, staged: Path | None = None) -> bool:
+        """Point to the best checkpoint where it lies, or is about to; return whether there is one to load."""
         best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if self.state.best_global_step and (best.name == staged.name or best.is_dir()):
+        is_staged = staged is not None and best.name == staged.name
+        is_found = bool(self.state.best_global_step) and (is_staged or best.is_dir())
+        if is_found:
             self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        return is_found
 
     def _publish(self, run_dir: str, staged: Path) -> None:
         checkpointing.publish(run_dir, staged.name)
@@ -365,6 +369,12 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def _finalize_training(self, *args: Any) -> Any:
         """Return TRL's result; with `save_total_limit=1` it would remove the last checkpoint unless it is the best."""
+        best, out = self.state.best_global_step, self.args.output_dir
+        is_lost = self.args.load_best_model_at_end and best and not self.state.best_model_checkpoint
+        if is_lost and not self._name_best_checkpoint(
+            Path(str(out))
+        ):  # output_dir was moved, or copied in part
+            logger.warning("The best checkpoint, of step %d, is not in %s: the last model stays.", best, out)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args)

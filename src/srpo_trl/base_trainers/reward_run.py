@@ -1,7 +1,7 @@
 """One call of a reward function, wherever it runs: its scores are checked, its logs held back, its exits errors."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any, NamedTuple
 
 from srpo_trl.base_trainers.reward_arguments import private_arguments, private_copy
@@ -88,11 +88,16 @@ class NamedFunction(NamedTuple):
         )
 
 
+def _kept(values: Any) -> Any:
+    """Return values that are still there later, and in another process: of an iterator or a view, a list."""
+    return list(values) if isinstance(values, Iterator | KeysView | ValuesView | ItemsView) else values
+
+
 def _held_logs(logs: Sequence[str]) -> tuple[list[LogCall], dict[str, Callable[[str, Any], None]]]:
     """Return the list that fills, and the functions that fill it with copies: a list may be used again."""
     logged: list[LogCall] = []
 
     def held(log: str) -> Callable[[str, Any], None]:
-        return lambda name, values: logged.append(LogCall(log, name, private_copy(values)))
+        return lambda name, values: logged.append(LogCall(log, name, private_copy(_kept(values))))
 
     return logged, {log: held(log) for log in logs}

@@ -99,15 +99,22 @@ def _answer_one(connection: Connection, run: Callable[..., Outcome], records: de
 def _answer_bytes(answer: Answer) -> bytes:
     """Return the answer; what of it cannot be sent is left out, an exception or a result becomes a RuntimeError."""
     bare = answer._replace(records=[])
-    what = "it logged what cannot be pickled" if answer.error is None else repr(answer.error)
-    for sendable in (answer, bare, bare._replace(outcome=None, error=RuntimeError(what))):
+    for sendable in (answer, bare):
         try:
             data = bytes(ForkingPickler.dumps(sendable))
             ForkingPickler.loads(data)  # an exception may not take what it was made of
-        except Exception:  # whatever the methods raise by which an object is pickled
+        except BaseException:  # whatever the methods raise by which an object is pickled
             continue
-        break
-    return data
+        return data
+    what = "it logged what cannot be pickled" if answer.error is None else _described(answer.error)
+    return bytes(ForkingPickler.dumps(bare._replace(outcome=None, error=RuntimeError(what))))
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except BaseException:  # whatever a method of the user's class raises
+        return f"{type(error).__name__}, whose text cannot be shown"
 
 
 def _async_run(function: NamedFunction) -> Callable[..., Outcome]:

@@ -24,6 +24,8 @@ LOCK_FILE = "_srpo_run.lock"  # what begins with an underscore is not pushed to 
 BEAT_SECONDS = 10.0
 WATCH_SECONDS = 45.0
 _POLL_SECONDS = 1.0
+_MAX_PID = 2**31
+_MAX_TIME = 2.0**40  # seconds; far beyond what can be written as a date
 _CLOCK_TOLERANCE = 2.0  # seconds by which the start time of one process may differ between two looks
 
 # What systems say of a disk without hard links; Windows says EINVAL.
@@ -42,7 +44,8 @@ class Holder:
         host: the machine's name, for people.
         machine: tells machines and containers apart, within which process numbers have a meaning.
         pid: the process.
-        started: when the process started, in seconds since 1970.
+        started: when the process started, in seconds since 1970 by the clock of that moment.
+        booted: when the machine did, by the same clock: the difference stays when the clock is set.
         token: differs between any two runs, those of one process included.
     """
 
@@ -50,24 +53,24 @@ class Holder:
     machine: str
     pid: int
     started: float
+    booted: float
     token: str
 
     @classmethod
     def this_process(cls) -> "Holder":
         """Return a new run of this process."""
-        return cls(
-            socket.gethostname(), _machine(), os.getpid(), psutil.Process().create_time(), uuid.uuid4().hex
-        )
+        booted, started = _times(os.getpid())
+        return cls(socket.gethostname(), _machine(), os.getpid(), started, booted, uuid.uuid4().hex)
 
     def is_gone(self) -> bool | None:
         """Return whether the run's process has ended; None where that cannot be seen from here."""
         if self.machine != _machine():
             return None
         try:
-            process = psutil.Process(self.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
+            if psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE:
                 return True
-            return abs(process.create_time() - self.started) > _CLOCK_TOLERANCE
+            booted, started = _times(self.pid)
+            return abs((started - booted) - (self.started - self.booted)) > _CLOCK_TOLERANCE
         except psutil.NoSuchProcess:
             return True
         except psutil.AccessDenied:  # of another user, and alive
@@ -220,9 +223,14 @@ def _remove_left_behind(path: Path, found: Holder | None) -> bool:
 
 def _read(path: Path) -> Holder | None:
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        found = Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    is_text = all(isinstance(value, str) for value in (found.host, found.machine, found.token))
+    is_process = type(found.pid) is int and 0 < found.pid < _MAX_PID
+    times = (found.started, found.booted)
+    are_times = all(type(time_) in (int, float) and 0 <= time_ < _MAX_TIME for time_ in times)
+    return found if is_text and is_process and are_times else None
 
 
 def _in_use(path: Path, found: Holder | None) -> str:
@@ -236,6 +244,11 @@ def _in_use(path: Path, found: Holder | None) -> str:
 def _name(holder: Holder) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.started))
     return f"process {holder.pid} on {holder.host}, started {since}"
+
+
+def _times(pid: int) -> tuple[float, float]:
+    """Return when the machine and a process started, in seconds since 1970 by today's clock."""
+    return psutil.boot_time(), psutil.Process(pid).create_time()
 
 
 def _machine() -> str:

@@ -12,6 +12,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 _TORCH_FILE = re.compile(
     r"(optimizer|scheduler|scaler)\.(pt|bin)|rng_state.*\.pth|(pytorch|adapter)_model.*\.bin|srpo_rollouts_.*\.pt"
 )
+_WEIGHTS = (
+    *("model*.safetensors", "pytorch_model*", "adapter_model*", "*/adapter_model*"),
+    "global_step*",  # DeepSpeed's
+)
+OF_SRPO = ("srpo_state.json", "srpo_teacher.safetensors")  # written together, unless with routing="grpo"
 _WRITTEN_WITH_EVERY_MODEL = "training_args.bin"
 
 
@@ -27,7 +32,9 @@ def flaw_without_manifest(folder: Path, *, to_resume: bool) -> str:
     for path in sorted(folder.iterdir()):
         if path.is_file() and (flaw := _flaw_of_file(path)):
             return flaw
-    return _missing_parts(folder) if to_resume and (folder / _WRITTEN_WITH_EVERY_MODEL).is_file() else ""
+    if not (to_resume and (folder / _WRITTEN_WITH_EVERY_MODEL).is_file()):
+        return ""
+    return _missing_parts(folder) or _missing_of_srpo(folder)
 
 
 def _flaw_of_file(path: Path) -> str:
@@ -73,4 +80,21 @@ def _missing_parts(folder: Path) -> str:
     missing = [name for name, is_there in parts.items() if not is_there]
     if len(missing) == len(parts):
         return "it holds the model alone, without the optimizer's state (as with save_only_model=True)"
-    return f"{missing[0]} is missing" if missing else ""
+    if missing:
+        return f"{missing[0]} is missing"
+    has_weights = any(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    return "" if has_weights else "model.safetensors is missing, and there are no other weights"
+
+
+def _missing_of_srpo(folder: Path) -> str:
+    """Return which file of SRPO's is missing where there are others."""
+    if not any(folder.glob("srpo_*")):
+        return ""
+    missing = [name for name in OF_SRPO if not (folder / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    state = json.loads((folder / OF_SRPO[0]).read_text(encoding="utf-8"))
+    has_rollouts = isinstance(state, dict) and state.get("has_rollouts")
+    if has_rollouts and not any(folder.glob("srpo_rollouts_rank*.pt")):
+        return "srpo_rollouts_rank0.pt is missing"
+    return ""

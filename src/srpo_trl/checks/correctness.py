@@ -44,8 +44,9 @@ def decision_note(
             notes.append(f"A reward of 1 from {' or '.join(map(repr, alone))} alone makes a rollout correct.")
     largest = sum(weight for _, weight in weight_of if weight > 0)
     if largest < threshold and any(weight != 1 for _, weight in weight_of):
+        shown = ", ".join(f"{weight:g}" for _, weight in weight_of)
         notes.append(
-            f"With rewards from 0 to 1 no rollout can be correct: the weights {[w for _, w in weight_of]} add up to "
+            f"With rewards from 0 to 1 no rollout can be correct: the weights [{shown}] add up to "
             f"{largest:g}, below success_reward_threshold={threshold:g}."
         )
     return " ".join([*notes, _remedy(names)]) if notes else ""
