@@ -54,8 +54,8 @@ MUTANTS = [
         "a list that was logged and used again is logged with its later content",
         (
             "base_trainers/reward_run.py",
-            "LogCall(log, name, private_copy(values))",
-            "LogCall(log, name, values)",
+            "LogCall(log, name, private_copy(_kept(values)))",
+            "LogCall(log, name, _kept(values))",
         ),
         tests=(f"{ARGUMENTS}::test_a_list_that_was_logged_may_be_used_again",),
     ),

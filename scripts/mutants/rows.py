@@ -70,8 +70,8 @@ MUTANTS = [
         "reward functions are not given the columns that TRL is not shown",
         (
             "base_trainers/checked_calls.py",
-            "rows = inputs if self._rows_of_rewards is None else self._rows_of_rewards",
-            "rows = inputs",
+            "        return [{**row, **given} for row, given in zip(self._rows_of_rewards, inputs, strict=True)]",
+            "        return inputs",
         ),
         tests=(f"{ROWS}::test_empty_columns_of_images_change_nothing_for_a_text_model",),
     ),
