@@ -104,7 +104,10 @@ def test_checkpoint_without_teacher_is_refused(tmp_path):
     (checkpoint / TEACHER_FILE).unlink()
     with pytest.raises(BrokenCheckpointError, match=f"{TEACHER_FILE} is missing"):
         make_trainer(tmp_path, **options).train(resume_from_checkpoint=str(checkpoint))
-    (checkpoint / MANIFEST_FILE).unlink()  # a checkpoint of an earlier version lists no files
+    (checkpoint / MANIFEST_FILE).unlink()  # its other files show that it is SRPO's
+    with pytest.raises(BrokenCheckpointError, match=f"{TEACHER_FILE} is missing"):
+        make_trainer(tmp_path, **options).train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / "training_args.bin").unlink()  # by which a trainer's folder is known
     with pytest.raises(FileNotFoundError, match="holds no teacher"):
         make_trainer(tmp_path, **options).train(resume_from_checkpoint=str(checkpoint))
 
