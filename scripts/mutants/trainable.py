@@ -125,7 +125,7 @@ MUTANTS = [
             "weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()",
             "weight_VD = weight_VD.clone()",
         ),
-        tests=(f"{TRAINABLE}::test_a_bias_unfrozen_later_leaves_the_live_teachers_head_alone",),
+        tests=(f"{UNFROZEN}[bias-live]",),
     ),
     mutant(
         "computed_head_is_the_students",
