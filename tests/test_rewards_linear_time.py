@@ -1,7 +1,8 @@
 """Whatever a model writes is read in linear time: degenerate rollouts repeat a few characters thousands of times.
 
-Times depend on the machine. So each reader has texts of 200,000 characters, for which one of linear time needs a
-fraction of a second and one of quadratic time minutes; the limit, of the processor's time, lies far from both.
+Times depend on the machine. So each reader has texts of a million characters, for which one of linear time needs
+seconds and one of quadratic time many minutes; the limit, of the processor's time, lies far from both. Readers of
+mathematics, which take longer for each character, have fewer.
 """
 
 import multiprocessing
@@ -23,7 +24,8 @@ from srpo_trl.rewards.expression_bounds import (
 )
 from srpo_trl.teacher_context import demonstration_text, remove_thinking
 
-NUM_CHARACTERS = 200_000
+NUM_CHARACTERS = 1_000_000
+NUM_CHARACTERS_OF_MATHEMATICS = 200_000
 LIMIT_SECONDS = 90
 
 UNITS = [
@@ -126,8 +128,10 @@ def within_limit(function, *arguments):
 
 
 def read_all(name):
+    is_mathematics = "mathematics" in name or name == "expression"
+    length = NUM_CHARACTERS_OF_MATHEMATICS if is_mathematics else NUM_CHARACTERS
     for unit in UNITS:
-        READERS[name](unit * (NUM_CHARACTERS // len(unit)))
+        READERS[name](unit * (length // len(unit)))
 
 
 @pytest.mark.parametrize("name", READERS)

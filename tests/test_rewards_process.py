@@ -1,8 +1,10 @@
 """Reward functions with a time limit run in a process that can be killed, whatever they do."""
 
 import asyncio
+import contextlib
 import functools
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -329,11 +331,16 @@ time.sleep(300)
     assert len(pids) == 2
     parent.kill()
     parent.wait()
-    for _ in range(600):
-        if all(map(has_ended, pids)):
-            break
-        time.sleep(0.1)
-    assert all(map(has_ended, pids))
+    try:
+        for _ in range(600):
+            if all(map(has_ended, pids)):
+                break
+            time.sleep(0.1)
+        assert all(map(has_ended, pids))
+    finally:
+        for pid in pids:  # none of them is to go on where the assertion fails
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_an_error_that_cannot_be_shown_is_an_error_and_no_death():

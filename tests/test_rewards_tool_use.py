@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graders_oracle import official_tool_use, real_rows, score
-from srpo_trl.rewards import get_tool_use_reward, tool_use_reward
+from srpo_trl.rewards import get_tool_use_reward, tool_use, tool_use_reward
 
 MODES = {
     "default": {"strict_paper": False, "reveal_answer": False},
@@ -273,3 +273,14 @@ def test_revealing_strict_feedback_is_the_papers():
     assert (
         "expected {'city': 'Oslo'}" in score(get_tool_use_reward(reveal_answer=True), wrong_input, answer)[1]
     )
+
+
+def test_calls_that_stand_far_apart_are_all_read():
+    words = "and so on " * 1000
+    text = words.join(
+        f'Action: f{n}\nAction Input: {{"a{n}": "Action Input: {n}"}}' if n != 2 else "Action Input: {broken"
+        for n in range(5)
+    )
+    names, inputs = json.loads(tool_use.extract_calls(text))
+    assert names == ["f0", "f1", "f3", "f4"]
+    assert inputs == {f"a{n}": f"Action Input: {n}" for n in (0, 1, 3, 4)}

@@ -8,16 +8,6 @@ LINEAR = "test_rewards_linear_time.py"
 
 MUTANTS = [
     mutant(
-        "late_process_lives_on",
-        "a process that is late is not killed, and its answer is taken for the next batch's",
-        (
-            "base_trainers/reward_calls.py",
-            "        self._runner.kill()\n        return _Lost()\n",
-            "        return _Lost()\n",
-        ),
-        tests=(f"{PROCESS}::test_what_a_function_remembers_is_in_its_process",),
-    ),
-    mutant(
         "functions_with_a_limit_stay_in_a_thread",
         "a time limit is kept by a thread, which cannot interrupt code that keeps the interpreter",
         (

@@ -29,6 +29,8 @@ _PAPER_ACTION_INPUT = re.compile(r"Action Input:\s*\{")
 # `json` raises a plain ValueError for integers beyond Python's digit limit, RecursionError for deep nesting.
 _JSON_ERRORS = (ValueError, RecursionError)
 
+_MAX_PREFIX = 4096  # characters that have been read and still stand before the next block
+
 
 class ToolCalls(NamedTuple):
     """Calls read from a completion or from a reference.
@@ -155,6 +157,9 @@ def _read_calls(text: str) -> ToolCalls:
     decoder = json.JSONDecoder()
     position, block = 0, 0
     while match := _ACTION_INPUT.search(text, position):
+        if position > _MAX_PREFIX:  # an error of json counts the lines of all that was read before it
+            text, position = text[position:], 0
+            continue
         block += 1
         outside_json.append(text[position : match.end()])
         position = match.end()
