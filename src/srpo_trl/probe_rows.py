@@ -19,7 +19,8 @@ def probe_rows(model: PreTrainedModel) -> ProbeRows:
     """Return rows of ordinary tokens that fit the model's vocabulary and context."""
     config = model.config.get_text_config()
     size = min(num_embeddings(model), getattr(config, "vocab_size", None) or 2**31)
-    ordinary = [i for i in range(size) if i not in _special_tokens(model.config)] or list(range(size))
+    special = _special_tokens(model.config)
+    ordinary = [i for i in range(size) if i not in special] or list(range(size))
     room = getattr(config, "max_position_embeddings", None) or 2**31
     padding = max(1, min(PADDING, room - PROMPT - COMPLETION - 1))
     length = PROMPT + COMPLETION + padding
