@@ -15,17 +15,8 @@ from torch import Tensor
 
 from benchmarks.common import run
 from benchmarks.loss import all_contenders
-from srpo_trl.bench.peers import (
-    FAR,
-    NEAR,
-    QWEN3_VOCABULARY,
-    TOPK,
-    Contender,
-    Problem,
-    Size,
-    make_problem,
-)
-from srpo_trl.bench.tables import Table
+from benchmarks.peers import FAR, NEAR, QWEN3_VOCABULARY, TOPK, Contender, Problem, Size, make_problem
+from benchmarks.tables import Table
 
 TITLES = {NEAR: "near the self-teacher", FAR: "far from it"}
 

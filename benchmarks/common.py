@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from srpo_trl.bench.peers import QWEN3_VOCABULARY
-from srpo_trl.bench.tables import Table, environment, parser, report
+from benchmarks.peers import QWEN3_VOCABULARY
+from benchmarks.tables import Table, environment, parser, report
 
 Tables = Callable[[torch.device, bool], Iterator[Table]]
 

@@ -17,8 +17,8 @@ import json
 import sys
 from pathlib import Path
 
-from srpo_trl.compare import main as compare
-from srpo_trl.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
+from srpo_trl.commands.compare.command import main as compare
+from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
 
 RECIPE = Path(__file__).with_name("learning.yaml")
 TRAIN_QUESTIONS, TRAIN_SEED = 3200, 1000  # 200 steps of 16 questions: one epoch
@@ -58,9 +58,9 @@ def main() -> int:
 
 def prepare_task(task: str, folder: Path) -> None:
     """Write the warmed-up start and the questions of `task` to `folder`, where they are not there yet."""
-    from srpo_trl.quickstart.task import prompt_dataset, sample_questions
-    from srpo_trl.quickstart.tiny_model import build_tokenizer
-    from srpo_trl.quickstart.warmup import WarmupRecipe, load_start, save_start, warm_up
+    from srpo_trl.commands.quickstart.task import prompt_dataset, sample_questions
+    from srpo_trl.commands.quickstart.warmup import WarmupRecipe, load_start, save_start, warm_up
+    from srpo_trl.data.tiny_model import build_tokenizer
 
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)

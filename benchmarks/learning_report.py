@@ -15,8 +15,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from srpo_trl.compare.plot import COLOURS, MARKERS
-from srpo_trl.compare.scores import Estimate, estimate
+from srpo_trl.commands.compare.plot import COLOURS, MARKERS
+from srpo_trl.runs.scores import Estimate, estimate
 
 Runs = dict[int, list[dict[str, float]]]  # by seed, the points of `results.json`
 EARLY = 40  # steps after which the variants' speed at the start is compared

@@ -15,8 +15,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.learning import RECIPE, WARMUPS
-from srpo_trl.compare.variants import VARIANTS
-from srpo_trl.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
+from srpo_trl.commands.compare.variants import VARIANTS
+from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
 
 WARM_UP_STEPS = 2
 
@@ -54,7 +54,7 @@ def step_seconds(folder: Path, variant: str, num_steps: int) -> list[float]:
     from transformers.trainer_callback import PrinterCallback
 
     from srpo_trl import SRPOTrainer
-    from srpo_trl.commands.training_script import prepare
+    from srpo_trl.commands.train import prepare
 
     class CpuClock(TrainerCallback):
         def __init__(self) -> None:

@@ -15,19 +15,10 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.common import run
-from srpo_trl.bench import loss_table
-from srpo_trl.bench.measure import extra_bytes
-from srpo_trl.bench.peers import (
-    FULL,
-    QWEN3_VOCABULARY,
-    TOPK,
-    Contender,
-    Losses,
-    Problem,
-    Size,
-    contenders,
-)
-from srpo_trl.bench.tables import Table, gigabytes
+from benchmarks.loss_table import loss_table
+from benchmarks.measure import extra_bytes
+from benchmarks.peers import FULL, QWEN3_VOCABULARY, TOPK, Contender, Losses, Problem, Size, contenders
+from benchmarks.tables import Table, gigabytes
 
 
 def sdpo_losses(problem: Problem, helper: Any, options: dict[str, Any]) -> Losses:

@@ -20,11 +20,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from benchmarks.common import random_qwen3, run
+from benchmarks.measure import free_memory, seconds
+from benchmarks.tables import Table
 from srpo_trl import SRPOConfig, SRPOTrainer
-from srpo_trl.bench.measure import free_memory, seconds
-from srpo_trl.bench.tables import Table
 from srpo_trl.commands.smoke_model import build_byte_tokenizer
-from srpo_trl.routing_defaults import DEFAULTS
+from srpo_trl.config.defaults import DEFAULTS
 
 Routing = Literal["grpo", "srpo"]
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from benchmarks.common import random_qwen3, run
-from srpo_trl.bench.measure import time_alternately
-from srpo_trl.bench.tables import Table
+from benchmarks.measure import time_alternately
+from benchmarks.tables import Table
 from srpo_trl.config import SRPOConfig
-from srpo_trl.teacher_pass import Layout, TeacherRow, plan_passes, score_pass
+from srpo_trl.teacher.scoring import Layout, TeacherRow, plan_passes, score_pass
 
 FAILED_SIBLINGS = 7
 

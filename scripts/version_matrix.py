@@ -52,6 +52,11 @@ def versions(name: str) -> dict[str, str]:
     return pinned | {requirement.name: oldest(requirement) for requirement in requirements()}
 
 
+def path_of(test: str) -> str:
+    """Return where below tests/ the file of a test is."""
+    return str(next((REPOSITORY / "tests").rglob(f"test_{test}.py")))
+
+
 def run(name: str, folder: Path) -> bool:
     """Make the environment, run its tests, and say what was tested."""
     started = time.monotonic()
@@ -68,7 +73,7 @@ def run(name: str, folder: Path) -> bool:
     commands = [
         [*pip, f"torch=={chosen['torch']}"],
         [*pip, "--constraint", str(pins), "--editable", str(REPOSITORY), *tools],
-        [python, "-m", "pytest", "-q", "-n", "2", *(f"tests/test_{test}.py" for test in TESTS[name])],
+        [python, "-m", "pytest", "-q", "-n", "2", *map(path_of, TESTS[name])],
     ]
     print(f"[{name}] {', '.join(f'{r.name} {chosen[r.name]}' for r in requirements())}", flush=True)
     passed = all(subprocess.run(command, cwd=REPOSITORY, check=False).returncode == 0 for command in commands)

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from srpo_trl import SRPOConfig, SRPOTrainer
-from srpo_trl.model_probe import ModelProblemError
-from srpo_trl.quickstart.tiny_model import build_tokenizer
+from srpo_trl.data.tiny_model import build_tokenizer
+from srpo_trl.teacher.probe import ModelProblemError
 
 # Prompts of different lengths, so that there is padding; the completion with a "#" is right.
 ROLLOUTS = {
@@ -98,10 +98,10 @@ class _Warnings(logging.Handler):
         )
 
     def __enter__(self) -> None:
-        logging.getLogger("srpo_trl.prepared_student").addHandler(self)
+        logging.getLogger("srpo_trl.teacher.prepared_student").addHandler(self)
 
     def __exit__(self, *_: Any) -> None:
-        logging.getLogger("srpo_trl.prepared_student").removeHandler(self)
+        logging.getLogger("srpo_trl.teacher.prepared_student").removeHandler(self)
 
 
 def first_line(error: Exception, *, without: str = "") -> str:

@@ -111,7 +111,9 @@ def make_copy(folder: Path, edits: tuple[Edit, ...] = ()) -> None:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignore)
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
     # Tests that start processes put nothing but their own folder on the path: the copy must be found there, too.
-    (folder / "tests" / "srpo_trl").symlink_to(folder / "src" / "srpo_trl", target_is_directory=True)
+    (folder / "tests" / "support" / "srpo_trl").symlink_to(
+        folder / "src" / "srpo_trl", target_is_directory=True
+    )
     (folder / "mutant_plugin.py").write_text(PLUGIN, encoding="utf-8")
     for file, old, new in edits:
         path = folder / "src" / "srpo_trl" / file

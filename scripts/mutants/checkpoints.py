@@ -2,110 +2,118 @@
 
 from mutant import mutant
 
-GAPS = "test_mutation_gaps.py"
-WHOLE = "test_whole_checkpoints.py"
-LOCK = "test_run_lock.py"
-READ = "test_read_back.py"
-BETWEEN = "test_between_steps.py"
-FAULTS = "test_faults_checkpoints.py"
-MANIFEST = "base_trainers/manifest.py"
-RESUMABLE = "base_trainers/resumable.py"
+GAPS = "trainer/test_mutation_gaps.py"
+WHOLE = "host/test_whole_checkpoints.py"
+LOCK = "host/test_run_lock.py"
+READ = "host/test_read_back.py"
+BETWEEN = "host/test_between_steps.py"
+FAULTS = "host/test_faults_checkpoints.py"
+MANIFEST = "host/manifest.py"
+RESUMABLE = "host/resumable.py"
 
 MUTANTS = [
     mutant(
         "resume_without_rollouts",
         "a run resumed inside a rollout batch samples a new one",
-        ("taught_rollouts.py", "self._buffered_inputs = rollouts.batches", "self._buffered_inputs = None"),
-        tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",),
+        (
+            "host/taught_rollouts.py",
+            "self._buffered_inputs = rollouts.batches",
+            "self._buffered_inputs = None",
+        ),
+        tests=(
+            "host/test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",
+        ),
     ),
     mutant(
         "resume_without_teacher",
         "a resumed run starts with a new teacher",
-        ("taught_rollouts.py", "        self._teacher.load(folder)\n", ""),
-        tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
+        ("host/taught_rollouts.py", "        self._teacher.load(folder)\n", ""),
+        tests=("host/test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
     ),
     mutant(
         "resume_without_counters",
         "a resumed run counts its micro-batches from 0",
         (
-            "taught_rollouts.py",
+            "host/taught_rollouts.py",
             "self._step = resumed_micro_batches(state.micro_step, saved, now, has_rollouts=state.has_rollouts)",
             "self._step = 0",
         ),
-        tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",),
+        tests=(
+            "host/test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",
+        ),
     ),
     mutant(
         "resume_without_sampler_epoch",
         "a resumed run meets the first epoch's order of prompts",
-        ("base_trainers/sampler.py", "        if self.shuffle:\n", "        if False:\n"),
-        tests=("test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
+        ("host/prompt_order.py", "        if self.shuffle:\n", "        if False:\n"),
+        tests=("host/test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
     ),
     mutant(
         "resume_on_processes_without_epoch",
         "on several processes a resumed run meets the first epoch's order of prompts",
         (
-            "base_trainers/resumable.py",
+            "host/resumable.py",
             "        if self._train_sampler is not None:",
             "        if self.accelerator.num_processes == 1:",
         ),
-        tests=("test_processes.py::test_resume_on_two_processes[epochs]",),
+        tests=("trainer/test_processes.py::test_resume_on_two_processes[epochs]",),
     ),
     mutant(
         "every_epoch_in_the_same_order",
         "each epoch, resumed or not, has the first one's order of prompts",
-        ("base_trainers/sampler.py", "for _ in range(epoch):", "for _ in range(0):"),
+        ("host/prompt_order.py", "for _ in range(epoch):", "for _ in range(0):"),
         tests=(f"{GAPS}::test_an_epoch_that_is_set_has_the_order_of_trls_sampler",),
     ),
     mutant(
         "checkpoint_published_before_the_teacher",
         "a checkpoint takes its final name before the teacher is saved in it",
         (
-            "base_trainers/resumable.py",
+            "host/resumable.py",
             "        self._save_run_state(staged)\n        return staged",
             "        return staged",
         ),
         (
-            "base_trainers/resumable.py",
+            "host/resumable.py",
             "                self._publish(run_dir, staged)\n",
             "                self._publish(run_dir, staged)\n            self._save_run_state(Path(run_dir) / name)\n",
         ),
-        tests=("test_resume.py::test_interrupted_save_is_never_chosen_and_costs_nothing[save_state]",),
+        tests=("host/test_resume.py::test_interrupted_save_is_never_chosen_and_costs_nothing[save_state]",),
     ),
     mutant(
         "finished_run_trains_on",
         "a finished run that is resumed takes one step more",
         (
-            "base_trainers/resumable.py",
+            "host/resumable.py",
             "if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:",
             "if self.control.should_training_stop:",
         ),
-        tests=("test_resume.py::test_finished_run_that_is_resumed_trains_no_further",),
+        tests=("host/test_resume.py::test_finished_run_that_is_resumed_trains_no_further",),
     ),
     mutant(
         "pickles_are_loaded",
         "rollouts of a checkpoint are unpickled",
         (
-            "base_trainers/checkpointing.py",
+            "host/checkpoints.py",
             'map_location="cpu", weights_only=True',
             'map_location="cpu", weights_only=False',
         ),
-        tests=("test_security.py::test_source_reads_no_pickle_and_runs_no_text",),
+        tests=("project/test_security.py::test_source_reads_no_pickle_and_runs_no_text",),
     ),
     mutant(
         "checkpoint_of_another_engine",
         "a checkpoint that another engine wrote is resumed, with a new optimizer",
-        ("base_trainers/checkpointing.py", "        if self.engine != engine:\n", "        if False:\n"),
-        tests=("test_resume.py::test_checkpoint_of_another_engine_is_refused_before_it_is_loaded",),
+        ("host/checkpoints.py", "        if self.engine != engine:\n", "        if False:\n"),
+        tests=("host/test_resume.py::test_checkpoint_of_another_engine_is_refused_before_it_is_loaded",),
     ),
     mutant(
         "last_checkpoint_removed_at_the_end",
         "a run whose best checkpoint is an earlier one ends without its last",
         (
-            "base_trainers/resumable.py",
+            "host/resumable.py",
             "limit, self.args.save_total_limit = self.args.save_total_limit, None",
             "limit = self.args.save_total_limit",
         ),
-        tests=("test_evaluation.py::test_best_checkpoint_is_kept_and_loaded",),
+        tests=("evaluation/test_evaluation.py::test_best_checkpoint_is_kept_and_loaded",),
     ),
     mutant(
         "contents_are_not_compared",
@@ -165,13 +173,13 @@ MUTANTS = [
         "experts_are_not_read_back",
         "a mixture of experts is resumed with the experts of the model that was passed in",
         (RESUMABLE, "return model if read_back.conversions_of(model) else None", "return None"),
-        ("base_trainers/read_back.py", "    if unread or left_over:\n", "    if False:\n"),
+        ("host/read_back.py", "    if unread or left_over:\n", "    if False:\n"),
         tests=(f"{READ}::test_a_resumed_mixture_of_experts_ends_as_the_run_that_never_stopped[full]",),
     ),
     mutant(
         "keys_that_do_not_fit_are_passed_over",
         "parameters that a checkpoint does not hold stay as they were",
-        ("base_trainers/read_back.py", "    if unread or left_over:\n", "    if False:\n"),
+        ("host/read_back.py", "    if unread or left_over:\n", "    if False:\n"),
         tests=(f"{READ}::test_keys_that_do_not_fit_stop_a_resume",),
     ),
     mutant(
@@ -188,14 +196,14 @@ MUTANTS = [
     mutant(
         "two_runs_in_one_folder",
         "a second run takes the folder of the first",
-        ("base_trainers/run_lock.py", "            if not is_gone:\n", "            if False:\n"),
+        ("host/run_lock.py", "            if not is_gone:\n", "            if False:\n"),
         tests=(f"{LOCK}::test_a_second_run_is_refused_before_it_writes_and_the_first_goes_on",),
     ),
     mutant(
         "killed_run_keeps_its_folder",
         "the lock of a run that was killed holds for ever",
         (
-            "base_trainers/run_lock.py",
+            "host/run_lock.py",
             "        except psutil.NoSuchProcess:\n            return True\n",
             "        except psutil.NoSuchProcess:\n            return False\n",
         ),
@@ -204,7 +212,7 @@ MUTANTS = [
     mutant(
         "reused_number_keeps_the_folder",
         "a process with the number of one that was killed is taken for the run",
-        ("base_trainers/run_lock.py", "self.booted)) > _CLOCK_TOLERANCE", "self.booted)) > 1e12"),
+        ("host/run_lock.py", "self.booted)) > _CLOCK_TOLERANCE", "self.booted)) > 1e12"),
         tests=(f"{LOCK}::test_a_number_that_another_process_has_now_is_no_run",),
     ),
     mutant(
@@ -231,15 +239,15 @@ MUTANTS = [
             "        if self._boundary.is_inside:\n            self._put_off_save()\n            return\n",
             "",
         ),
-        ("base_trainers/between_steps.py", "return cls(found[0]) if found else None", "return None"),
-        ("base_trainers/between_steps.py", "            remove(callback)\n", "            pass\n"),
+        ("host/step_boundary.py", "return cls(found[0]) if found else None", "return None"),
+        ("host/step_boundary.py", "            remove(callback)\n", "            pass\n"),
         tests=(f"{BETWEEN}::test_a_preempted_run_goes_on_to_the_same_weights",),
     ),
     mutant(
         "stops_inside_a_step",
         "a run stops between two micro-batches",
         (
-            "base_trainers/between_steps.py",
+            "host/step_boundary.py",
             "        control.should_training_stop = control.should_epoch_stop = False\n",
             "",
         ),
@@ -248,14 +256,14 @@ MUTANTS = [
     mutant(
         "every_failed_write_is_a_full_disk",
         "a limit on the size of files is reported as a full disk",
-        ("base_trainers/write_failures.py", "_CAUSES.get(number, _UNKNOWN) if", "_CAUSES[errno.ENOSPC] if"),
+        ("host/write_failures.py", "_CAUSES.get(number, _UNKNOWN) if", "_CAUSES[errno.ENOSPC] if"),
         tests=(f"{FAULTS}::test_a_write_that_fails_is_named_as_what_it_is",),
     ),
     mutant(
         "clock_that_is_set_ends_runs",
         "a living run's lock is taken for one left behind once the clock has been set",
         (
-            "base_trainers/run_lock.py",
+            "host/run_lock.py",
             "abs((started - booted) - (self.started - self.booted))",
             "abs(started - self.started)",
         ),
@@ -265,7 +273,7 @@ MUTANTS = [
         "locks_of_any_values",
         "a lock with values of another kind ends the run in a TypeError",
         (
-            "base_trainers/run_lock.py",
+            "host/run_lock.py",
             "return found if is_text and is_process and are_times else None",
             "return found",
         ),
@@ -281,7 +289,7 @@ MUTANTS = [
         "copies_without_teacher",
         "a copy of a checkpoint that broke off before the list and the teacher is chosen",
         (
-            "base_trainers/unlisted.py",
+            "host/unlisted.py",
             "return _missing_parts(folder) or _missing_of_srpo(folder)",
             "return _missing_parts(folder)",
         ),
@@ -291,7 +299,7 @@ MUTANTS = [
         "copies_without_weights",
         "a copy of a checkpoint that broke off before the list and the weights is chosen",
         (
-            "base_trainers/unlisted.py",
+            "host/unlisted.py",
             'return "" if has_weights else "model.safetensors is missing, and there are no other weights"',
             'return ""',
         ),

@@ -2,15 +2,15 @@
 
 from mutant import mutant
 
-COUNT = "test_rollout_batches.py"
-CORRECT = "test_correctness.py"
+COUNT = "rollout/test_rollout_batches.py"
+CORRECT = "rewards/test_correctness.py"
 
 MUTANTS = [
     mutant(
         "teacher_moves_where_both_counts_meet",
         "a rollout batch that ends inside an optimizer step moves no teacher",
         (
-            "base_trainers/rollout_batches.py",
+            "rollout/batch_counter.py",
             "        return num_new\n",
             "        return 0 if self.is_under_way(num_micro_batches) else 1\n",
         ),
@@ -22,20 +22,24 @@ MUTANTS = [
     mutant(
         "several_rollout_batches_move_the_teacher_once",
         "rollout batches that one optimizer step completes count as one",
-        ("taught_rollouts.py", "self._teacher.tick(num_complete)", "self._teacher.tick(1)"),
+        ("host/taught_rollouts.py", "self._teacher.tick(num_complete)", "self._teacher.tick(1)"),
         tests=(f"{COUNT}::test_the_teacher_moves_once_per_rollout_batch[3-1-1]",),
     ),
     mutant(
         "updates_at_once_without_compounding",
         "n updates toward one student are one at n times the rate",
-        ("teacher.py", "1.0 - (1.0 - self.update_rate) ** num_updates", "num_updates * self.update_rate"),
+        (
+            "teacher/weights.py",
+            "1.0 - (1.0 - self.update_rate) ** num_updates",
+            "num_updates * self.update_rate",
+        ),
         tests=(f"{COUNT}::test_several_updates_toward_one_student_are_as_many_ticks",),
     ),
     mutant(
         "head_moves_under_rollouts_in_use",
         "the average moves the head that rollouts in use were scored with",
         (
-            "taught_rollouts.py",
+            "host/taught_rollouts.py",
             "        self._heads.keep_apart_from(self._teacher.state_dict().values())\n",
             "",
         ),
@@ -44,7 +48,7 @@ MUTANTS = [
     mutant(
         "one_head_for_all_rollouts_in_use",
         "a step's rollouts are all projected with the head of the last ones",
-        ("teacher_heads.py", "return self._heads[number].head", "return [*self._heads.values()][-1].head"),
+        ("teacher/heads.py", "return self._heads[number].head", "return [*self._heads.values()][-1].head"),
         tests=(
             f"{COUNT}::test_each_rollout_is_distilled_from_the_teacher_that_scored_it[4-5-1-ema]",
             f"{COUNT}::test_each_rollout_is_distilled_from_the_teacher_that_scored_it[2-3-1-live]",
@@ -54,7 +58,7 @@ MUTANTS = [
         "head_of_rollouts_in_use_is_not_saved",
         "a run resumed in a straddling step projects its rollouts with the head of now",
         (
-            "teacher_heads.py",
+            "teacher/heads.py",
             "return None if head is None or scored_by == teacher_state else",
             "return None if True else",
         ),
@@ -64,7 +68,7 @@ MUTANTS = [
         "count_of_other_options_goes_on",
         "a run resumed under other batch options goes on with a count of the old ones",
         (
-            "base_trainers/rollout_batches.py",
+            "rollout/batch_counter.py",
             "return num_complete * now.micro_batches_per_rollout_batch",
             "return num_micro_batches",
         ),
@@ -76,14 +80,14 @@ MUTANTS = [
     mutant(
         "rollouts_of_other_options_are_trained_on",
         "a run goes on inside a rollout batch under any batch options",
-        ("base_trainers/rollout_batches.py", "if not has_rollouts or not before:", "if True:"),
+        ("rollout/batch_counter.py", "if not has_rollouts or not before:", "if True:"),
         tests=(f"{COUNT}::test_inside_a_rollout_batch_other_options_are_refused_before_anything_is_loaded",),
     ),
     mutant(
         "outcomes_of_other_prompts",
         "under other batch options, outcomes are told to the prompts of the old place in the data",
         (
-            "base_trainers/sampler.py",
+            "host/prompt_order.py",
             "        if batch != self._num_reported_before:\n",
             "        if False:\n",
         ),
@@ -92,13 +96,17 @@ MUTANTS = [
     mutant(
         "checkpoint_of_another_version_is_guessed_at",
         "fields that a checkpoint lacks end in a bare error",
-        ("base_trainers/checkpointing.py", "    if missing or unknown:\n", "    if False:\n"),
+        ("host/checkpoints.py", "    if missing or unknown:\n", "    if False:\n"),
         tests=(f"{COUNT}::test_a_checkpoint_of_another_version_is_refused_by_its_fields",),
     ),
     mutant(
         "several_rewards_decide_unnoticed",
         "nothing is told of several rewards, or of weights, that decide what is correct",
-        ("checks/correctness.py", 'return " ".join([*notes, _remedy(names)]) if notes else ""', 'return ""'),
+        (
+            "rewards/correctness_watch.py",
+            'return " ".join([*notes, _remedy(names)]) if notes else ""',
+            'return ""',
+        ),
         tests=(
             f"{CORRECT}::test_a_doubtful_decision_is_told_with_the_option_to_set",
             f"{CORRECT}::test_a_run_tells_what_is_doubtful",
@@ -107,20 +115,24 @@ MUTANTS = [
     mutant(
         "one_sided_scores_unnoticed",
         "nothing is told of scores that differ, all on one side of the threshold",
-        ("taught_rollouts.py", "        self._tell(self._correctness_watch.observe(score_B.tolist()))\n", ""),
+        (
+            "host/taught_rollouts.py",
+            "        self._tell(self._correctness_watch.observe(score_B.tolist()))\n",
+            "",
+        ),
         tests=(f"{CORRECT}::test_a_run_tells_what_is_doubtful",),
     ),
     mutant(
         "groups_that_fail_raise_an_alarm",
         "rewards that are all the same are taken for a wrong threshold",
-        ("checks/correctness.py", "    if not scores.differ:\n", "    if not scores.number:\n"),
+        ("rewards/correctness_watch.py", "    if not scores.differ:\n", "    if not scores.number:\n"),
         tests=(f"{CORRECT}::test_no_false_alarm", f"{CORRECT}::test_one_verdict_on_rewards_that_differ"),
     ),
     mutant(
         "a_learned_task_raises_an_alarm",
         "a run whose last rollouts are all correct is told that its threshold does not fit",
         (
-            "checks/correctness.py",
+            "rewards/correctness_watch.py",
             "self._scores.with_others(scores_of(values))",
             "scores_of(values)",
         ),

@@ -2,29 +2,29 @@
 
 from mutant import mutant
 
-OBJECTIVE = "test_objective.py::test_loss_and_gradient_equal_the_oracles"
+OBJECTIVE = "trainer/test_objective.py::test_loss_and_gradient_equal_the_oracles"
 
 MUTANTS = [
     mutant(
         "kls_swapped",
         "alpha 0 is the reverse KL and 1 the forward KL",
-        ("losses/divergence.py", "{0.0: forward_kl, 1.0: reverse_kl}", "{1.0: forward_kl, 0.0: reverse_kl}"),
+        ("loss/divergence.py", "{0.0: forward_kl, 1.0: reverse_kl}", "{1.0: forward_kl, 0.0: reverse_kl}"),
         tests=(
-            "test_losses.py::test_divergence_on_topk_is_the_oracles",
-            "test_losses.py::test_divergence_on_topk_is_trls",
+            "loss/test_losses.py::test_divergence_on_topk_is_the_oracles",
+            "loss/test_losses.py::test_divergence_on_topk_is_trls",
         ),
     ),
     mutant(
         "kls_swapped_in_closed_form",
         "the same in the chunked operator",
         (
-            "ops/token_terms.py",
+            "loss/ops/token_terms.py",
             "if alpha == 0.0:\n        teacher_probs",
             "if alpha == 1.0:\n        teacher_probs",
         ),
-        ("ops/token_terms.py", "if alpha == 1.0:\n        grad_RK", "if alpha == 0.0:\n        grad_RK"),
+        ("loss/ops/token_terms.py", "if alpha == 1.0:\n        grad_RK", "if alpha == 0.0:\n        grad_RK"),
         tests=(
-            "test_ops.py::test_chunked_is_the_reference[5-33-7]",
+            "loss/test_ops.py::test_chunked_is_the_reference[5-33-7]",
             f"{OBJECTIVE}[forward KL]",
             f"{OBJECTIVE}[reverse KL]",
         ),
@@ -33,110 +33,113 @@ MUTANTS = [
         "mixture_weights_swapped",
         "Jensen-Shannon's mixture is alpha p + (1 - alpha) q",
         (
-            "losses/divergence.py",
+            "loss/divergence.py",
             "student_logps_NK + math.log1p(-alpha)",
             "student_logps_NK + math.log(alpha)",
         ),
         (
-            "losses/divergence.py",
+            "loss/divergence.py",
             "teacher_logps_NK.detach() + math.log(alpha)",
             "teacher_logps_NK.detach() + math.log1p(-alpha)",
         ),
-        tests=("test_losses.py::test_divergences_of_two_coins_by_hand",),
+        tests=("loss/test_losses.py::test_divergences_of_two_coins_by_hand",),
     ),
     mutant(
         "jensen_shannon_weights_swapped",
         "Jensen-Shannon weighs the teacher's term by 1 - alpha",
         (
-            "losses/divergence.py",
+            "loss/divergence.py",
             "return alpha * teacher_term_N + (1.0 - alpha) * ",
             "return (1.0 - alpha) * teacher_term_N + alpha * ",
         ),
-        tests=("test_losses.py::test_divergences_of_two_coins_by_hand",),
+        tests=("loss/test_losses.py::test_divergences_of_two_coins_by_hand",),
     ),
     mutant(
         "teachers_topk",
         "the support is the teacher's top K instead of the student's",
         (
-            "losses/divergence.py",
+            "loss/divergence.py",
             "indices_NK = student_topk(student_logps_NV, topk)",
             "indices_NK = student_topk(teacher_logps_NV, topk)",
         ),
-        tests=("test_losses.py::test_support_is_the_students_not_the_teachers",),
+        tests=("loss/test_losses.py::test_support_is_the_students_not_the_teachers",),
     ),
     mutant(
         "teachers_topk_in_closed_form",
         "the same in the chunked operator",
         (
-            "ops/token_terms.py",
+            "loss/ops/token_terms.py",
             "student_top_RK, indices_RK = student_logps_RV.topk(topk, dim=-1)",
             "indices_RK = teacher_logits_RV.topk(topk, dim=-1).indices\n"
             "        student_top_RK = student_logps_RV.gather(-1, indices_RK)",
         ),
-        tests=("test_ops.py::test_chunked_is_the_reference[5-33-7]", f"{OBJECTIVE}[srpo]"),
+        tests=("loss/test_ops.py::test_chunked_is_the_reference[5-33-7]", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(
         "tail_dropped",
         "the top K is renormalised although the tail was asked for",
         (
-            "ops/token_terms.py",
+            "loss/ops/token_terms.py",
             "        if spec.add_tail:\n",
             "        if False:\n",
         ),
-        tests=("test_ops.py::test_chunked_is_the_reference[5-33-7]", f"{OBJECTIVE}[srpo]"),
+        tests=("loss/test_ops.py::test_chunked_is_the_reference[5-33-7]", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(
         "tails_gradient_dropped",
         "no gradient reaches the tokens outside the top K",
         (
-            "ops/token_terms.py",
+            "loss/ops/token_terms.py",
             "return divergence_R, grad_top_RK, grad_tail_R / bounded_tail_R - total_R",
             "return divergence_R, grad_top_RK, torch.zeros_like(divergence_R)",
         ),
-        tests=("test_ops.py::test_gradient_is_the_numerical_one[3-True-0.5-chunked]", f"{OBJECTIVE}[srpo]"),
+        tests=(
+            "loss/test_ops.py::test_gradient_is_the_numerical_one[3-True-0.5-chunked]",
+            f"{OBJECTIVE}[srpo]",
+        ),
     ),
     mutant(
         "tail_as_one_minus_a_sum",
         "the tail's mass is one minus the mass of the top K, in which a small one loses its digits",
         (
-            "losses/divergence.py",
+            "loss/divergence.py",
             "outside_NV.logsumexp(-1, keepdim=True).clamp(min=math.log(MIN_TAIL_MASS))",
             "(1 - logps_NV.gather(-1, indices_NK).exp().sum(-1, keepdim=True)).clamp(min=MIN_TAIL_MASS).log()",
         ),
         tests=(
-            "test_losses.py::test_a_small_tail_has_all_its_digits",
-            "test_losses.py::test_gradient_of_a_small_tail_is_the_float64_one",
-            "test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",
+            "loss/test_losses.py::test_a_small_tail_has_all_its_digits",
+            "loss/test_losses.py::test_gradient_of_a_small_tail_is_the_float64_one",
+            "loss/test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",
         ),
     ),
     mutant(
         "tail_as_one_minus_a_sum_in_closed_form",
         "the same in the chunked operator",
         (
-            "ops/token_terms.py",
+            "loss/ops/token_terms.py",
             "return probs_RV.scatter_(-1, indices_RK, 0.0).sum(-1)",
             "return 1 - probs_RV.gather(-1, indices_RK).sum(-1)",
         ),
-        tests=("test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
+        tests=("loss/test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
     ),
     mutant(
         "entropy_of_the_topk",
         "the teacher's entropy is that of its top 5 tokens, not of the full vocabulary",
         (
-            "ops/chunked.py",
+            "loss/ops/chunked.py",
             "entropy(torch.log_softmax(logits_CV[local], dim=-1))",
             "entropy(torch.log_softmax(logits_CV[local].topk(5, dim=-1).values, dim=-1))",
         ),
         tests=(
-            "test_ops.py::test_teacher_entropy_is_the_oracles",
-            "test_objective.py::test_route_metrics_equal_the_oracles",
+            "loss/test_ops.py::test_teacher_entropy_is_the_oracles",
+            "trainer/test_objective.py::test_route_metrics_equal_the_oracles",
         ),
     ),
     mutant(
         "teachers_temperature_ignored",
         "the divergence divides the student's logits by the temperature, the teacher's not",
         (
-            "ops/chunked.py",
+            "loss/ops/chunked.py",
             "logits_CV, side_hidden_ND[tokens], side_head, problem.spec.temperature, way",
             "logits_CV, side_hidden_ND[tokens], side_head, problem.spec.temperature if side_head is head else 1.0, way",
         ),
@@ -146,7 +149,7 @@ MUTANTS = [
         "entropys_temperature_ignored",
         "the entropy of the weights is that at temperature 1",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature, refuse_nonfinite=False)",
             "entropy_N = teacher_entropy(torch.cat(kept), pass_head, 1.0, refuse_nonfinite=False)",
         ),
@@ -155,57 +158,57 @@ MUTANTS = [
     mutant(
         "importance_ratio_uncapped",
         "the importance clip is off",
-        ("losses/importance.py", ".exp().clamp(max=clip)", ".exp()"),
+        ("loss/importance.py", ".exp().clamp(max=clip)", ".exp()"),
         tests=(
-            "test_losses.py::test_importance_ratio_is_the_oracles[2.0]",
-            "test_losses.py::test_importance_ratio_is_trls_bit_for_bit",
+            "loss/test_losses.py::test_importance_ratio_is_the_oracles[2.0]",
+            "loss/test_losses.py::test_importance_ratio_is_trls_bit_for_bit",
         ),
     ),
     mutant(
         "importance_ratio_inverted",
         "the importance ratio is pi_old / pi_theta",
         (
-            "losses/importance.py",
+            "loss/importance.py",
             "log_ratio = student_logps.detach().to(dtype) - old_logps.detach().to(dtype)",
             "log_ratio = old_logps.detach().to(dtype) - student_logps.detach().to(dtype)",
         ),
         tests=(
-            "test_losses.py::test_importance_ratio_is_the_oracles[2.0]",
-            "test_objective.py::test_second_iteration_uses_the_old_policy_and_clips",
+            "loss/test_losses.py::test_importance_ratio_is_the_oracles[2.0]",
+            "trainer/test_objective.py::test_second_iteration_uses_the_old_policy_and_clips",
         ),
     ),
     mutant(
         "importance_ratio_with_gradient",
         "a gradient flows through the importance ratio",
-        ("losses/importance.py", "student_logps.detach().to(dtype)", "student_logps.to(dtype)"),
-        tests=("test_losses.py::test_importance_ratio_is_detached_and_float32[2.0]",),
+        ("loss/importance.py", "student_logps.detach().to(dtype)", "student_logps.to(dtype)"),
+        tests=("loss/test_losses.py::test_importance_ratio_is_detached_and_float32[2.0]",),
     ),
     mutant(
         "teacher_not_detached",
         "a gradient flows to the teacher through the divergence",
         (
-            "losses/divergence.py",
+            "loss/divergence.py",
             "return _relative_entropy(student_logps_NK, teacher_logps_NK.detach())",
             "return _relative_entropy(student_logps_NK, teacher_logps_NK)",
         ),
-        tests=("test_losses.py::test_no_gradient_flows_to_the_teacher[reverse_kl]",),
+        tests=("loss/test_losses.py::test_no_gradient_flows_to_the_teacher[reverse_kl]",),
     ),
     mutant(
         "infinite_logits_are_trained_on",
         "an infinite student logit outside the top K leaves the loss finite, and nobody hears of it",
-        ("ops/__init__.py", "result.loss * torch.where(is_finite, 1.0, torch.nan)", "result.loss"),
-        tests=("test_ops.py::test_infinite_logits_are_refused",),
+        ("loss/ops/__init__.py", "result.loss * torch.where(is_finite, 1.0, torch.nan)", "result.loss"),
+        tests=("loss/test_ops.py::test_infinite_logits_are_refused",),
     ),
     mutant(
         "infinite_teacher_logits_are_taken",
         "an infinite teacher logit is not refused when the rollouts are scored",
-        ("ops/__init__.py", '_refuse_infinite_logits("teacher", entropy_N.isfinite().all())', "pass"),
-        tests=("test_ops.py::test_infinite_logits_are_refused",),
+        ("loss/ops/__init__.py", '_refuse_infinite_logits("teacher", entropy_N.isfinite().all())', "pass"),
+        tests=("loss/test_ops.py::test_infinite_logits_are_refused",),
     ),
     mutant(
         "every_row_counts_its_prompt_again",
         "the size of a teacher pass does not know that a prompt is shared",
-        ("teacher_pass.py", "self.num_prompts + (not shares_last_prompt)", "self.num_prompts + 1"),
-        tests=("test_passes.py::test_siblings_of_one_prompt_stay_in_one_pass_where_its_tokens_fit",),
+        ("teacher/scoring.py", "self.num_prompts + (not shares_last_prompt)", "self.num_prompts + 1"),
+        tests=("teacher/test_passes.py::test_siblings_of_one_prompt_stay_in_one_pass_where_its_tokens_fit",),
     ),
 ]

@@ -2,16 +2,16 @@
 
 from mutant import mutant
 
-OBJECTIVE = "test_objective.py::test_loss_and_gradient_equal_the_oracles"
-SPLIT = "test_split_invariance.py::test_update_does_not_depend_on_the_split[(4, 4, 4)]"
-GAPS = "test_mutation_gaps.py"
+OBJECTIVE = "trainer/test_objective.py::test_loss_and_gradient_equal_the_oracles"
+SPLIT = "trainer/test_split_invariance.py::test_update_does_not_depend_on_the_split[(4, 4, 4)]"
+GAPS = "trainer/test_mutation_gaps.py"
 
 MUTANTS = [
     mutant(
         "weights_per_micro_batch",
         "entropy weights have the mean 1 in each micro-batch instead of over the optimizer step",
         (
-            "normalizers.py",
+            "loss/step_totals.py",
             "weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, totals.mean_raw_weight)",
             "local = WindowTotals(*_local_totals(batch, beta).unbind())\n"
             "    weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, local.mean_raw_weight)",
@@ -22,17 +22,17 @@ MUTANTS = [
         "weights_not_normalised",
         "weights are exp(-beta H) as they are, without the mean of 1",
         (
-            "losses/token_weights.py",
+            "loss/token_weights.py",
             "return (raw_weights / mean_raw_weight).to(dtype)",
             "return raw_weights.to(dtype)",
         ),
-        tests=("test_losses.py::test_entropy_weights_have_the_mean_1[dtype0-1.0]", f"{OBJECTIVE}[srpo]"),
+        tests=("loss/test_losses.py::test_entropy_weights_have_the_mean_1[dtype0-1.0]", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(
         "weights_over_policy_tokens",
         "the mean of the weights runs over every routed token instead of the distilled ones",
         (
-            "normalizers.py",
+            "loss/step_totals.py",
             "            distilled_BT.sum(dtype=torch.float64),\n",
             "            batch.routed_BT.sum(dtype=torch.float64),\n",
         ),
@@ -41,18 +41,18 @@ MUTANTS = [
     mutant(
         "weights_favour_unsure_tokens",
         "the weight's sign: exp(+beta H)",
-        ("losses/token_weights.py", "torch.exp(-beta * ", "torch.exp(beta * "),
+        ("loss/token_weights.py", "torch.exp(-beta * ", "torch.exp(beta * "),
         tests=(
-            "test_losses.py::test_raw_weights_by_hand_in_float64_without_gradient",
+            "loss/test_losses.py::test_raw_weights_by_hand_in_float64_without_gradient",
             f"{OBJECTIVE}[srpo with sharp weights]",
         ),
     ),
     mutant(
         "beta_ignored",
         "weights are exp(-H) whatever beta is",
-        ("losses/token_weights.py", "torch.exp(-beta * ", "torch.exp(-"),
+        ("loss/token_weights.py", "torch.exp(-beta * ", "torch.exp(-"),
         tests=(
-            "test_losses.py::test_raw_weights_by_hand_in_float64_without_gradient",
+            "loss/test_losses.py::test_raw_weights_by_hand_in_float64_without_gradient",
             f"{OBJECTIVE}[srpo with sharp weights]",
         ),
     ),
@@ -60,7 +60,7 @@ MUTANTS = [
         "denominator_of_distillation_alone",
         "the distillation branch is divided by its own tokens instead of all routed ones",
         (
-            "normalizers.py",
+            "loss/step_totals.py",
             "totals.num_routed_tokens.clamp(min=1)",
             "totals.num_distilled_tokens.clamp(min=1)",
         ),
@@ -107,32 +107,36 @@ MUTANTS = [
             "rescaling = self._steps_per_generation / self.current_gradient_accumulation_steps",
             "rescaling = 1.0",
         ),
-        tests=("test_split_invariance.py::test_update_does_not_depend_on_the_split[(4, 4, 1)]",),
+        tests=("trainer/test_split_invariance.py::test_update_does_not_depend_on_the_split[(4, 4, 1)]",),
     ),
     mutant(
         "skipped_rows_in_the_denominator",
         "rollouts that nothing trains still count in the joint denominator",
         (
-            "batch.py",
+            "rollout/batch.py",
             "return self.scored_BT & (self.route_B != Route.SKIP).unsqueeze(1)",
             "return self.scored_BT",
         ),
         tests=(
             f"{OBJECTIVE}[srpo]",
-            "test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
+            "trainer/test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
         ),
     ),
     mutant(
         "totals_of_one_process",
         "each process divides by its own totals: they are not summed over processes",
-        ("taught_rollouts.py", 'return self.accelerator.reduce(tensor, reduction="sum")', "return tensor"),
-        tests=("test_processes.py::test_two_processes_make_the_update_of_one[one sided-whole]",),
+        (
+            "host/taught_rollouts.py",
+            'return self.accelerator.reduce(tensor, reduction="sum")',
+            "return tensor",
+        ),
+        tests=("trainer/test_processes.py::test_two_processes_make_the_update_of_one[one sided-whole]",),
     ),
     mutant(
         "averaging_over_processes_left_in",
         "the averaging of gradients over processes is not undone in the distillation branch",
         (
-            "normalizers.py",
+            "loss/step_totals.py",
             "totals.num_routed_tokens.clamp(min=1) / num_processes",
             "totals.num_routed_tokens.clamp(min=1)",
         ),
@@ -141,7 +145,7 @@ MUTANTS = [
     mutant(
         "samplers_ratio_ignored",
         "vLLM's importance ratio is left out of the distillation branch",
-        ("normalizers.py", "if batch.sampler_ratio_BT is not None:", "if False:"),
+        ("loss/step_totals.py", "if batch.sampler_ratio_BT is not None:", "if False:"),
         tests=(f"{GAPS}::test_coefficients_carry_the_samplers_importance_ratio",),
     ),
     mutant(

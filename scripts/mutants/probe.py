@@ -2,13 +2,13 @@
 
 from mutant import mutant
 
-TESTS = "test_probe.py"
+TESTS = "teacher/test_probe.py"
 
 MUTANTS = [
     mutant(
         "probe_heads_product_unchecked",
         "the LM head as data is never compared with the model's own logits",
-        ("model_probe.py", "off = _relative(product_NV, own_NV)", "off = 0.0"),
+        ("teacher/probe.py", "off = _relative(product_NV, own_NV)", "off = 0.0"),
         tests=(
             f"{TESTS}::test_a_head_that_is_not_its_product_is_refused[scaled by 1.1-dtype0]",
             f"{TESTS}::test_every_routing_that_distils_is_probed",
@@ -18,7 +18,7 @@ MUTANTS = [
         "probe_trls_head_unchecked",
         "TRL's fused LM head is never compared with the model's own logits",
         (
-            "model_probe.py",
+            "teacher/probe.py",
             "off = _relative(*_fused_and_own_logps(passes, inputs, loud, source, temperature))",
             "off = 0.0",
         ),
@@ -28,7 +28,7 @@ MUTANTS = [
         "probe_of_quiet_logits",
         "the logits are compared as small as they are, where a softcap does not show",
         (
-            "model_probe.py",
+            "teacher/probe.py",
             'factor = max(1.0, _SPREAD / spread) if 0 < spread < float("inf") else 1.0',
             "factor = 1.0",
         ),
@@ -37,13 +37,13 @@ MUTANTS = [
     mutant(
         "probe_unread_parameters",
         "parameters between hidden states and logits that only training would move are overlooked",
-        ("model_probe.py", "unread = _unread_parameters(passes, inputs, source)", "unread = []"),
+        ("teacher/probe.py", "unread = _unread_parameters(passes, inputs, source)", "unread = []"),
         tests=(f"{TESTS}::test_a_trained_scale_is_seen_before_it_is_trained",),
     ),
     mutant(
         "probe_padding_unchecked",
         "a row padded on the left is never compared with the row alone",
-        ("model_probe.py", "needs_positions = not off <= largest", "needs_positions, off = False, 0.0"),
+        ("teacher/probe.py", "needs_positions = not off <= largest", "needs_positions, off = False, 0.0"),
         tests=(
             f"{TESTS}::test_learned_positions_do_not_count_padding",
             f"{TESTS}::test_padding_that_position_ids_do_not_mend_is_refused",
@@ -53,7 +53,7 @@ MUTANTS = [
         "probe_positions_count_padding",
         "the position ids that are given count the padding, as the model does",
         (
-            "positions.py",
+            "teacher/positions.py",
             "(attention_mask_RL.long().cumsum(-1) - 1)",
             "(attention_mask_RL.long().fill_(1).cumsum(-1) - 1)",
         ),
@@ -65,44 +65,44 @@ MUTANTS = [
     mutant(
         "probe_reference_model_without_positions",
         "the reference model counts padding, the student does not",
-        ("prepared_student.py", "for model in (student, reference):", "for model in (student,):"),
+        ("teacher/prepared_student.py", "for model in (student, reference):", "for model in (student,):"),
         tests=(f"{TESTS}::test_nor_do_those_of_the_reference_model",),
     ),
     mutant(
         "probe_later_tokens_unchecked",
         "a model that sees later tokens is trained on completions",
-        ("model_probe.py", "if not rounding <= tolerances.causal:", "if rounding == -1.0:"),
+        ("teacher/probe.py", "if not rounding <= tolerances.causal:", "if rounding == -1.0:"),
         tests=(f"{TESTS}::test_a_model_that_sees_later_tokens_is_refused",),
     ),
     mutant(
         "probe_layout_unchecked",
         "the layout that the configuration suggests is taken, though rows leak into each other",
-        ("model_probe.py", "if differences[tried] <= largest:", "if tried:"),
+        ("teacher/probe.py", "if differences[tried] <= largest:", "if tried:"),
         tests=(f"{TESTS}::test_rows_that_would_leak_into_each_other_are_padded[packed]",),
     ),
     mutant(
         "probe_layout_not_taken",
         "the teacher's rows are laid out as suggested, whatever the probe has found",
-        ("prepared_student.py", "return found.layout", "return layout"),
+        ("teacher/prepared_student.py", "return found.layout", "return layout"),
         tests=(f"{TESTS}::test_the_trainer_takes_the_layout_that_was_found",),
     ),
     mutant(
         "probe_leaves_evaluation_mode",
         "the model trains in evaluation mode, without dropout",
-        ("model_probe.py", "module.training = was_training", "pass"),
+        ("teacher/probe.py", "module.training = was_training", "pass"),
         tests=(f"{TESTS}::test_the_model_is_left_as_it_was",),
     ),
     mutant(
         "probe_leaves_buffers",
         "buffers that a forward pass changes stay changed",
-        ("model_probe.py", "buffer.copy_(value)", "pass"),
+        ("teacher/probe.py", "buffer.copy_(value)", "pass"),
         tests=(f"{TESTS}::test_the_model_is_left_as_it_was",),
     ),
     mutant(
         "probe_copies_whole_model",
         "layers that were brought to the device stay there",
         (
-            "residence.py",
+            "seams/residence.py",
             "layer.register_forward_hook(lambda *_, those=while_it_runs: those.close()),",
             "layer.register_forward_hook(lambda *_, those=while_it_runs: None),",
         ),
@@ -112,7 +112,7 @@ MUTANTS = [
         "probe_compiles",
         "a compiled model is compiled for the probe, whose hooks end the trace",
         (
-            "model_probe.py",
+            "teacher/probe.py",
             'torch.compiler.set_stance("force_eager")',
             'torch.compiler.set_stance("default")',
         ),

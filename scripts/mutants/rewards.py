@@ -2,16 +2,16 @@
 
 from mutant import mutant
 
-PROCESS = "test_rewards_process.py"
-ARGUMENTS = "test_rewards_arguments.py"
-LINEAR = "test_rewards_linear_time.py"
+PROCESS = "host/test_rewards_process.py"
+ARGUMENTS = "host/test_rewards_arguments.py"
+LINEAR = "rewards/test_rewards_linear_time.py"
 
 MUTANTS = [
     mutant(
         "functions_with_a_limit_stay_in_a_thread",
         "a time limit is kept by a thread, which cannot interrupt code that keeps the interpreter",
         (
-            "base_trainers/reward_calls.py",
+            "host/rewards/calls.py",
             "self._runner = self._runner or RewardProcess(self._named, is_async=self._is_async)",
             "self._runner = self._runner or RewardThread(self._named)",
         ),
@@ -21,7 +21,7 @@ MUTANTS = [
         "dead_process_stops_the_run",
         "a function that ends its process stops the run at its first batch",
         (
-            "base_trainers/reward_calls.py",
+            "host/rewards/calls.py",
             "            self._runner.kill()\n            return _Lost(died=str(error))\n",
             "            raise\n",
         ),
@@ -30,20 +30,20 @@ MUTANTS = [
     mutant(
         "process_outlives_its_parent",
         "a busy process goes on when the training process is killed",
-        ("base_trainers/reward_worker.py", "    _end_with_parent(life_fd)\n    connection", "    connection"),
+        ("host/rewards/worker.py", "    _end_with_parent(life_fd)\n    connection", "    connection"),
         tests=(f"{PROCESS}::test_it_ends_with_a_killed_parent",),
     ),
     mutant(
         "functions_share_their_arguments",
         "what a reward function changes in its arguments, the next one and the trainer see",
-        ("base_trainers/reward_run.py", "return private_arguments(arguments), [", "return arguments, ["),
+        ("host/rewards/run.py", "return private_arguments(arguments), [", "return arguments, ["),
         tests=(f"{ARGUMENTS}::test_what_a_function_changes_nobody_else_sees",),
     ),
     mutant(
         "logged_lists_are_shared",
         "a list that was logged and used again is logged with its later content",
         (
-            "base_trainers/reward_run.py",
+            "host/rewards/run.py",
             "LogCall(log, name, private_copy(_kept(values)))",
             "LogCall(log, name, _kept(values))",
         ),
@@ -53,7 +53,7 @@ MUTANTS = [
         "exit_ends_the_run",
         "SystemExit in a reward function ends the process without an error",
         (
-            "base_trainers/reward_run.py",
+            "host/rewards/run.py",
             "        except (Exception, KeyboardInterrupt):\n            raise\n",
             "        except (Exception, KeyboardInterrupt, SystemExit):\n            raise\n",
         ),
@@ -63,7 +63,7 @@ MUTANTS = [
         "numbers_beyond_float32_pass",
         "a reward that float32 cannot hold becomes infinite there",
         (
-            "base_trainers/reward_scores.py",
+            "host/rewards/scores.py",
             "if abs(value) > limit and not _is_infinite(number):",
             "if False:",
         ),
@@ -73,7 +73,7 @@ MUTANTS = [
         "weights_are_left_out_of_the_limit",
         "a reward that its weight takes beyond float32 passes",
         (
-            "base_trainers/reward_scores.py",
+            "host/rewards/scores.py",
             "FLOAT32_MAX / max(1.0, abs(weight) * len(weights))",
             "FLOAT32_MAX / max(1.0, weight - weight)",
         ),
@@ -83,7 +83,7 @@ MUTANTS = [
         "thinking_is_removed_by_a_lazy_pattern",
         "removing thinking blocks takes quadratic time where none is closed",
         (
-            "teacher_context.py",
+            "teacher/context.py",
             "    text = _without_closed_thinking(text)\n",
             '    text = re.sub(r"<think>.*?</think>\\s*", "", text, flags=re.DOTALL)\n',
         ),
@@ -119,16 +119,16 @@ MUTANTS = [
         "error_without_text_is_a_death",
         "an exception that cannot be shown ends the process that grades",
         (
-            "base_trainers/reward_worker.py",
+            "host/rewards/worker.py",
             '"it logged what cannot be pickled" if answer.error is None else _described(answer.error)',
             '"it logged what cannot be pickled" if answer.error is None else repr(answer.error)',
         ),
-        tests=("test_rewards_process.py::test_an_error_that_cannot_be_shown_is_an_error_and_no_death",),
+        tests=("host/test_rewards_process.py::test_an_error_that_cannot_be_shown_is_an_error_and_no_death",),
     ),
     mutant(
         "logged_iterators_stay",
         "a generator that a function logs stops a run with a time limit",
-        ("base_trainers/reward_run.py", "private_copy(_kept(values))", "private_copy(values)"),
-        tests=("test_rewards_process.py::test_iterators_and_views_that_are_logged_become_lists",),
+        ("host/rewards/run.py", "private_copy(_kept(values))", "private_copy(values)"),
+        tests=("host/test_rewards_process.py::test_iterators_and_views_that_are_logged_become_lists",),
     ),
 ]

@@ -2,129 +2,131 @@
 
 from mutant import mutant
 
-OBJECTIVE = "test_objective.py::test_loss_and_gradient_equal_the_oracles"
+OBJECTIVE = "trainer/test_objective.py::test_loss_and_gradient_equal_the_oracles"
 
 MUTANTS = [
     mutant(
         "papers_defaults_with_grpo",
         "routing=grpo has the paper's defaults and all extras",
-        ("routing_defaults.py", '    if config.routing == "grpo":\n', "    if False:\n"),
+        ("config/defaults.py", '    if config.routing == "grpo":\n', "    if False:\n"),
         tests=(
-            "test_grpo_identity.py::test_every_default_with_grpo_is_grpo_configs",
-            "test_grpo_identity.py::test_logs_evaluation_and_files_with_grpo_are_grpo_trainers",
-            "test_grpo_identity.py::test_a_step_that_is_not_finite_is_taken_with_grpo_as_grpo_trainer_takes_it",
+            "trainer/test_grpo_identity.py::test_every_default_with_grpo_is_grpo_configs",
+            "trainer/test_grpo_identity.py::test_logs_evaluation_and_files_with_grpo_are_grpo_trainers",
+            "trainer/test_grpo_identity.py::test_a_step_that_is_not_finite_is_taken_with_grpo_as_grpo_trainer_takes_it",
         ),
     ),
     mutant(
         "extras_ignored_with_grpo",
         "sampled evaluation that is asked for by name is not done with routing=grpo",
         (
-            "routing_defaults.py",
+            "config/defaults.py",
             "        if not missing.issuperset(SAMPLED_EVALUATION):\n",
             "        for name in SAMPLED_EVALUATION:\n            setattr(config, name, None)\n        if False:\n",
         ),
-        tests=("test_grpo_identity.py::test_sampled_evaluation_that_is_asked_for_works_with_grpo",),
+        tests=("trainer/test_grpo_identity.py::test_sampled_evaluation_that_is_asked_for_works_with_grpo",),
     ),
     mutant(
         "threshold_exclusive",
         "a reward that equals the threshold is no success: > instead of >=",
-        ("routing.py", "score_B >= threshold", "score_B > threshold"),
-        tests=("test_routing.py::test_threshold_is_inclusive_and_nan_and_infinity_are_no_scores",),
+        ("methods/routers.py", "score_B >= threshold", "score_B > threshold"),
+        tests=("methods/test_routing.py::test_threshold_is_inclusive_and_nan_and_infinity_are_no_scores",),
     ),
     mutant(
         "correct_rollouts_distilled",
         "srpo distils correct rollouts, too",
         (
-            "routing.py",
+            "methods/routers.py",
             "torch.where(~is_correct & has_teacher, Route.DISTILL, Route.POLICY)",
             "torch.where(has_teacher, Route.DISTILL, Route.POLICY)",
         ),
-        tests=("test_routing.py::test_routes_equal_the_oracles_table[srpo]", f"{OBJECTIVE}[srpo]"),
+        tests=("methods/test_routing.py::test_routes_equal_the_oracles_table[srpo]", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(
         "sdpo_falls_back_on_policy",
         "sdpo trains rollouts without a teacher by GRPO instead of not at all",
         (
-            "routing.py",
+            "methods/routers.py",
             "return torch.where(has_teacher, Route.DISTILL, Route.SKIP)",
             "return torch.where(has_teacher, Route.DISTILL, Route.POLICY)",
         ),
-        tests=("test_routing.py::test_routes_equal_the_oracles_table[sdpo]", f"{OBJECTIVE}[sdpo]"),
+        tests=("methods/test_routing.py::test_routes_equal_the_oracles_table[sdpo]", f"{OBJECTIVE}[sdpo]"),
     ),
     mutant(
         "nan_reward_counts_as_failed",
         "a rollout that nothing could score has the reward 0",
         (
-            "rollouts.py",
+            "rollout/graded.py",
             "return torch.where(rewards_BF.isnan().all(dim=1), torch.nan, score_B)",
             "return score_B",
         ),
         tests=(
-            "test_routing.py::test_deciding_score_is_the_weighted_sum_or_one_function",
-            "test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
+            "methods/test_routing.py::test_deciding_score_is_the_weighted_sum_or_one_function",
+            "trainer/test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
         ),
     ),
     mutant(
         "unscored_rollouts_routed",
         "routing forgets that a rollout has no score",
         (
-            "routing.py",
+            "methods/routers.py",
             "return torch.where(correctness.is_scored_B, routes_B, Route.SKIP)",
             "return routes_B",
         ),
-        tests=("test_routing.py::test_routes_equal_the_oracles_table[srpo]",),
+        tests=("methods/test_routing.py::test_routes_equal_the_oracles_table[srpo]",),
     ),
     mutant(
         "infinite_rewards_used",
         "an infinite reward enters the group's advantages",
         (
-            "taught_rollouts.py",
+            "host/taught_rollouts.py",
             "rewards_BF = torch.where(rewards_BF.isfinite(), rewards_BF, torch.nan)",
             "rewards_BF = rewards_BF.clone()",
         ),
-        tests=("test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",),
+        tests=("trainer/test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",),
     ),
     mutant(
         "named_reward_ignored",
         "correctness is the weighted sum although one reward function was named",
-        ("rollouts.py", "if correctness_reward is not None:", "if False:"),
+        ("rollout/graded.py", "if correctness_reward is not None:", "if False:"),
         tests=(
-            "test_routing.py::test_deciding_score_is_the_weighted_sum_or_one_function",
-            "test_trainer.py::test_correctness_by_one_named_reward",
+            "methods/test_routing.py::test_deciding_score_is_the_weighted_sum_or_one_function",
+            "trainer/test_trainer.py::test_correctness_by_one_named_reward",
         ),
     ),
     mutant(
         "own_completion_as_demonstration",
         "the group's demonstration is shown to the rollout that wrote it",
-        ("routing.py", "is_best_PG = own_PG == best_P1", "is_best_PG = own_PG < 0"),
+        ("methods/routers.py", "is_best_PG = own_PG == best_P1", "is_best_PG = own_PG < 0"),
         tests=(
-            "test_routing.py::test_one_demonstration_serves_the_group_and_never_itself",
-            "test_trainer.py::test_no_rollout_is_shown_itself_and_one_demonstration_serves_the_group",
+            "methods/test_routing.py::test_one_demonstration_serves_the_group_and_never_itself",
+            "trainer/test_trainer.py::test_no_rollout_is_shown_itself_and_one_demonstration_serves_the_group",
         ),
     ),
     mutant(
         "demonstration_by_row_order",
         "the first correct row is the demonstration, so the choice depends on the order of rows",
         (
-            "routing.py",
+            "methods/routers.py",
             "    digest.update(torch.tensor(completion_ids, dtype=torch.int64).numpy().tobytes())\n",
             "",
         ),
         tests=(
-            "test_split_invariance.py::test_update_does_not_depend_on_the_order_of_a_group",
-            "test_routing.py::test_every_correct_sibling_may_serve",
+            "trainer/test_split_invariance.py::test_update_does_not_depend_on_the_order_of_a_group",
+            "methods/test_routing.py::test_every_correct_sibling_may_serve",
         ),
     ),
     mutant(
         "failed_rollout_as_demonstration",
         "any rollout may be the demonstration, failed ones, too",
-        ("rollouts.py", "        if is_correct[i]\n", ""),
-        tests=("test_trainer.py::test_no_rollout_is_shown_itself_and_one_demonstration_serves_the_group",),
+        ("rollout/graded.py", "        if is_correct[i]\n", ""),
+        tests=(
+            "trainer/test_trainer.py::test_no_rollout_is_shown_itself_and_one_demonstration_serves_the_group",
+        ),
     ),
     mutant(
         "groups_of_one_process",
         "every process takes its rollouts for the first of all",
-        ("taught_rollouts.py", "first_row=self.accelerator.process_index * num_rows", "first_row=0"),
-        tests=("test_processes.py::test_two_processes_make_the_update_of_one[straddling-whole]",),
+        ("host/taught_rollouts.py", "first_row=self.accelerator.process_index * num_rows", "first_row=0"),
+        tests=("trainer/test_processes.py::test_two_processes_make_the_update_of_one[straddling-whole]",),
     ),
 ]

@@ -2,16 +2,16 @@
 
 from mutant import mutant
 
-ROWS = "test_faults_rows.py"
-FORMER = "test_former_options.py"
-COLUMNS = "test_faults_columns.py"
+ROWS = "host/test_faults_rows.py"
+FORMER = "config/test_former_options.py"
+COLUMNS = "host/test_faults_columns.py"
 
 MUTANTS = [
     mutant(
         "stored_columns_for_rows",
         "the columns of a dataset are those that are stored, not those that its rows hold",
         (
-            "checks/datasets.py",
+            "host/datasets.py",
             "        columns = list(row)\n",
             "        columns = list(getattr(dataset, 'column_names', None) or row)\n",
         ),
@@ -21,7 +21,7 @@ MUTANTS = [
         "stored_prompts_of_a_transform",
         "prompts that a transform makes anew are looked at as they are stored",
         (
-            "checks/argument_types.py",
+            "host/argument_types.py",
             "if isinstance(dataset, Dataset) and not is_as_stored(dataset):",
             "if False:",
         ),
@@ -30,14 +30,14 @@ MUTANTS = [
     mutant(
         "dropped_columns_are_seen",
         "a transform is looked at with the columns that remove_unused_columns drops",
-        ("checks/rows.py", "    if drops_unused:\n        unused", "    if False:\n        unused"),
+        ("host/rows.py", "    if drops_unused:\n        unused", "    if False:\n        unused"),
         tests=(f"{ROWS}::test_rows_that_do_not_fit_are_refused_before_the_model_is_loaded",),
     ),
     mutant(
         "prompts_without_tokens",
         "a prompt of no tokens is found in the middle of a run",
         (
-            "checks/datasets.py",
+            "host/datasets.py",
             'reason = "" if len(tokens_of(row)) else "it has no tokens"',
             'reason = "" if tokens_of(row) is not None else "it has no tokens"',
         ),
@@ -46,20 +46,20 @@ MUTANTS = [
     mutant(
         "one_shape_of_prompts",
         "only the first row is tokenized when the trainer is made",
-        ("checks/datasets.py", "looked_at = sorted(counts)[:_MAX_SHAPES]", "looked_at = sorted(counts)[:1]"),
+        ("host/datasets.py", "looked_at = sorted(counts)[:_MAX_SHAPES]", "looked_at = sorted(counts)[:1]"),
         tests=(f"{ROWS}::test_rows_that_cannot_be_sampled_for_are_refused_by_row",),
     ),
     mutant(
         "long_prompts_are_not_measured",
         "a prompt that is too long for the context is not found when the trainer is made",
-        ("checks/datasets.py", "if room is None or problems:", "if True:"),
+        ("host/datasets.py", "if room is None or problems:", "if True:"),
         tests=(f"{ROWS}::test_rows_that_cannot_be_sampled_for_are_refused_by_row[longer than the context]",),
     ),
     mutant(
         "empty_images_are_images",
         "a column of images that holds none makes TRL take the rows for images",
         (
-            "base_trainers/usable_rows.py",
+            "host/usable_rows.py",
             "hidden = _CONVERSATION_COLUMNS if any(map(row_images, rows)) else IMAGE_COLUMNS",
             "hidden = ()",
         ),
@@ -69,7 +69,7 @@ MUTANTS = [
         "rewards_lose_columns",
         "reward functions are not given the columns that TRL is not shown",
         (
-            "base_trainers/checked_calls.py",
+            "host/checked_calls.py",
             "        return [{**row, **given} for row, given in zip(self._rows_of_rewards, inputs, strict=True)]",
             "        return inputs",
         ),
@@ -79,7 +79,7 @@ MUTANTS = [
         "images_of_a_text_model",
         "images for a model that reads text alone are found after the first batch",
         (
-            "checks/datasets.py",
+            "host/datasets.py",
             '        if num_rows:\n            yield (\n                f"{name} has something',
             '        if False:\n            yield (\n                f"{name} has something',
         ),
@@ -89,7 +89,7 @@ MUTANTS = [
         "rows_left_out_are_scored",
         "the rollouts that stand in for a row count as that row's",
         (
-            "base_trainers/checked_calls.py",
+            "host/checked_calls.py",
             "return rewards_BF.masked_fill(is_excluded_B.unsqueeze(1), torch.nan)",
             "return rewards_BF",
         ),
@@ -98,14 +98,14 @@ MUTANTS = [
     mutant(
         "texts_among_conversations",
         "a batch of texts and conversations ends the run",
-        ("base_trainers/usable_rows.py", "if 0 < len(texts) < len(usable):", "if False:"),
+        ("host/usable_rows.py", "if 0 < len(texts) < len(usable):", "if False:"),
         tests=(f"{ROWS}::test_no_row_of_a_stream_ends_a_run[a text]",),
     ),
     mutant(
         "template_without_the_user_is_taken",
         "a chat template that leaves no row a teacher is not refused",
         (
-            "checks/teacher_places.py",
+            "teacher/places.py",
             "if last_user_position(prompt) is not None:",
             "if False:",
         ),
@@ -115,7 +115,7 @@ MUTANTS = [
         "nearest_spelling_of_a_former_option",
         "an option that was removed is answered with the nearest name",
         (
-            "checks/former_options.py",
+            "config/renamed.py",
             "    if name in REPLACED:\n        return",
             "    if False:\n        return",
         ),
@@ -124,30 +124,30 @@ MUTANTS = [
     mutant(
         "python_says_nothing_of_former_options",
         "SRPOConfig's TypeError names no remedy",
-        ("config.py", "@explains_unknown_options\n@dataclass", "@dataclass"),
+        ("config/options.py", "@explains_unknown_options\n@dataclass", "@dataclass"),
         tests=(f"{FORMER}::test_python_says_it_too",),
     ),
     mutant(
         "rows_without_images_have_none",
         "a row without images beside rows with them ends the run in the processor",
         (
-            "base_trainers/checked_calls.py",
+            "host/checked_calls.py",
             "images and [of_prompt or [] for of_prompt in images]",
             "images",
         ),
-        tests=("test_vision.py::test_rows_without_images_train_beside_rows_with_them",),
+        tests=("trainer/test_vision.py::test_rows_without_images_train_beside_rows_with_them",),
     ),
     mutant(
         "arguments_given_as_options",
         "an argument of the trainer given to SRPOConfig is said to be another option, or nothing",
-        ("checks/former_options.py", "if name in AS_ARGUMENTS and", "if not AS_ARGUMENTS and"),
+        ("config/renamed.py", "if name in AS_ARGUMENTS and", "if not AS_ARGUMENTS and"),
         tests=(f"{FORMER}::test_the_remedy_is_named[tokenizer]",),
     ),
     mutant(
         "added_columns_are_lost",
         "reward functions get the dataset's columns without what a rollout function added",
         (
-            "base_trainers/checked_calls.py",
+            "host/checked_calls.py",
             "[{**row, **given} for row, given in zip(self._rows_of_rewards, inputs, strict=True)]",
             "self._rows_of_rewards",
         ),
@@ -156,14 +156,14 @@ MUTANTS = [
     mutant(
         "late_columns_as_they_are",
         "a column that a stream's later row has, and no reward function takes, is passed to them",
-        ("checks/reward_columns.py", "if column in kept or self._takes(column)]", "if True]"),
+        ("host/rewards/columns.py", "if column in kept or self._takes(column)]", "if True]"),
         tests=(f"{COLUMNS}::test_a_column_that_comes_or_goes_late_ends_no_run[more-srpo]",),
     ),
     mutant(
         "missing_columns_are_not_filled",
         "a whole batch without a column that a reward function needs ends the run",
         (
-            "checks/reward_columns.py",
+            "host/rewards/columns.py",
             "name not in keywords and name not in columns]",
             "name in keywords and name not in columns]",
         ),
@@ -172,20 +172,20 @@ MUTANTS = [
     mutant(
         "reference_of_zero_is_none",
         "a reference answer of 0 counts as no reference",
-        ("references.py", "if value is None or value != value", "if not value or value != value"),
+        ("rollout/references.py", "if value is None or value != value", "if not value or value != value"),
         tests=(f"{COLUMNS}::test_a_reference_is_the_text_of_a_value[0-0]",),
     ),
     mutant(
         "late_prompts_of_any_form",
         "a prompt that is a list of texts, in the middle of a stream, is given to TRL as it is",
-        ("base_trainers/checked_calls.py", "        if held is not None:\n", "        if False:\n"),
+        ("host/checked_calls.py", "        if held is not None:\n", "        if False:\n"),
         tests=(f"{COLUMNS}::test_a_prompt_of_another_form_is_left_out_later",),
     ),
     mutant(
         "images_in_messages_are_not_seen",
         "a text model is given the images that stand inside messages",
         (
-            "base_trainers/checked_calls.py",
+            "host/checked_calls.py",
             'if not self._is_vlm and (row_images(row) or has_image(row["prompt"])):',
             "if not self._is_vlm and row_images(row):",
         ),
@@ -195,7 +195,7 @@ MUTANTS = [
         "nothing_to_evaluate_on_is_found_late",
         "an evaluation data set without rows is found at the first evaluation",
         (
-            "checks/datasets.py",
+            "host/datasets.py",
             'if args.samples_evaluation and args.eval_strategy != "no":',
             "if False:",
         ),
@@ -210,7 +210,7 @@ MUTANTS = [
             'if args.routing == "":  # the model card',
         ),
         tests=(
-            "test_grpo_identity.py::test_the_model_card_names_what_the_model_was_trained_with[grpo-GRPO]",
+            "trainer/test_grpo_identity.py::test_the_model_card_names_what_the_model_was_trained_with[grpo-GRPO]",
         ),
     ),
 ]

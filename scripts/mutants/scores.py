@@ -2,7 +2,7 @@
 
 from mutant import mutant
 
-SCORES = "test_evaluation_scores.py"
+SCORES = "evaluation/test_evaluation_scores.py"
 
 MUTANTS = [
     mutant(
@@ -45,7 +45,7 @@ MUTANTS = [
         "base_of_a_recipe_wins",
         "a recipe's own values give way to those of the file it builds on",
         ("commands/config_file.py", "values = own | values", "values |= own"),
-        tests=("test_config_file.py::test_the_files_own_values_win_over_those_that_it_builds_on",),
+        tests=("commands/test_config_file.py::test_the_files_own_values_win_over_those_that_it_builds_on",),
     ),
     mutant(
         "base_relative_to_the_process",
@@ -55,12 +55,12 @@ MUTANTS = [
             "file, label = file.parent / base,",
             "file, label = Path(base),",
         ),
-        tests=("test_config_file.py::test_base_is_relative_to_the_file_that_names_it",),
+        tests=("commands/test_config_file.py::test_base_is_relative_to_the_file_that_names_it",),
     ),
     mutant(
         "gsm8k_keeps_thousands_commas",
         "the commas of a published answer stay in it",
         ("data/gsm8k.py", 'final_answer[1].replace(",", "")', "final_answer[1]"),
-        tests=("test_gsm8k.py::test_rows_of_the_hubs_folder",),
+        tests=("data/test_gsm8k.py::test_rows_of_the_hubs_folder",),
     ),
 ]

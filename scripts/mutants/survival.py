@@ -2,19 +2,19 @@
 
 from mutant import mutant
 
-FAULTS = "test_faults_training.py"
-REWARDS = "test_faults_rewards.py"
-GUARDS = "test_guards.py"
-SHARE = "test_distillation_share.py"
-EARLIER = "test_earlier_answers.py"
-REDRAW = "test_redraw.py"
+FAULTS = "host/test_faults_training.py"
+REWARDS = "host/test_faults_rewards.py"
+GUARDS = "runs/test_guards.py"
+SHARE = "rollout/test_distillation_share.py"
+EARLIER = "rollout/test_earlier_answers.py"
+REDRAW = "rollout/test_redraw.py"
 
 MUTANTS = [
     mutant(
         "nonfinite_step_is_taken",
         "an optimizer step whose gradient is not finite is taken",
         (
-            "base_trainers/finite_steps.py",
+            "host/finite_steps.py",
             "self._step_was_skipped = number < 0 or not math.isfinite(number)",
             "self._step_was_skipped = False",
         ),
@@ -24,7 +24,7 @@ MUTANTS = [
         "infinite_loss_with_a_finite_gradient",
         "a loss that is not finite skips no step where its gradient is finite",
         (
-            "base_trainers/finite_steps.py",
+            "host/finite_steps.py",
             "return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)",
             "return loss",
         ),
@@ -34,7 +34,7 @@ MUTANTS = [
         "nonfinite_steps_without_end",
         "steps that are not finite are never too many",
         (
-            "base_trainers/finite_steps.py",
+            "host/finite_steps.py",
             "if was_taken or self._num_nonfinite_in_a_row >= self.args.max_nonfinite_steps:",
             "if was_taken:",
         ),
@@ -44,7 +44,7 @@ MUTANTS = [
         "teacher_ticks_on_a_skipped_step",
         "the teacher moves after an optimizer step that was skipped",
         (
-            "taught_rollouts.py",
+            "host/taught_rollouts.py",
             "if self._step_was_skipped or not num_complete:",
             "if not num_complete:",
         ),
@@ -53,14 +53,14 @@ MUTANTS = [
     mutant(
         "hanging_reward_counts_as_failed",
         "completions whose reward function hung have the score 0",
-        ("base_trainers/reward_calls.py", "return [None] * call.num_rows", "return [0.0] * call.num_rows"),
+        ("host/rewards/calls.py", "return [None] * call.num_rows", "return [0.0] * call.num_rows"),
         tests=(f"{REWARDS}::test_a_function_that_hangs_gives_no_scores_and_the_run_goes_on",),
     ),
     mutant(
         "timeouts_without_end",
         "a reward function that always hangs never stops the run",
         (
-            "base_trainers/reward_calls.py",
+            "host/rewards/calls.py",
             "if self._num_lost_in_a_row == MAX_TIMEOUTS_IN_A_ROW:",
             "if False:",
         ),
@@ -70,7 +70,7 @@ MUTANTS = [
         "guard_acts_without_a_remedy",
         "a guard takes an action that does not help against what it found",
         (
-            "guards.py",
+            "runs/guards.py",
             'action = self._action if self._action in guard.remedies else "warn"',
             "action = self._action",
         ),
@@ -80,7 +80,7 @@ MUTANTS = [
         "guard_repeats_itself",
         "a guard speaks at every log",
         (
-            "guards.py",
+            "runs/guards.py",
             "if message is not None and quiet_logs >= self._thresholds.window:",
             "if message is not None:",
         ),
@@ -90,7 +90,7 @@ MUTANTS = [
         "guard_stops_without_saving",
         "a guard that stops the run saves no checkpoint",
         (
-            "guards.py",
+            "runs/guards.py",
             "control.should_save = control.should_training_stop = True",
             "control.should_training_stop = True",
         ),
@@ -99,38 +99,38 @@ MUTANTS = [
     mutant(
         "share_without_hold",
         "the distilled share falls from the first step on",
-        ("distillation_share.py", "(step - hold_steps) / decay_steps", "step / decay_steps"),
+        ("rollout/distilled_fraction.py", "(step - hold_steps) / decay_steps", "step / decay_steps"),
         tests=(f"{SHARE}::test_share_holds_then_falls_linearly",),
     ),
     mutant(
         "share_drawn_alike_at_every_step",
         "the same places of every rollout batch are within the share",
-        ("distillation_share.py", "manual_seed((seed << 32) + step)", "manual_seed(seed << 32)"),
+        ("rollout/distilled_fraction.py", "manual_seed((seed << 32) + step)", "manual_seed(seed << 32)"),
         tests=(f"{SHARE}::test_draw_is_seeded_and_has_the_shares_size",),
     ),
     mutant(
         "share_is_not_saved",
         "a resumed run has forgotten what a guard took from the distilled share",
-        ("taught_rollouts.py", "        self._share.restore(state.distillation_share)\n", ""),
+        ("host/taught_rollouts.py", "        self._share.restore(state.distillation_share)\n", ""),
         tests=(f"{SHARE}::test_share_survives_a_resume",),
     ),
     mutant(
         "earlier_answers_without_bound",
         "earlier answers are kept of every prompt",
-        ("earlier_answers.py", "while len(self._answers) > self._capacity:", "while False:"),
+        ("rollout/solved_prompts.py", "while len(self._answers) > self._capacity:", "while False:"),
         tests=(f"{EARLIER}::test_the_newest_answer_is_kept_and_the_oldest_prompt_makes_room",),
     ),
     mutant(
         "earlier_answers_are_not_loaded",
         "a resumed run remembers no earlier answer",
-        ("taught_rollouts.py", "            self._earlier_answers.load(folder)\n", "            pass\n"),
+        ("host/taught_rollouts.py", "            self._earlier_answers.load(folder)\n", "            pass\n"),
         tests=(f"{EARLIER}::test_resumed_runs_remember",),
     ),
     mutant(
         "failed_prompts_come_for_ever",
         "a prompt that fails again comes a third time",
         (
-            "base_trainers/sampler.py",
+            "host/prompt_order.py",
             "if self.max_again and has_failed and place >= num_again:",
             "if self.max_again and has_failed:",
         ),

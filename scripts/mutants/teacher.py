@@ -2,48 +2,48 @@
 
 from mutant import mutant
 
-TICKS = "test_teacher.py::test_trainer_ticks_once_per_rollout_batch_after_its_last_step"
-GAPS = "test_mutation_gaps.py"
+TICKS = "teacher/test_teacher.py::test_trainer_ticks_once_per_rollout_batch_after_its_last_step"
+GAPS = "trainer/test_mutation_gaps.py"
 
 MUTANTS = [
     mutant(
         "ema_direction_swapped",
         "teacher <- rate * teacher + (1 - rate) * student",
         (
-            "teacher.py",
+            "teacher/weights.py",
             "value.lerp_(student, rate)",
             "value.lerp_(student, 1 - rate)",
         ),
         tests=(
-            "test_teacher.py::test_ema_direction_is_toward_the_student_at_the_rate_given",
-            "test_teacher.py::test_trainer_teacher_moves_by_the_ema_law_of_its_students",
+            "teacher/test_teacher.py::test_ema_direction_is_toward_the_student_at_the_rate_given",
+            "teacher/test_teacher.py::test_trainer_teacher_moves_by_the_ema_law_of_its_students",
         ),
     ),
     mutant(
         "ema_in_the_models_dtype",
         "the average of a bfloat16 model is kept in bfloat16 and stands still",
         (
-            "teacher.py",
+            "teacher/weights.py",
             'torch.promote_types(parameter.dtype, torch.float32) if self.kind == "ema" else parameter.dtype',
             "parameter.dtype",
         ),
-        tests=("test_teacher.py::test_ema_follows_one_minus_point_95_to_the_n[dtype1]",),
+        tests=("teacher/test_teacher.py::test_ema_follows_one_minus_point_95_to_the_n[dtype1]",),
     ),
     mutant(
         "teacher_aliases_the_student",
         "the teacher's values are the student's own memory: it is always the live student",
         (
-            "teacher.py",
+            "teacher/weights.py",
             "part_of(parameter).to(self._store_dtype(parameter), copy=True)",
             "part_of(parameter).to(self._store_dtype(parameter))",
         ),
-        tests=("test_teacher.py::test_a_moved_student_does_not_move_the_teacher",),
+        tests=("teacher/test_teacher.py::test_a_moved_student_does_not_move_the_teacher",),
     ),
     mutant(
         "live_teacher_scores",
         "rollouts are scored with the live student's backbone instead of the EMA's",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "with _in_evaluation(student), teacher.installed(), autocast:",
             "with _in_evaluation(student), autocast:",
         ),
@@ -52,32 +52,32 @@ MUTANTS = [
     mutant(
         "students_head_for_the_teacher",
         "the teacher's hidden states are projected with the student's head, its gradient attached",
-        ("teacher_pass.py", "weight_VD = teacher.value_of(head.weight_VD)", "weight_VD = head.weight_VD"),
+        ("teacher/scoring.py", "weight_VD = teacher.value_of(head.weight_VD)", "weight_VD = head.weight_VD"),
         tests=(f"{GAPS}::test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students[ema]",),
     ),
     mutant(
         "live_head_follows_the_student",
         "under the live teacher, old hidden states are projected with the present head",
-        ("teacher_pass.py", '    if teacher.kind == "live":', "    if False:"),
-        tests=("test_teacher.py::test_live_teacher_keeps_the_head_of_its_rollouts",),
+        ("teacher/scoring.py", '    if teacher.kind == "live":', "    if False:"),
+        tests=("teacher/test_teacher.py::test_live_teacher_keeps_the_head_of_its_rollouts",),
     ),
     mutant(
         "student_not_restored",
         "after the teacher's pass the student keeps the teacher's values",
-        ("teacher.py", "self._exchange(self._parts(), set_aside, back=True)", "pass"),
-        tests=("test_teacher.py::test_the_student_is_restored_to_the_bit",),
+        ("teacher/weights.py", "self._exchange(self._parts(), set_aside, back=True)", "pass"),
+        tests=("teacher/test_teacher.py::test_the_student_is_restored_to_the_bit",),
     ),
     mutant(
         "teacher_with_dropout",
         "the teacher scores in training mode",
-        ("teacher_pass.py", "    model.eval()\n", ""),
+        ("teacher/scoring.py", "    model.eval()\n", ""),
         tests=(f"{GAPS}::test_the_teacher_has_no_dropout_and_the_student_keeps_its_own",),
     ),
     mutant(
         "teacher_ticks_every_optimizer_step",
         "the teacher moves at every optimizer step of a rollout batch",
         (
-            "taught_rollouts.py",
+            "host/taught_rollouts.py",
             "num_complete = self._counter.take_complete(self._step)\n",
             "num_complete = 1\n",
         ),
@@ -87,17 +87,19 @@ MUTANTS = [
         "teacher_ticks_every_micro_step",
         "the teacher moves at every micro-batch of an optimizer step",
         (
-            "base_trainers/between_steps.py",
+            "host/step_boundary.py",
             '        """Call it."""\n        self._function()\n',
             '        """Call it."""\n        self._function()\n\n    on_substep_end = on_step_end\n',
         ),
-        tests=("test_rollout_batches.py::test_all_updates_come_after_the_optimizer_step_toward_its_student",),
+        tests=(
+            "rollout/test_rollout_batches.py::test_all_updates_come_after_the_optimizer_step_toward_its_student",
+        ),
     ),
     mutant(
         "teacher_ticks_twice",
         "the teacher moves twice after a rollout batch",
         (
-            "taught_rollouts.py",
+            "host/taught_rollouts.py",
             "        distance = self._teacher.tick(num_complete)\n",
             "        self._teacher.tick(num_complete)\n        distance = self._teacher.tick(num_complete)\n",
         ),
@@ -107,7 +109,7 @@ MUTANTS = [
         "teacher_ticks_before_the_step",
         "the teacher moves toward the student of before the optimizer step",
         (
-            "base_trainers/between_steps.py",
+            "host/step_boundary.py",
             "self._function = function\n\n    def on_step_end(",
             "self._function = function\n\n    def on_pre_optimizer_step(",
         ),

@@ -2,21 +2,21 @@
 
 from mutant import mutant
 
-TRAINABLE = "test_trainable.py"
-COPIES = "test_model_copies.py::test_a_copy_computes_with_its_own_weights"
-LATER = "test_objective.py::test_a_later_step_equals_the_oracles_with_the_teacher_by_its_law"
+TRAINABLE = "trainer/test_trainable.py"
+COPIES = "trainer/test_model_copies.py::test_a_copy_computes_with_its_own_weights"
+LATER = "trainer/test_objective.py::test_a_later_step_equals_the_oracles_with_the_teacher_by_its_law"
 AVERAGE = f"{TRAINABLE}::test_teacher_is_the_average_of_all_parameters_whatever_is_frozen"
 UNFROZEN = f"{TRAINABLE}::test_head_unfrozen_while_rollouts_are_in_use_leaves_their_teacher_alone"
 FROZEN = f"{TRAINABLE}::test_head_that_trained_and_is_frozen_is_still_the_teachers_own"
 RESUMED = f"{TRAINABLE}::test_a_resumed_run_goes_on_with_another_set_frozen"
-SAVED = "test_adapters.py::test_saved_embeddings_and_head_train_as_the_modules_themselves"
+SAVED = "trainer/test_adapters.py::test_saved_embeddings_and_head_train_as_the_modules_themselves"
 
 MUTANTS = [
     mutant(
         "frozen_parameters_looked_up_as_trainable",
         "the teacher finds no parameter that is frozen at present",
         (
-            "teacher.py",
+            "teacher/weights.py",
             "parameters = parameters_by_name(self._model)\n        gone",
             "parameters = dict(named_trainable(self._model))\n        gone",
         ),
@@ -36,7 +36,7 @@ MUTANTS = [
         "average_stands_still_while_frozen",
         "the teacher's value of a parameter does not move while the student's is frozen",
         (
-            "teacher.py",
+            "teacher/weights.py",
             "            student = parts[name].to(value.dtype)\n",
             "            if not self._parameters()[name].requires_grad:\n                continue\n"
             "            student = parts[name].to(value.dtype)\n",
@@ -49,7 +49,7 @@ MUTANTS = [
     mutant(
         "taken_up_again_when_unfrozen",
         "a parameter that is unfrozen once more gives the teacher the student's value",
-        ("teacher.py", "if name not in self._held]", "]"),
+        ("teacher/weights.py", "if name not in self._held]", "]"),
         tests=(
             f"{AVERAGE}[one block at a time]",
             f"{TRAINABLE}::test_what_becomes_trainable_starts_as_it_is_and_only_once",
@@ -58,14 +58,14 @@ MUTANTS = [
     mutant(
         "frozen_head_is_the_students",
         "whether the teacher has a head of its own is asked of what trains at present",
-        ("teacher_pass.py", "or teacher.holds(tensor) for tensor", "or tensor.requires_grad for tensor"),
+        ("teacher/scoring.py", "or teacher.holds(tensor) for tensor", "or tensor.requires_grad for tensor"),
         tests=(f"{FROZEN}[ema]", f"{FROZEN}[base]"),
     ),
     mutant(
         "head_of_rollouts_in_use_follows",
         "rollouts scored with a head that had never trained are projected with the one that trains",
         (
-            "taught_rollouts.py",
+            "host/taught_rollouts.py",
             "        self._heads.give_own(teacher_head(self._student, self._teacher))\n",
             "",
         ),
@@ -75,7 +75,7 @@ MUTANTS = [
         "live_head_of_rollouts_in_use_taken_again",
         "a live teacher's head is the student's of when its bias was unfrozen",
         (
-            "teacher_heads.py",
+            "teacher/heads.py",
             "            if known.head is None:\n                self._heads[number]",
             "            if True:\n                self._heads[number]",
         ),
@@ -85,7 +85,7 @@ MUTANTS = [
         "file_of_other_frozen_parameters_half_read",
         "a resumed teacher forgets what it holds of parameters that are frozen at present",
         (
-            "teacher.py",
+            "teacher/weights.py",
             "self._held |= dict.fromkeys(sorted(names))",
             "self._held |= dict.fromkeys(sorted(names & dict(named_trainable(self._model)).keys()))",
         ),
@@ -95,7 +95,7 @@ MUTANTS = [
         "initial_weights_forgotten_at_a_resume",
         "a teacher of initial weights starts again from the student that is resumed",
         (
-            "teacher.py",
+            "teacher/weights.py",
             "            if name in names:\n",
             '            if name in names and self.kind != "base":\n',
         ),
@@ -104,14 +104,14 @@ MUTANTS = [
     mutant(
         "live_head_forgotten_at_a_resume",
         "rollouts read from a checkpoint are projected with the student's head of now",
-        ("teacher_heads.py", "if head is not None and past is not None:", "if False:"),
+        ("teacher/heads.py", "if head is not None and past is not None:", "if False:"),
         tests=(f"{RESUMED}[live]",),
     ),
     mutant(
         "live_bias_forgotten_at_a_resume",
         "rollouts read from a checkpoint are projected with the student's bias of now",
         (
-            "teacher_heads.py",
+            "teacher/heads.py",
             "head._replace(weight_VD=past[0], bias_V=past[1])",
             "head._replace(weight_VD=past[0])",
         ),
@@ -121,7 +121,7 @@ MUTANTS = [
         "live_bias_follows_the_student",
         "under the live teacher, old hidden states are projected with the present bias",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()",
             "weight_VD = weight_VD.clone()",
         ),
@@ -131,7 +131,7 @@ MUTANTS = [
         "computed_head_is_the_students",
         "a head that is computed from parameters is taken for one that never trains",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "not isinstance(tensor, nn.Parameter) or teacher.holds(tensor)",
             "teacher.holds(tensor)",
         ),
@@ -140,7 +140,7 @@ MUTANTS = [
     mutant(
         "gradient_shares_of_the_first_parameters",
         "gradients are asked for of parameters that are frozen",
-        ("gradient_share.py", " if p.requires_grad}", "}"),
+        ("loss/gradient_norms.py", " if p.requires_grad}", "}"),
         tests=(
             f"{TRAINABLE}::test_gradient_shares_follow_what_is_trainable",
             f"{TRAINABLE}::test_branch_gradients_are_of_the_parameters_trainable_when_a_loss_is_added",
@@ -149,28 +149,28 @@ MUTANTS = [
     mutant(
         "saved_head_refused",
         "an adapter with a copy of the LM head cannot be trained",
-        ("checks/arguments.py", ' and kind.__name__ != "ModulesToSaveWrapper"', ""),
+        ("host/arguments.py", ' and kind.__name__ != "ModulesToSaveWrapper"', ""),
         tests=(f"{SAVED}[both-ema]",),
     ),
     mutant(
         "head_before_the_adapters_copy",
         "the LM head is the one that the adapter's copy replaces",
         (
-            "lm_head.py",
+            "loss/head.py",
             "    module = model.get_output_embeddings()\n",
             "    module = model.get_output_embeddings()\n"
             '    module = getattr(module, "original_module", module)\n',
         ),
         tests=(
             f"{SAVED}[both-ema]",
-            "test_adapters.py::test_head_is_the_adapters_copy_that_the_forward_uses",
+            "trainer/test_adapters.py::test_head_is_the_adapters_copy_that_the_forward_uses",
         ),
     ),
     mutant(
         "adapter_of_the_head_added_later_trains_unread",
         "an adapter of the LM head that a callback adds is not refused",
         (
-            "taught_rollouts.py",
+            "host/taught_rollouts.py",
             "            return\n        refuse_adapted_head(self._student)\n",
             "            return\n",
         ),
@@ -180,7 +180,7 @@ MUTANTS = [
         "copy_runs_the_first_model",
         "the forward holds the model it was made for",
         (
-            "student_pass.py",
+            "loss/student.py",
             "    trl_forward = model.forward.__func__  # type: ignore[attr-defined]\n",
             "    bound = model.forward\n\n    def trl_forward(self, *args, **kwargs):\n"
             "        return bound(*args, **kwargs)\n\n",
@@ -196,36 +196,40 @@ MUTANTS = [
     mutant(
         "copy_runs_the_first_models_float32_head",
         "the LM head in float32 is the first model's",
-        ("own_forward.py", "if head is not None and has_float32_forward(head):", "if False:"),
+        ("seams/own_forward.py", "if head is not None and has_float32_forward(head):", "if False:"),
         tests=(f"{COPIES}[float32 head]", f"{COPIES}[float32 saved head]"),
     ),
     mutant(
         "copy_keeps_the_first_model",
         "a copy computes with its own weights and keeps the first model in memory",
-        ("trl_seams.py", "    cells[_REPLACED_FORWARD] = types.CellType(None)\n", ""),
-        tests=("test_model_copies.py::test_a_copy_keeps_no_other_model_in_memory",),
+        ("seams/trl.py", "    cells[_REPLACED_FORWARD] = types.CellType(None)\n", ""),
+        tests=("trainer/test_model_copies.py::test_a_copy_keeps_no_other_model_in_memory",),
     ),
     mutant(
         "copy_runs_the_first_models_hook",
         "a copy of a model with a hook on its forward runs the first model's",
         (
-            "own_forward.py",
+            "seams/own_forward.py",
             "    return getattr(self, _REPLACED)(*args, **kwargs)",
             "    return _HOOKS[0](*args, **kwargs)",
         ),
         (
-            "own_forward.py",
+            "seams/own_forward.py",
             "        setattr(model, _REPLACED, method)  # copied with the model, as the hook is\n",
             "        _HOOKS[:] = [method]\n",
         ),
-        ("own_forward.py", "\n\ndef _replaced_forward", "\n\n_HOOKS: list = []\n\n\ndef _replaced_forward"),
-        tests=("test_model_copies.py::test_a_hook_on_the_model_is_copied_with_it",),
+        (
+            "seams/own_forward.py",
+            "\n\ndef _replaced_forward",
+            "\n\n_HOOKS: list = []\n\n\ndef _replaced_forward",
+        ),
+        tests=("trainer/test_model_copies.py::test_a_hook_on_the_model_is_copied_with_it",),
     ),
     mutant(
         "teacher_without_its_bias",
         "the teacher's head has the student's bias in place of its own",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "return head._replace(weight_VD=weight_VD, bias_V=bias_V)",
             "return head._replace(weight_VD=weight_VD)",
         ),
@@ -235,7 +239,7 @@ MUTANTS = [
         "teacher_without_any_bias",
         "the teacher's head has no bias",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "bias_V = None if head.bias_V is None else teacher.value_of(head.bias_V)",
             "bias_V = None",
         ),
@@ -245,7 +249,7 @@ MUTANTS = [
         "teacher_without_soft_cap",
         "the teacher's logits are not capped",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "return head._replace(weight_VD=weight_VD, bias_V=bias_V)",
             "return head._replace(weight_VD=weight_VD, bias_V=bias_V, softcap=None)",
         ),
@@ -255,7 +259,7 @@ MUTANTS = [
         "teacher_without_logit_scale",
         "the teacher's logits are not scaled",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "return head._replace(weight_VD=weight_VD, bias_V=bias_V)",
             "return head._replace(weight_VD=weight_VD, bias_V=bias_V, logit_scale=1.0)",
         ),
@@ -265,7 +269,7 @@ MUTANTS = [
         "entropies_of_the_students_head",
         "the teacher's entropies, and so the token weights, come from the student's bias",
         (
-            "teacher_pass.py",
+            "teacher/scoring.py",
             "        pass_head = _whole_head(lm_head_of(student), distilled_BT.device)\n",
             "        pass_head = _whole_head(lm_head_of(student), distilled_BT.device)\n"
             "        pass_head = pass_head._replace(bias_V=None)\n",
@@ -280,6 +284,6 @@ MUTANTS = [
             "importance_clip=args.distillation_is_clip,",
             "importance_clip=args.distillation_is_clip or 2.0,",
         ),
-        tests=("test_objective.py::test_second_iteration_uses_the_old_policy_and_clips[None]",),
+        tests=("trainer/test_objective.py::test_second_iteration_uses_the_old_policy_and_clips[None]",),
     ),
 ]

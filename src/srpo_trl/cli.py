@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from srpo_trl.version import __version__
 
 COMMANDS = {  # where its function of the command line is, and what it does
-    "train": ("srpo_trl.commands.training_script:train", "train a model as a YAML file says"),
-    "eval": ("srpo_trl.evaluation.command:evaluate", "sample a model's answers and score them"),
-    "plan": ("srpo_trl.memory_plan:main", "memory of a training run, from its configs alone"),
-    "compare": ("srpo_trl.compare:main", "train variants from one start and tabulate their scores"),
-    "report": ("srpo_trl.report:main", "one HTML file about one or several runs"),
-    "quickstart": ("srpo_trl.quickstart:main", "watch a tiny model learn, in minutes on a CPU"),
-    "bench": ("srpo_trl.bench:main", "time the distillation loss on this machine"),
+    "train": ("srpo_trl.commands.train:train", "train a model as a YAML file says"),
+    "eval": ("srpo_trl.commands.evaluate:evaluate", "sample a model's answers and score them"),
+    "plan": ("srpo_trl.commands.plan.command:main", "memory of a training run, from its configs alone"),
+    "compare": (
+        "srpo_trl.commands.compare.command:main",
+        "train variants from one start and tabulate their scores",
+    ),
+    "report": ("srpo_trl.commands.report.command:main", "one HTML file about one or several runs"),
+    "quickstart": ("srpo_trl.commands.quickstart.run:main", "watch a tiny model learn, in minutes on a CPU"),
 }
 
 

@@ -23,28 +23,24 @@ from transformers import (
     TrainerCallback,
 )
 
-from srpo_trl import batch as trl_batch
-from srpo_trl.batch import RoutedBatch
-from srpo_trl.checks.argument_types import check_each_argument
-from srpo_trl.checks.arguments import (
-    check_arguments,
-    check_reference_model,
-    default_config,
-)
-from srpo_trl.checks.former_options import explains_unknown_arguments
 from srpo_trl.config import SRPOConfig
-from srpo_trl.gradient_share import BranchGradients
-from srpo_trl.guards import GuardCallback
-from srpo_trl.liger_layers import apply_liger_layers, check_liger_layers
-from srpo_trl.lm_head import lm_head_of
-from srpo_trl.normalizers import WindowTotals, distillation_coefficients, window_totals
-from srpo_trl.ops import DistillationSpec, Head
-from srpo_trl.own_forward import use_own_weights
-from srpo_trl.prepared_student import prepare_student
-from srpo_trl.sharding import shards_parameters
-from srpo_trl.student_pass import DistillationRequest, DistillingModel, add_distillation_head
-from srpo_trl.taught_rollouts import TaughtRolloutsGRPOTrainer
-from srpo_trl.trl_seams import GRPO_CARD, EnvironmentFactory, RewardFunc, RolloutFunc
+from srpo_trl.config.renamed import explains_unknown_arguments
+from srpo_trl.host.argument_types import check_each_argument
+from srpo_trl.host.arguments import check_arguments, check_reference_model, default_config
+from srpo_trl.host.taught_rollouts import TaughtRolloutsGRPOTrainer
+from srpo_trl.loss.gradient_norms import BranchGradients
+from srpo_trl.loss.head import lm_head_of
+from srpo_trl.loss.ops import DistillationSpec, Head
+from srpo_trl.loss.step_totals import WindowTotals, distillation_coefficients, window_totals
+from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head
+from srpo_trl.rollout import batch as trl_batch
+from srpo_trl.rollout.batch import RoutedBatch
+from srpo_trl.runs.guards import GuardCallback
+from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
+from srpo_trl.seams.own_forward import use_own_weights
+from srpo_trl.seams.parameters import shards_parameters
+from srpo_trl.seams.trl import GRPO_CARD, EnvironmentFactory, RewardFunc, RolloutFunc
+from srpo_trl.teacher.prepared_student import prepare_student
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -54,7 +50,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288).
 
     The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. With
-    `routing="grpo"` it is `GRPOTrainer`, unless one of the extras (`srpo_trl.routing_defaults`) is asked for.
+    `routing="grpo"` it is `GRPOTrainer`, unless one of the extras (`srpo_trl.config.defaults`) is asked for.
 
     Example:
 
@@ -287,7 +283,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     # ---------------------------------------------------------------- metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log TRL's metrics with those of `srpo_trl.metrics` beside them."""
+        """Log TRL's metrics with those of `srpo_trl.logs.metrics` beside them."""
         if self._is_routed and self.model.training:
             logs.update(self._sums.drain(self._sum_over_processes, self.accelerator.device))
         if self._is_routed:

@@ -17,7 +17,7 @@ from srpo_trl.config import SRPOConfig
 from srpo_trl.data import load_benchmark, load_gsm8k
 from srpo_trl.data.gsm8k import GSM8K, GSM8K_CONFIG, GSM8K_HUB_ID
 from srpo_trl.rewards import BENCHMARK_REWARDS
-from srpo_trl.trl_seams import RewardFunc as RewardFunction
+from srpo_trl.seams.trl import RewardFunc as RewardFunction
 
 DATA_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from trl import TrlParser
 
-from srpo_trl.checks.former_options import unknown_options
 from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.config.renamed import unknown_options
 
 EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 

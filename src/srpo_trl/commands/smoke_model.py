@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from srpo_trl.quickstart.tiny_model import build_model
+from srpo_trl.data.tiny_model import build_model
 
 TINY_RANDOM_QWEN3 = "tiny-random-qwen3"
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.trainer_utils import has_length
 
-from srpo_trl.evaluation.plan import PlannedSample
+from srpo_trl.evaluation.batches import PlannedSample
 from srpo_trl.evaluation.samples import Reading, Sample
 from srpo_trl.evaluation.scores import repeated_ngram_share
+from srpo_trl.methods.routers import judge_correctness
 from srpo_trl.rewards.grading import GRADER_ERRORS
-from srpo_trl.rollouts import deciding_score
-from srpo_trl.routing import judge_correctness
+from srpo_trl.rollout.graded import deciding_score
 
 
 class Questions(Dataset):

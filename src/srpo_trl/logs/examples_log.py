@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from srpo_trl.batch import RoutedBatch, TrlBatch, rollout_numbers, shown_to_teachers
-from srpo_trl.logs.run_log import RunLog
-from srpo_trl.ops import DistillationResult, Head
-from srpo_trl.ops.products import product_way, project_
-from srpo_trl.routing import ROUTE_NAMES, Route
+from srpo_trl.loss.ops import DistillationResult, Head
+from srpo_trl.loss.ops.products import product_way, project_
+from srpo_trl.methods.routers import ROUTE_NAMES, Route
+from srpo_trl.rollout.batch import RoutedBatch, TrlBatch, rollout_numbers, shown_to_teachers
+from srpo_trl.runs.log import RunLog
 
 EXAMPLES_PER_STEP = 4
 CHOICES_PER_EXAMPLE = 32  # tokens, the most corrected ones, for which the teacher's own choice is written

@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from srpo_trl.batch import RoutedBatch, TrlBatch, rollout_numbers
 from srpo_trl.config import SRPOConfig
 from srpo_trl.logs.completions_table import NUMBER_COLUMN, RolloutMeans
 from srpo_trl.logs.examples_log import ExamplesLog, TrainedBatch
-from srpo_trl.logs.run_log import EXAMPLES_FILE
-from srpo_trl.losses import entropy_weights
-from srpo_trl.ops import DistillationResult, Head
+from srpo_trl.loss.ops import DistillationResult, Head
+from srpo_trl.loss.token_weights import entropy_weights
+from srpo_trl.rollout.batch import RoutedBatch, TrlBatch, rollout_numbers
+from srpo_trl.runs.log import EXAMPLES_FILE
 
 
 class RolloutLog:

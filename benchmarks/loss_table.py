@@ -1,0 +1,88 @@
+"""The distillation loss beside its peers, at one size: `python -m benchmarks.loss_table`."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Timing, extra_bytes, free_memory, time_alternately
+from benchmarks.peers import (
+    FLOOR_TOKENS,
+    QWEN3_VOCABULARY,
+    Contender,
+    Size,
+    contenders,
+    four_products,
+    loss_and_gradients,
+    make_problem,
+)
+from benchmarks.tables import DOES_NOT_FIT, Table, environment, gigabytes, parser, report
+
+
+def loss_table(
+    found: Sequence[Contender], size: Size, device: torch.device, *, repeats: int, memory: bool
+) -> Table:
+    """Return seconds, ratio over the floor and peak memory of every contender at one size."""
+    problem = make_problem(size, device)
+    calls: dict[str, Callable[[], object]] = {"floor": four_products(problem)}
+    calls |= {_key(c): partial(loss_and_gradients, c, problem) for c in found}
+    timings = time_alternately(calls, device, repeats=repeats, warmup=3 if device.type == "cuda" else 1)
+    del problem, calls
+    free_memory(device)
+    floor = timings.pop("floor")
+    assert floor is not None
+    floor = floor.times(max(1.0, size.num_tokens / FLOOR_TOKENS.get(device.type, 512)))
+    rate = 8 * size.num_tokens * size.hidden_size * size.vocab_size / floor.median / 1e12
+    rows = [_timing_row("floor: four matrix products", "", floor, floor)]
+    rows += [_timing_row(c.name, c.support, timings[_key(c)], floor) for c in found]
+    if memory:
+        extras = [extra_bytes(c, size, device) for c in found]
+        for row, text in zip(rows, ["", *map(gigabytes, extras)], strict=True):
+            row["GB beyond"] = text
+    note = f"Floor at {rate:.3g} TFLOP/s, measured in the same run."
+    return Table(f"Loss and gradients, {size}", rows, note)
+
+
+def _key(contender: Contender) -> str:
+    return f"{contender.name}, {contender.support}"
+
+
+def _timing_row(name: str, support: str, timing: Timing | None, floor: Timing) -> dict[str, Any]:
+    row = {"loss": name, "support": support}
+    if timing is None:
+        return row | {"seconds": DOES_NOT_FIT, "min-max": "", "x floor": ""}
+    return row | {
+        "seconds": timing.median,
+        "min-max": f"{timing.low:.3g}-{timing.high:.3g}",
+        "x floor": timing.median / floor.median,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the loss table for this machine."""
+    options = parser(
+        "The distillation loss on this machine, beside its peers.", prog="python -m benchmarks.loss_table"
+    )
+    options.add_argument("--tokens", type=int, help="N, tokens of one loss")
+    options.add_argument("--hidden", type=int, help="D, the model's hidden size")
+    options.add_argument("--vocabulary", type=int, help="V, the model's vocabulary size")
+    given = options.parse_args(argv)
+    on_gpu = given.device.type == "cuda"
+    tokens, hidden, vocabulary = (8192, 2560, QWEN3_VOCABULARY) if on_gpu else (256, 256, 32_000)
+    if given.quick:
+        tokens, hidden, vocabulary = 64, 32, 1000
+    size = Size(
+        given.tokens or tokens,
+        given.hidden or hidden,
+        given.vocabulary or vocabulary,
+        torch.bfloat16 if on_gpu else torch.float32,
+    )
+    repeats = 1 if given.quick else 10 if on_gpu else 3
+    table = loss_table(contenders(given.device), size, given.device, repeats=repeats, memory=not given.quick)
+    report([table], environment(given.device), given.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,63 @@
+"""The picture: the score over steps and over training time, mean and standard error over seeds."""
+
+from collections.abc import Mapping
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from srpo_trl.commands.compare.results import Results
+from srpo_trl.runs.scores import Curve
+
+# Okabe and Ito's, told apart with colour-blind eyes, too
+COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#000000")
+MARKERS = "os^vDPX"
+HOUR = 3600
+MINUTE = 60
+
+
+def draw_curves(results: Results, path: Path) -> None:
+    """Draw every variant that has an evaluation into the PNG `path`."""
+    curves = {variant: runs for variant, runs in results.curves.items() if runs}
+    longest = max((run.points[-1].seconds for runs in curves.values() for run in runs.values()), default=0.0)
+    unit, divisor = ("hours", HOUR) if longest > HOUR else ("minutes", MINUTE)
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(11, 4.6), layout="constrained")
+        by_step, by_time = figure.subplots(1, 2, sharey=True)
+        for (variant, runs), colour, marker in zip(curves.items(), cycle(COLOURS), cycle(MARKERS)):
+            steps, times, scores = common_points(runs)
+            style = {"color": colour, "marker": marker, "markersize": 4, "label": variant}
+            _draw(by_step, steps, scores, style)
+            _draw(by_time, times.mean(axis=0) / divisor, scores, style)
+        for axes in (by_step, by_time):
+            axes.grid(alpha=0.25)
+            axes.set_xlim(left=0)
+        by_step.set(xlabel="training step", ylabel=results.metric)
+        by_time.set(xlabel=f"{unit} of training (evaluation left out)")
+        if curves:
+            by_time.legend(loc="lower right", frameon=False, fontsize=8)
+        num_seeds = max(map(len, curves.values()), default=0)
+        figure.suptitle(
+            f"mean and standard error of up to {num_seeds} seeds" if num_seeds > 1 else "one seed"
+        )
+        figure.savefig(path, dpi=110)
+
+
+def common_points(runs: Mapping[int, Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the steps (points,) that every seed evaluated, and seconds and scores (seeds, points) there."""
+    by_step = [{point.step: point for point in run.points} for run in runs.values()]
+    steps = sorted(set(by_step[0]).intersection(*by_step[1:]))
+    seconds = np.array([[points[step].seconds for step in steps] for points in by_step])
+    scores = np.array([[points[step].score for step in steps] for points in by_step])
+    return np.array(steps), seconds, scores
+
+
+def _draw(axes: Axes, x: np.ndarray, scores: np.ndarray, style: dict[str, object]) -> None:
+    mean = scores.mean(axis=0)
+    if len(scores) > 1:
+        error = scores.std(axis=0, ddof=1) / np.sqrt(len(scores))
+        axes.fill_between(x, mean - error, mean + error, color=str(style["color"]), alpha=0.15, lw=0)
+    axes.plot(x, mean, linewidth=1.4, **style)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""`srpo-trl plan`: memory of a training run, from its configs alone."""

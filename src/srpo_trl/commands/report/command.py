@@ -1,0 +1,130 @@
+"""`srpo-trl report`: options, then logs to pictures to one file."""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from srpo_trl.commands.report.drawing import Picture, draw, save_png
+from srpo_trl.commands.report.examples import select_examples
+from srpo_trl.commands.report.figures import FIGURES, accuracy_figure
+from srpo_trl.commands.report.histogram import draw_weights
+from srpo_trl.commands.report.page import render
+from srpo_trl.commands.report.tables import HELD_OUT, TRAINING, accuracy_metric
+from srpo_trl.runs.durations import parse_duration
+from srpo_trl.runs.read import Run, read_runs
+
+EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
+BUDGETS = ("1h", "5h", "10h")  # the paper's
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report and return the exit status."""
+    options = _parse(argv)
+    try:
+        runs = read_runs(options.runs)
+        if options.accuracy and not any(options.accuracy in run.metrics for run in runs):
+            raise ValueError(_unknown_metric(options.accuracy, runs))
+    except ValueError as error:
+        print(f"srpo-trl report: {error}", file=sys.stderr)
+        return EXIT_WRONG_ARGUMENTS
+    budgets = sorted(set(options.budgets))
+    held_out = options.accuracy or accuracy_metric(runs, HELD_OUT)
+    training = accuracy_metric(runs, TRAINING)
+    pictures = draw_all(runs, held_out, training, budgets)
+    examples = [select_examples(run, options.examples) for run in runs]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    page = render(runs, pictures, examples, held_out or training, budgets)
+    options.output.write_text(page, encoding="utf-8", errors="replace")
+    print(f"Wrote {options.output} ({options.output.stat().st_size / 1e6:.1f} MB).")
+    if options.figures is not None:
+        num_files = write_figures(pictures, options.figures)
+        print(f"Wrote {num_files} figures to {options.figures}, each as PNG and CSV.")
+    return 0
+
+
+def draw_all(
+    runs: Sequence[Run], held_out: str | None, training: str | None, budgets: Sequence[float]
+) -> list[Picture]:
+    """Draw every figure of the report.
+
+    Args:
+        runs: in the order of their colours.
+        held_out, training: metrics of accuracy; None: no run has one.
+        budgets: seconds of training that are marked.
+    """
+    specs = []
+    marked = "Dotted lines mark the budgets. " if budgets else ""
+    if held_out:
+        has_error = any(f"{held_out}_stderr" in run.metrics for run in runs)
+        band = "The band is one standard error on either side. " if has_error else ""
+        reading = f"{held_out}, as measured in evaluations, which the clock leaves out. {band}{marked}"
+        specs.append(accuracy_figure("accuracy", "Held-out accuracy", held_out, reading))
+    if training and training != held_out:
+        reading = f"{training}, over the rollouts that were trained on, at training temperature. {marked}"
+        specs.append(accuracy_figure("training_accuracy", "Training accuracy", training, reading))
+    drawn = [draw(spec, runs, budgets) for spec in (*specs, *FIGURES)]
+    return [*(picture for picture in drawn if picture.figure or picture.missing), draw_weights(runs)]
+
+
+def write_figures(pictures: Sequence[Picture], folder: Path) -> int:
+    """Write every drawn picture as PNG and CSV, and return how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [picture for picture in pictures if picture.figure is not None]
+    for picture in drawn:
+        save_png(picture, folder / f"{picture.name}.png")
+        with (folder / f"{picture.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([picture.header, *picture.rows])
+    return len(drawn)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="srpo-trl report",
+        description="Write one HTML file about one or several runs, from their logs alone.",
+        epilog="Routed examples are there for runs that were trained with log_examples_steps.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a training run")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure as PNG and CSV")
+    parser.add_argument(
+        "--budgets",
+        nargs="*",
+        type=_duration,
+        default=[parse_duration(text) for text in BUDGETS],
+        metavar="TIME",
+        help="training time to mark, such as 90s 30m 5h (default: " + " ".join(BUDGETS) + ")",
+    )
+    parser.add_argument(
+        "--accuracy",
+        metavar="METRIC",
+        help="logged metric to show as accuracy (default: eval_avg@n, else eval_reward)",
+    )
+    parser.add_argument(
+        "--examples", type=_count, default=8, metavar="N", help="of each run (default: %(default)s)"
+    )
+    return parser.parse_args(argv)
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number of at least 0")
+    return value
+
+
+def _unknown_metric(metric: str, runs: Sequence[Run]) -> str:
+    logged = sorted({name for run in runs for name in run.metrics})
+    near = [name for name in logged if re.search("reward|correct|accuracy|@", name)]
+    return f"--accuracy {metric}: no run has logged it. Logged were {', '.join(near) or 'no rewards'}."

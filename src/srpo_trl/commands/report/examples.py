@@ -1,0 +1,176 @@
+"""Routed rollouts for the page: each token with how strongly, and towards what, the teacher corrects it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from srpo_trl.runs.log import Record
+from srpo_trl.runs.read import Run, is_number
+
+NUM_LEVELS = 9
+FULL_COLOUR_QUANTILE = 0.95  # of the shown tokens' corrections; whatever is above has the full colour
+NUM_STRONGEST = 5
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a completion.
+
+    Attributes:
+        text: that it adds to the completion.
+        correction: divergence times weight in nats; None where the token is not distilled.
+        divergence, weight, teacher_entropy, student_probability: None where they were not logged.
+        choice: the teacher's most probable token and its probability; None where that was not logged.
+    """
+
+    text: str
+    correction: float | None
+    divergence: float | None
+    weight: float | None
+    teacher_entropy: float | None
+    student_probability: float | None
+    choice: tuple[str, float] | None
+
+    @property
+    def note(self) -> str:
+        """What is shown when the pointer rests on the token."""
+        if self.correction is None:
+            return ""
+        parts = [
+            f"correction {self.correction:.3f} = divergence {self.divergence:.3f} x weight {self.weight:.2f}"
+        ]
+        if self.teacher_entropy is not None:
+            parts.append(f"teacher entropy {self.teacher_entropy:.2f}")
+        if self.student_probability is not None:
+            parts.append(f"student's probability {self.student_probability:.2f}")
+        if self.choice is not None:
+            parts.append(f"teacher's choice {visible(self.choice[0])} ({self.choice[1]:.2f})")
+        return "; ".join(parts)
+
+    @property
+    def correction_text(self) -> str:
+        """The correction in words: the token, and what the teacher would have written where that is known."""
+        if self.choice is None:
+            return visible(self.text)
+        return f"{visible(self.text)} {'stays' if self.choice[0] == self.text else 'to ' + visible(self.choice[0])}"
+
+    @property
+    def shown(self) -> str:
+        """The text as it stands on the page: a coloured line end can be seen, and nothing coloured is empty."""
+        return self.text.replace("\n", "↵\n") or "·"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A distilled rollout of one training step.
+
+    Attributes:
+        step: optimizer step that trained on it.
+        is_correct: None where that was not logged.
+        prompt, solution, feedback: what the student read, and what its teacher was shown besides.
+        tokens: of the completion.
+    """
+
+    step: int
+    is_correct: bool | None
+    prompt: str
+    solution: str
+    feedback: str
+    tokens: Sequence[Token]
+
+    def strongest(self, full: float) -> list[Token]:
+        """Return the most corrected tokens, strongest first; none without a colour where `full` nats are full."""
+        coloured = [token for token in self.tokens if level(token.correction, full)]
+        return sorted(coloured, key=lambda token: token.correction or 0.0, reverse=True)[:NUM_STRONGEST]
+
+
+def visible(text: str) -> str:
+    """Return a token's text in quotes, with its white space to be seen."""
+    return f"‘{text.replace(chr(10), '↵').replace(chr(9), '⇥')}’"
+
+
+def read_example(record: Record) -> Example | None:
+    """Return a record of `examples.jsonl` as an example; None where it has no tokens."""
+    texts = record.get("tokens")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        return None
+    names = ("divergence", "weight", "teacher_entropy", "student_probability")
+    columns = {name: _numbers(record.get(name), len(texts)) for name in names}
+    choices = _choices(record.get("teacher_choices"))
+    tokens = []
+    for position, text in enumerate(texts):
+        values = {name: column[position] for name, column in columns.items()}
+        divergence, weight = values["divergence"], values["weight"]
+        correction = None if divergence is None or weight is None else max(divergence * weight, 0.0)
+        tokens.append(Token(text, correction, choice=choices.get(position), **values))
+    is_correct = record.get("is_correct")
+    prompt, solution, feedback = (str(record.get(name) or "") for name in ("prompt", "solution", "feedback"))
+    known = is_correct if isinstance(is_correct, bool) else None
+    return Example(record["step"], known, prompt, solution, feedback, tokens)
+
+
+def _numbers(values: Any, length: int) -> list[float | None]:
+    if not isinstance(values, list) or len(values) != length:
+        return [None] * length
+    return [float(value) if is_number(value) else None for value in values]
+
+
+def _choices(entries: Any) -> dict[int, tuple[str, float]]:
+    if not isinstance(entries, list):
+        return {}
+    return {
+        entry[0]: (str(entry[1]), float(entry[2]))
+        for entry in entries
+        if isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], int) and is_number(entry[2])
+    }
+
+
+def select_examples(run: Run, number: int) -> list[Example]:
+    """Return up to `number` of a run's examples, spread evenly over the run, in order."""
+    found = [example for record in run.examples if (example := read_example(record)) is not None]
+    indices = np.linspace(0, len(found) - 1, min(number, len(found))).round().astype(int)
+    return [found[index] for index in dict.fromkeys(indices.tolist())]
+
+
+def full_colour(examples: Sequence[Example]) -> float:
+    """Return the correction from which on a token has the full colour, in nats; above 0."""
+    corrections = [token.correction for example in examples for token in example.tokens if token.correction]
+    return float(np.quantile(corrections, FULL_COLOUR_QUANTILE)) if corrections else 1.0
+
+
+def level(correction: float | None, full: float) -> int:
+    """Return the depth of a token's colour, from 0 to `NUM_LEVELS`; half a level and less is no colour."""
+    return 0 if correction is None else min(round(NUM_LEVELS * correction / full), NUM_LEVELS)
+
+
+class Piece(NamedTuple):
+    """Neighbouring text of one look: its CSS class, its text, and what is shown when the pointer rests on it."""
+
+    look: str
+    text: str
+    note: str
+
+
+def pieces(example: Example, full: float) -> list[Piece]:
+    """Return a completion as pieces: one for every coloured token, and one for what lies between them.
+
+    Args:
+        example: whose completion it is.
+        full: the correction of the full colour, in nats.
+    """
+    found: list[Piece] = []
+    for look, tokens in groupby(example.tokens, key=lambda token: _look(token, full)):
+        if look.startswith("level"):
+            found += [Piece(look, token.shown, token.note) for token in tokens]
+        else:
+            note = "not distilled" if look == "undistilled" else ""
+            found.append(Piece(look, "".join(token.text for token in tokens), note))
+    return found
+
+
+def _look(token: Token, full: float) -> str:
+    depth = level(token.correction, full)
+    return f"level{depth}" if depth else "undistilled" if token.correction is None else "plain"

@@ -1,0 +1,330 @@
+"""Every option of SRPO, with its default, its reason and its valid range.
+
+`SRPOConfig` adds SRPO's options to `trl.GRPOConfig`. All problems of a configuration are reported in one
+`ValueError` at construction, before any model is loaded.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import GRPOConfig
+
+from srpo_trl.config.combined import combined_problems
+from srpo_trl.config.defaults import resolve_defaults
+from srpo_trl.config.inherited import inherited_problems
+from srpo_trl.config.ranges import derived_problems, problems_of
+from srpo_trl.config.renamed import explains_unknown_options
+from srpo_trl.config.sampled_evaluation import fit_evaluation
+
+REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
+SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
+FEEDBACK_TEMPLATE = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
+
+
+@explains_unknown_options
+@dataclass
+class SRPOConfig(GRPOConfig):
+    """Configuration of `SRPOTrainer`: `trl.GRPOConfig` plus routing, self-distillation and the teacher.
+
+    Defaults of the method are the paper's (SRPO, arXiv:2604.02288, table 3). Inherited options whose default differs
+    from TRL's: `num_generations_eval` 16, `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and,
+    where vLLM samples, `vllm_importance_sampling_mode` `"token_truncate"` with `vllm_importance_sampling_clip_max` 2.
+    With `routing="grpo"` they are TRL's, and the extras of `srpo_trl.config.defaults` are off unless given.
+
+    Attributes:
+        defaulted: names of the options that were None and got the default of the routing.
+
+    Raises:
+        TypeError: a keyword that is no option, with what became of it.
+        ValueError: one message with every problem found, what is required, and what to do.
+    """
+
+    # Inherited options whose defaults SRPO changes
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Initial learning rate of AdamW. None: 5e-6 (SRPO, table 3); TRL's with 'grpo'."},
+    )
+    epsilon_high: float | None = field(
+        default=None,
+        metadata={
+            "help": "Upper clip of the policy ratio. None: 0.28 (DAPO; SRPO, section 3.3); TRL's with 'grpo'."
+        },
+    )
+    scale_rewards: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "'none' (Dr. GRPO), 'group' or 'batch': what advantages are divided by. None: 'none', as in the "
+            "paper; TRL's with 'grpo'."
+        },
+    )
+    vllm_importance_sampling_mode: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "How vLLM's importance ratio is bounded. None: 'token_truncate', the paper's; TRL's with 'grpo'."
+        },
+    )
+    vllm_importance_sampling_clip_max: float | None = field(
+        default=None,
+        metadata={"help": "Upper bound of vLLM's importance ratio. None: the paper's 2; TRL's with 'grpo'."},
+    )
+
+    num_generations_eval: int | None = field(
+        default=None,
+        metadata={
+            "help": "Samples of each question in an evaluation. None: the paper's 16; TRL's with 'grpo'."
+        },
+    )
+
+    # Routing
+    routing: Literal["srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix"] = field(
+        default="srpo",
+        metadata={
+            "help": "Which rollouts take which branch. 'srpo': correct ones GRPO, failed ones with teacher "
+            "information self-distillation, other failed ones GRPO. 'grpo': GRPOTrainer itself. 'sdpo': every "
+            "rollout with teacher information is distilled, the rest get no loss. 'sdpo_failed' and "
+            "'sdpo_correct': only those. 'advantage_mix': both branches per token, no routing."
+        },
+    )
+    advantage_mix_lambda: float = field(
+        default=0.9, metadata={"help": "Weight of the GRPO branch in routing='advantage_mix', in [0, 1]."}
+    )
+    success_reward_threshold: float = field(
+        default=0.5, metadata={"help": "A rollout is correct when its reward >= this threshold."}
+    )
+    correctness_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the one reward function whose unweighted score is compared with the threshold. "
+            "None: the weighted sum of all reward functions."
+        },
+    )
+
+    redraw_failed_frac: float = field(
+        default=0.0,
+        metadata={
+            "help": "Largest share of a rollout batch's prompts that may be prompts drawn once more because their "
+            "whole group failed. They take the place of prompts at the end of the epoch. 0: none."
+        },
+    )
+
+    # Distillation
+    distillation_alpha: float = field(
+        default=0.5,
+        metadata={
+            "help": "0: forward KL(teacher || student), 1: reverse KL, between: generalised Jensen-Shannon."
+        },
+    )
+    distillation_topk: int | None = field(
+        default=100,
+        metadata={"help": "Support: the student's top K tokens. None: the full vocabulary."},
+    )
+    distillation_add_tail: bool = field(
+        default=True,
+        metadata={"help": "One more bucket with the mass outside the top K. False: renormalise the top K."},
+    )
+    distillation_mode: Literal["logits", "sampled_token"] = field(
+        default="logits",
+        metadata={
+            "help": "'logits': a divergence over the support. 'sampled_token': the reverse KL's estimate on the "
+            "sampled token alone (needs distillation_alpha=1)."
+        },
+    )
+    distillation_is_clip: float | None = field(
+        default=2.0,
+        metadata={"help": "Cap of the distillation branch's importance ratio pi_theta / pi_old. None: off."},
+    )
+    entropy_weight_beta: float = field(
+        default=1.0,
+        metadata={"help": "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1."},
+    )
+    distillation_hold_steps: int = field(
+        default=0,
+        metadata={"help": "Optimizer steps before the share of distilled rollouts starts to fall."},
+    )
+    distillation_decay_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps over which the share of rollouts that may be distilled then falls from 1 to 0, "
+            "linearly. None: it stays 1."
+        },
+    )
+    distillation_until_accuracy: float | None = field(
+        default=None,
+        metadata={
+            "help": "Distil nothing any more once the running mean of srpo/correct_frac has reached this. None: never "
+            "stop."
+        },
+    )
+
+    # Teacher
+    teacher_model_kind: Literal["ema", "base", "live"] = field(
+        default="ema",
+        metadata={
+            "help": "Whose weights the teacher has. 'ema': a moving average of the student. 'base': the "
+            "student's initial weights. 'live': the student itself."
+        },
+    )
+    teacher_update_rate: float = field(
+        default=0.05,
+        metadata={"help": "teacher <- (1 - rate) * teacher + rate * student, once per rollout batch."},
+    )
+    teacher_context: list[str] = field(
+        default_factory=lambda: ["sibling"],
+        metadata={
+            "help": "What the teacher is shown, first available one first, among 'sibling' (a correct rollout "
+            "of the same group), 'feedback' (given by a reward function with log_extra('feedback', texts)), "
+            "'sibling+feedback' (both, where both exist), 'reference' (see reference_column) and 'earlier' (a "
+            "correct answer to the same prompt from an earlier step)."
+        },
+    )
+    earlier_answers_kept: int = field(
+        default=4096,
+        metadata={"help": "Prompts whose newest correct answer is kept for the source 'earlier'."},
+    )
+    reference_column: str | None = field(
+        default=None, metadata={"help": "Dataset column with a reference answer, for the source 'reference'."}
+    )
+    reprompt_template: str = field(
+        default=REPROMPT_TEMPLATE,
+        metadata={
+            "help": "The teacher's last user turn. Fields: the original prompt, the solution and the feedback."
+        },
+    )
+    solution_template: str = field(
+        default=SOLUTION_TEMPLATE, metadata={"help": "How a correct solution is shown to the teacher."}
+    )
+    feedback_template: str = field(
+        default=FEEDBACK_TEMPLATE, metadata={"help": "How feedback is shown to the teacher."}
+    )
+    max_reprompt_length: int = field(
+        default=10240,
+        metadata={
+            "help": "Longest teacher prompt, in tokens. Longer ones lose the start of the demonstration and "
+            "the end of the feedback, never the question, the instruction or the assistant's header."
+        },
+    )
+    remove_thinking_from_demonstration: bool = field(
+        default=True, metadata={"help": "Drop <think> blocks from demonstrations."}
+    )
+
+    # Speed and memory
+    teacher_tokens_per_pass: int = field(
+        default=16384,
+        metadata={
+            "help": "Most tokens that one teacher pass holds, padding counted. Longer rollouts go alone. Only "
+            "memory and speed depend on it."
+        },
+    )
+    teacher_states_on_host: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the teacher's hidden states (2 bytes x hidden size per distilled token in bfloat16) in "
+            "the host's memory until their micro-batch is trained on."
+        },
+    )
+    liger_layers: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the model's normalisation, rotary embedding and MLP with Liger's kernels, for student and "
+            "teacher alike (Linux, GPU, architectures that Liger patches)."
+        },
+    )
+
+    # Evaluation
+    eval_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Sampling temperature of evaluation; training samples at `temperature`. None: 0.6; with 'grpo' "
+            "evaluation is GRPOTrainer's unless this, eval_top_p or eval_tokens_per_batch is given."
+        },
+    )
+    eval_top_p: float | None = field(
+        default=None,
+        metadata={"help": "Nucleus of evaluation's sampling; training's is `top_p`. None: 0.95."},
+    )
+    eval_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens that one evaluation batch of a process holds, each sample counted as its batch's "
+            "longest prompt plus max_completion_length. vLLM and continuous batching schedule by themselves: there "
+            "everything is one batch. None: 65536."
+        },
+    )
+
+    # Faults
+    max_nonfinite_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "So many optimizer steps in a row with a loss or gradient that is not finite stop the run, with a "
+            "report. Each of them is skipped. None: 3; with 'grpo' they are taken, as in GRPOTrainer."
+        },
+    )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds that a reward function may take for a batch, in a process of its own; after them its "
+            "rollouts have no score. None: it may take for ever."
+        },
+    )
+
+    # Observation
+    run_log: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Log the run's seconds and peak memory, and write all logs to log.jsonl in output_dir, for "
+            "`srpo-trl report`. None: yes; with 'grpo' no."
+        },
+    )
+    gradient_share_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every so many optimizer steps, measure each branch's gradient norm. It costs two more "
+            "backward passes on those steps. None: never."
+        },
+    )
+    log_examples_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "At the first optimizer step and every so many after it, write up to 4 distilled rollouts, token "
+            "by token, to examples.jsonl in output_dir, for the examples of `srpo-trl report`. None: never."
+        },
+    )
+
+    guard_action: (
+        Literal["off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"] | None
+    ) = field(
+        default=None,
+        metadata={
+            "help": "What the guards (srpo_trl.runs.guards) do when a run goes wrong in a known way: 'warn'; besides, "
+            "where it is a remedy, 'lower_distillation' (halve the share of distilled rollouts), 'freeze_teacher', "
+            "'resynchronise_teacher' (give it the student's weights) or 'stop'. None: 'warn'; with 'grpo' 'off'."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Validate SRPO's options and TRL's together."""
+        self.defaulted = resolve_defaults(self)
+        wrong = inherited_problems(self)
+        inherited = [*wrong.values(), *combined_problems(self, wrong.keys())]
+        problems = [*problems_of(self), *inherited]
+        if not inherited:  # TRL and `fit_evaluation` compute with these options
+            if self.samples_evaluation:
+                fit_evaluation(self)
+            try:
+                super().__post_init__()
+            except (ValueError, TypeError, OSError) as error:  # TRL stops at its first; report it beside ours
+                problems.append(str(error))
+            else:
+                problems += derived_problems(self)
+        if problems:
+            raise ValueError(
+                f"SRPOConfig has {len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems)
+            )
+        for name in ("temperature", "eval_temperature", "repetition_penalty"):
+            if getattr(self, name) is not None:  # transformers would refuse a whole number
+                setattr(self, name, float(getattr(self, name)))
+
+    @property
+    def samples_evaluation(self) -> bool:
+        """Whether evaluation draws samples and scores them; else it is GRPOTrainer's."""
+        return self.eval_temperature is not None

@@ -1,0 +1,1 @@
+"""One trainer between TRL and the method, and the plain objects that it owns."""

@@ -1,0 +1,117 @@
+"""The order of prompts: that of an uninterrupted run after a resume, and again those whose group failed as a whole."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from srpo_trl.seams.trl import RepeatSampler
+
+_UNKNOWN = -1
+
+
+class ResumableRepeatSampler(RepeatSampler):
+    """TRL's sampler, which shuffles anew in every epoch, able to start at a later one and to draw prompts again.
+
+    TRL's own starts a resumed run with the first epoch's order, whatever the epoch.
+
+    Every process draws the same, so `report` must be called alike on all of them. A prompt that is drawn again takes
+    the place of one at the end of the epoch, whose length stays.
+
+    Attributes:
+        max_again: prompts of one rollout batch that may be repeated ones.
+    """
+
+    max_again = 0
+    _drawn: list[list[int]]  # prompts of each rollout batch of this epoch
+    _num_again: list[int]  # how many of them, the first ones, were drawn again
+    _num_reported: int  # rollout batches of this epoch whose outcome is known
+    _waiting: deque[int]  # prompts to draw again
+    _replayed: list[list[int]]  # repeated prompts of the rollout batches before a resume inside an epoch
+    _num_reported_before: int  # before a resume; _UNKNOWN: in another layout of the data
+
+    @classmethod
+    def like(cls, sampler: Sampler) -> "ResumableRepeatSampler":
+        """Return one of the same arguments as TRL's."""
+        assert isinstance(sampler, RepeatSampler)
+        made = cls(
+            sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
+        made._drawn, made._num_again, made._num_reported = [], [], 0
+        made._waiting, made._replayed, made._num_reported_before = deque(), [], 0
+        return made
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass over the data have the order of this epoch, counted from 0, of an uninterrupted run."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed or 0)
+            for _ in range(epoch):
+                torch.randperm(self.num_samples, generator=self.generator)
+
+    def start_at(self, batch: int) -> None:
+        """Let the outcome that is reported first, in the pass over the data that follows, be of this rollout batch.
+
+        Where that is not where the saved pass stopped, those before it are passed over without repeated prompts.
+        """
+        if batch != self._num_reported_before:
+            self._replayed, self._num_reported_before = [[] for _ in range(batch)], batch
+
+    def report(self, has_failed_P: Sequence[bool]) -> None:
+        """Take the outcome of the epoch's next rollout batch: failed prompts come once more, repeated ones do not."""
+        prompts, num_again = self._drawn[self._num_reported], self._num_again[self._num_reported]
+        self._num_reported += 1
+        for place, (prompt, has_failed) in enumerate(zip(prompts, has_failed_P, strict=True)):
+            if self.max_again and has_failed and place >= num_again:
+                self._waiting.append(prompt)
+
+    def state(self, *, is_inside_epoch: bool) -> dict[str, Any]:
+        """Return what a resume needs: what was repeated in this epoch, what waits, and how much is known."""
+        again = [prompts[:count] for prompts, count in zip(self._drawn, self._num_again, strict=True)]
+        return {
+            "again": again if is_inside_epoch else [],
+            "waiting": list(self._waiting),
+            "num_reported": self._num_reported if is_inside_epoch else 0,
+            "batch_size": self.batch_size,
+            "num_prompts": self.num_samples,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` returned, for the pass over the data that follows.
+
+        Of other data nothing is taken, since row numbers mean other prompts; with rollout batches of another size,
+        only what waits.
+        """
+        is_same_data = state["num_prompts"] == self.num_samples
+        is_same_layout = is_same_data and state["batch_size"] == self.batch_size
+        self._waiting = deque(state["waiting"] if is_same_data else ())
+        self._replayed = [*state["again"]] if is_same_layout else []
+        self._num_reported_before = state["num_reported"] if is_same_layout else _UNKNOWN
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield row numbers as TRL's sampler does: each prompt of a rollout batch G times, the whole so many times."""
+        order = (
+            torch.randperm(self.num_samples, generator=self.generator).tolist()
+            if self.shuffle
+            else list(range(self.num_samples))
+        )
+        self._drawn, self._num_again = [], []
+        self._num_reported, self._num_reported_before = self._num_reported_before, 0
+        for _ in range(self.num_samples // self.batch_size):
+            again = self._replayed.pop(0) if self._replayed else self._next_again()
+            first = sum(map(len, self._drawn)) - sum(self._num_again)
+            prompts = again + order[first : first + self.batch_size - len(again)]
+            self._drawn.append(prompts)
+            self._num_again.append(len(again))
+            for _ in range(self.repeat_count):
+                for prompt in prompts:
+                    yield from [prompt] * self.mini_repeat_count
+
+    def _next_again(self) -> list[int]:
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_again))]

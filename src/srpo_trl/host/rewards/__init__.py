@@ -1,0 +1,1 @@
+"""Reward functions: what they are called with, where they run, what becomes of their results."""

@@ -1,0 +1,120 @@
+"""What is logged under `srpo/`: sums and counts, added up on each process and reduced over processes once a log.
+
+`docs/metrics.md` explains each metric, its unit and what moves it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from srpo_trl.loss.token_weights import effective_sample_size
+
+# Logged metric: (sum, count). A metric whose count is 0 is left out of the log.
+RATIOS: dict[str, tuple[str, str]] = {
+    "srpo/route/grpo_frac": ("rollouts_grpo", "rollouts"),
+    "srpo/route/sdpo_frac": ("rollouts_sdpo", "rollouts"),
+    "srpo/route/mix_frac": ("rollouts_mix", "rollouts"),
+    "srpo/route/skip_frac": ("rollouts_skip", "rollouts"),
+    "srpo/correct_frac": ("rollouts_correct", "rollouts"),
+    "srpo/teacher/available_frac": ("teacher_prompts", "rollouts_wanting_teacher"),
+    "srpo/teacher/prompt_length": ("teacher_prompt_tokens", "teacher_prompts"),
+    "srpo/teacher/prompts_cut_frac": ("teacher_prompts_cut", "teacher_prompts"),
+    "srpo/teacher/cut_tokens": ("teacher_cut_tokens", "rollout_batches"),
+    "srpo/teacher/prompts_too_long": ("teacher_prompts_too_long", "rollout_batches"),
+    "srpo/teacher/prompts_without_turn": ("teacher_prompts_without_turn", "rollout_batches"),
+    "srpo/teacher/earlier_frac": ("teacher_prompts_earlier", "teacher_prompts"),
+    "srpo/teacher/earlier_age": ("teacher_earlier_age", "teacher_prompts_earlier"),
+    "srpo/teacher/entropy": ("teacher_entropy", "teacher_tokens"),
+    "srpo/weight/raw_mean": ("raw_weight", "teacher_tokens"),
+    "srpo/distillation/share": ("distillation_share", "rollout_batches"),
+    "srpo/loss/grpo": ("loss_grpo", "optimizer_steps"),
+    "srpo/loss/sdpo": ("loss_sdpo", "optimizer_steps"),
+    "srpo/distillation/divergence": ("divergence", "distilled_tokens"),
+    "srpo/distillation/student_entropy": ("student_entropy", "distilled_tokens"),
+    "srpo/distillation/topk_mass": ("topk_mass", "distilled_tokens"),
+    "srpo/distillation/importance_ratio": ("importance_ratio", "distilled_tokens"),
+    "srpo/gradient/grpo_norm": ("gradient_norm_grpo", "gradient_measurements"),
+    "srpo/gradient/sdpo_norm": ("gradient_norm_sdpo", "gradient_measurements"),
+    "srpo/nonfinite_steps": ("nonfinite_steps", "processes"),
+    "srpo/seconds/generation": ("seconds_generation", "rollout_batches"),
+    "srpo/seconds/rewards": ("seconds_rewards", "rollout_batches"),
+    "srpo/seconds/teacher": ("seconds_teacher", "rollout_batches"),
+    "srpo/seconds/loss": ("seconds_loss", "optimizer_steps"),
+}
+_RAW_WEIGHT_SQUARED = "raw_weight_squared"
+_TEACHER_DISTANCE = (
+    "teacher_squared_distance",
+    "student_squared_norm",
+)  # summed over shards, or over replicas
+SUMS = tuple(
+    dict.fromkeys(
+        [*(name for pair in RATIOS.values() for name in pair), _RAW_WEIGHT_SQUARED, *_TEACHER_DISTANCE]
+    )
+)
+
+
+class MetricSums:
+    """Running sums since the last log. Tensors stay on their device; nothing waits for it before a log."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float | Tensor] = dict.fromkeys(SUMS, 0.0)
+
+    def add(self, **values: float | Tensor) -> None:
+        """Add to the named sums; a tensor is summed over its elements."""
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                value = value.detach().sum(dtype=torch.float64)
+            self._sums[name] = self._sums[name] + value
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds that the block takes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(**{name: time.perf_counter() - start})
+
+    def drain(self, sum_over_processes: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+        """Return the metrics since the last call and start anew.
+
+        Args:
+            sum_over_processes: adds a tensor over all processes; called exactly once.
+            device: that the reduction runs on.
+        """
+        self._sums["processes"] = 1.0
+        stacked = torch.stack(
+            [torch.as_tensor(self._sums[n], dtype=torch.float64, device=device) for n in SUMS]
+        )
+        sums = dict(zip(SUMS, sum_over_processes(stacked).tolist(), strict=True))
+        self._sums = dict.fromkeys(SUMS, 0.0)
+        return metrics_from_sums(sums)
+
+
+def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
+    """Return the logged metrics of summed quantities: each ratio of `RATIOS`, and what follows from several.
+
+    Without those that are not finite, as a skipped step leaves them: trackers that write JSON break on them.
+    """
+    metrics = {name: sums[a] / sums[b] for name, (a, b) in RATIOS.items() if sums[b]}
+    if count := sums["teacher_tokens"]:
+        mean, mean_square = sums["raw_weight"] / count, sums[_RAW_WEIGHT_SQUARED] / count
+        metrics["srpo/weight/raw_std"] = math.sqrt(max(mean_square - mean**2, 0.0))
+        metrics["srpo/weight/ess_frac"] = (
+            float(effective_sample_size(sums["raw_weight"], sums[_RAW_WEIGHT_SQUARED])) / count
+        )
+    squared_distance, squared_norm = (sums[name] for name in _TEACHER_DISTANCE)
+    if squared_norm:
+        metrics["srpo/teacher/distance"] = math.sqrt(squared_distance / squared_norm)
+    for kind, total, part in (
+        ("loss", "srpo/loss/grpo", "srpo/loss/sdpo"),
+        ("gradient", "srpo/gradient/grpo_norm", "srpo/gradient/sdpo_norm"),
+    ):
+        both = abs(metrics.get(total, 0.0)) + abs(metrics.get(part, 0.0))
+        if both:
+            metrics[f"srpo/{kind}/sdpo_share"] = abs(metrics[part]) / both
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

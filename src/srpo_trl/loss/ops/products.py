@@ -1,0 +1,128 @@
+"""Matrix products with an LM head that are never rounded below float32, in bounded memory, without autograd.
+
+Three ways, by dtype and device: "direct" where hidden states and weight already have the dtype of the
+computation; "mixed" for bfloat16 on CUDA, where the product itself is made in float32; "convert" for the
+rest, where the weight is raised to that dtype one tile of vocabulary rows after the other.
+
+Shapes: C tokens of a chunk, D hidden, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from srpo_trl.loss.ops.interface import Head
+
+Way = Literal["direct", "mixed", "convert"]
+
+
+def product_way(hidden_ND: Tensor, weight_VD: Tensor, dtype: torch.dtype) -> Way:
+    """How products of these two are made in `dtype`."""
+    if hidden_ND.dtype == weight_VD.dtype == dtype:
+        return "direct"
+    both_bfloat16 = hidden_ND.dtype == weight_VD.dtype == torch.bfloat16
+    if both_bfloat16 and dtype == torch.float32 and weight_VD.is_cuda:
+        return "mixed"
+    return "convert"
+
+
+def project_(
+    logits_CV: Tensor, hidden_CD: Tensor, head: Head, temperature: float, way: Way, tile_rows: int
+) -> None:
+    """Fill `logits_CV` with softcap(logit_scale * (hidden W^T + bias)) / temperature.
+
+    Args:
+        logits_CV: overwritten; its dtype is that of the computation.
+        hidden_CD: any float dtype.
+        head: any float dtype.
+        temperature: above 0.
+        way: from `product_way`.
+        tile_rows: vocabulary rows that are raised at a time with "convert".
+    """
+    if way == "direct":
+        torch.mm(hidden_CD, head.weight_VD.T, out=logits_CV)
+    elif way == "mixed":
+        _mixed_mm(hidden_CD, head.weight_VD.T, out=logits_CV)
+    else:
+        raised_hidden_CD = hidden_CD.to(logits_CV.dtype)
+        for rows in _tiles(logits_CV.shape[1], tile_rows):
+            raised_weight = head.weight_VD[rows].to(logits_CV.dtype)
+            torch.mm(raised_hidden_CD, raised_weight.T, out=logits_CV[:, rows])
+            del raised_weight  # before the next tile is made
+    if head.bias_V is not None:
+        logits_CV.add_(head.bias_V)
+    if head.logit_scale != 1.0:
+        logits_CV.mul_(head.logit_scale)
+    if head.softcap is not None:
+        logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)
+    if temperature != 1.0:
+        logits_CV.div_(temperature)
+
+
+def softcap_slope_(logits_CV: Tensor, softcap: float, temperature: float) -> None:
+    """Replace finished logits by the derivative of the softcap that made them.
+
+        y = c tanh(x / c),   dy/dx = 1 - (y / c)^2,   y = temperature * logits
+
+    Args:
+        logits_CV: from `project_`; overwritten, from 0 to 1.
+        softcap: c of the head that made the logits.
+        temperature: the temperature that made the logits.
+    """
+    logits_CV.mul_(temperature / softcap).square_().neg_().add_(1.0)
+
+
+def hidden_gradient_(
+    grad_hidden_CD: Tensor, grad_product_CV: Tensor, weight_VD: Tensor, way: Way, tile_rows: int
+) -> None:
+    """Fill `grad_hidden_CD` with (d loss / d product) W, the gradient of the hidden states.
+
+    Args:
+        grad_hidden_CD: overwritten; dtype of the computation.
+        grad_product_CV: gradient of hidden W^T; with "mixed" already rounded to the weight's dtype.
+        weight_VD: the head's weight.
+        way: from `product_way`.
+        tile_rows: vocabulary rows that are raised at a time with "convert".
+    """
+    if way == "direct":
+        torch.mm(grad_product_CV, weight_VD, out=grad_hidden_CD)
+    elif way == "mixed":
+        _mixed_mm(grad_product_CV, weight_VD, out=grad_hidden_CD)
+    else:
+        grad_hidden_CD.zero_()
+        for rows in _tiles(weight_VD.shape[0], tile_rows):
+            raised_weight = weight_VD[rows].to(grad_hidden_CD.dtype)
+            grad_hidden_CD.addmm_(grad_product_CV[:, rows], raised_weight)
+            del raised_weight
+
+
+def add_weight_gradient_(
+    grad_weight_VD: Tensor, grad_product_CV: Tensor, hidden_CD: Tensor, way: Way
+) -> None:
+    """Add (d loss / d product)^T hidden, the gradient of the head's weight, to `grad_weight_VD`.
+
+    Args:
+        grad_weight_VD: added to; dtype of the computation.
+        grad_product_CV: gradient of hidden W^T; with "mixed" already rounded to the hidden states' dtype.
+        hidden_CD: the hidden states.
+        way: from `product_way`.
+    """
+    if way == "mixed":
+        _mixed_mm(grad_product_CV.T, hidden_CD, out=grad_weight_VD, accumulate=True)
+    else:
+        grad_weight_VD.addmm_(grad_product_CV.T, hidden_CD.to(grad_weight_VD.dtype))
+
+
+def _mixed_mm(left: Tensor, right: Tensor, *, out: Tensor, accumulate: bool = False) -> None:
+    """The float32 product of two bfloat16 matrices, stored in `out` or added to it; only CUDA has it."""
+    if accumulate:
+        torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
+
+
+def _tiles(num_rows: int, tile_rows: int) -> Iterator[slice]:
+    for start in range(0, num_rows, tile_rows):
+        yield slice(start, min(start + tile_rows, num_rows))

@@ -1,0 +1,169 @@
+"""The student's pass: `GRPOTrainer`'s training forward with the distillation loss computed inside it.
+
+Both branches share one backbone pass, and every parallel wrapper sees all parameters used within its forward.
+
+Legend: B rows of a micro-batch, T completion positions, D hidden, N packed distilled tokens (row by row).
+"""
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from srpo_trl.loss.head import lm_head_of
+from srpo_trl.loss.ops import DistillationResult, DistillationSpec, Head, distillation_loss
+from srpo_trl.seams.trl import FusedCausalLMOutput
+
+
+@dataclass(frozen=True)
+class DistillationRequest:
+    """What the student's forward needs to add the distillation loss of one micro-batch.
+
+    Attributes:
+        scored_BT: bool, completion tokens that are distilled; they are packed row by row into N.
+        teacher_hidden_ND: the teacher's hidden states of those tokens.
+        teacher_head: the teacher's LM head; None: the student's own, which has never trained.
+        coefficient_N: everything that multiplies a token's loss and is known before the pass.
+        old_logps_N: log pi_old of those tokens; None on-policy.
+        spec: divergence and support.
+    """
+
+    scored_BT: Tensor
+    teacher_hidden_ND: Tensor
+    teacher_head: Head | None
+    coefficient_N: Tensor
+    old_logps_N: Tensor | None
+    spec: DistillationSpec
+
+
+@dataclass
+class RoutedOutput(FusedCausalLMOutput):
+    """Output of TRL's fused LM head, with the fields of `DistillationResult` beside it."""
+
+    distillation_loss: Tensor | None = None
+    divergence: Tensor | None = None
+    student_logps: Tensor | None = None
+    student_entropy: Tensor | None = None
+    topk_mass: Tensor | None = None
+    importance_ratio: Tensor | None = None
+
+    def distillation(self) -> DistillationResult:
+        """Return the distillation fields as the operation returned them."""
+        return DistillationResult(
+            self.distillation_loss,  # type: ignore[arg-type]
+            self.divergence,  # type: ignore[arg-type]
+            self.student_logps,  # type: ignore[arg-type]
+            self.student_entropy,  # type: ignore[arg-type]
+            self.topk_mass,  # type: ignore[arg-type]
+            self.importance_ratio,  # type: ignore[arg-type]
+        )
+
+
+def add_distillation_head(model: PreTrainedModel) -> None:
+    """Let `model(..., fused_lm_head=True, distillation=request)` also return the distillation loss.
+
+    `model(..., hidden_states_only=True)` is the backbone alone, for passes that must go through the wrapped
+    forward. Call after TRL has added its fused LM head and `use_own_weights` has been called. Without these arguments
+    the forward is unchanged.
+    """
+    # A function, not this model's method: a copy computes with its own weights.
+    trl_forward = model.forward.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        distillation: DistillationRequest | None = None,
+        hidden_states_only: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if hidden_states_only:  # PEFT passes every argument of a causal model on, most of them None
+            given = {name: value for name, value in kwargs.items() if value is not None}
+            return self.base_model(*args, **given)
+        if distillation is None:
+            return trl_forward(self, *args, **kwargs)
+        with last_hidden_state(self.base_model) as captured:
+            outputs = trl_forward(self, *args, **kwargs)
+        num_completion = distillation.scored_BT.shape[1]
+        hidden_BTD = captured[0][:, -num_completion - 1 : -1]
+        # ZeRO-3 gathers a parameter of another module when it is read here, inside the wrapped forward.
+        head = _gathered_by_fsdp(lm_head_of(self))
+        result = distillation_loss(
+            hidden_BTD[distillation.scored_BT],
+            head,
+            distillation.teacher_hidden_ND,
+            distillation.teacher_head or head,
+            kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
+            distillation.coefficient_N,
+            distillation.old_logps_N,
+            spec=distillation.spec,
+            refuse_nonfinite=False,  # the whole optimizer step is skipped and reported
+        )
+        return RoutedOutput(
+            **outputs,
+            distillation_loss=result.loss,
+            divergence=result.divergence_N,
+            student_logps=result.student_logps_N,
+            student_entropy=result.student_entropy_N,
+            topk_mass=result.topk_mass_N,
+            importance_ratio=result.importance_ratio_N,
+        )
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _gathered_by_fsdp(head: Head) -> Head:
+    """Return the head as the backbone's forward left it, whole; a frozen one that is still sharded is gathered."""
+    if not isinstance(head.weight_VD, DTensor):
+        return head
+    if head.weight_VD.requires_grad or (head.bias_V is not None and head.bias_V.requires_grad):
+        raise ValueError(
+            "FSDP2 keeps the trainable LM head sharded while the loss is computed, and a gradient through a copy of "
+            "it would not be averaged over processes. Let the LM head share a unit with the last norm or the root: "
+            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP. An adapter's copy of it (modules_to_save) always has a "
+            "unit of its own: train it under DDP or DeepSpeed, or leave 'lm_head' out."
+        )
+    bias_V = head.bias_V.full_tensor() if isinstance(head.bias_V, DTensor) else head.bias_V
+    return head._replace(weight_VD=head.weight_VD.full_tensor(), bias_V=bias_V)
+
+
+@contextmanager
+def last_hidden_state(backbone: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the hidden states that the backbone returns while the block runs."""
+    captured: list[Tensor] = []
+    handle = backbone.register_forward_hook(lambda _m, _i, output: captured.append(output.last_hidden_state))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+class DistillingModel:
+    """Stands for the wrapped model in TRL's loss: passes the request along and keeps the distillation's result.
+
+    Args:
+        model: the wrapped student.
+        request: of this micro-batch.
+        is_policy_B: rows that the policy branch trains; TRL's head need not score the others.
+    """
+
+    def __init__(
+        self, model: Callable[..., RoutedOutput], request: DistillationRequest, is_policy_B: Tensor
+    ) -> None:
+        self._model = model
+        self._request = request
+        self._is_policy_B = is_policy_B
+        self.result: DistillationResult | None = None
+
+    def __call__(self, *args: Any, labels: Tensor, **kwargs: Any) -> RoutedOutput:
+        """Run the student once for both branches."""
+        labels = labels.masked_fill(~self._is_policy_B.unsqueeze(1), -100)
+        outputs = self._model(*args, labels=labels, distillation=self._request, **kwargs)
+        self.result = outputs.distillation()
+        return outputs

@@ -1,0 +1,1 @@
+"""Methods: what each rollout is trained by."""

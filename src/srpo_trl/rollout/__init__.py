@@ -1,0 +1,1 @@
+"""Rollouts between their grading and their loss."""

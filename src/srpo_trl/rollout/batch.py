@@ -1,0 +1,191 @@
+"""The only file that speaks TRL's batch keys: translation between its dicts and this package's dataclasses.
+
+Legend: B rows on this process, T completion positions, D hidden, N packed distilled tokens (row by row).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srpo_trl.methods.routers import Route
+from srpo_trl.seams.trl import split_pixel_values_by_grid
+from srpo_trl.teacher.context import TOKEN_TYPE_INPUTS
+from srpo_trl.teacher.images import VisionRow
+
+TrlBatch = dict[str, Any]
+
+# Keys added to TRL's batch. TRL shuffles and splits its values along rows, so each is a tensor or a list of B.
+_ROUTE = "srpo_route"
+TEACHER_ENTROPY = "srpo_teacher_entropy"
+_TEACHER_HIDDEN = "srpo_teacher_hidden"
+_ROLLOUT = "srpo_rollout"
+_SHOWN = "srpo_shown"
+
+# What a vision-language model reads beside token ids.
+_IMAGE_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "image_position_ids",
+    "image_sizes",
+    "pixel_attention_mask",
+    "spatial_shapes",
+)
+
+_LOGPS_OF_POLICY_ROWS = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
+
+
+@dataclass(frozen=True)
+class RoutedBatch:
+    """A micro-batch as the distillation branch sees it.
+
+    Attributes:
+        route_B: int64 of `Route`.
+        scored_BT: bool, completion tokens that the model itself wrote and that count in the loss.
+        teacher_entropy_BT: nats over the full vocabulary; 0 where not distilled.
+        teacher_hidden: per row (T_i, D) of its scored tokens, (0, D) where not distilled.
+        old_logps_BT: log pi_old; None on-policy.
+        sampler_ratio_BT: TRL's importance ratio pi_old / pi_sampler under vLLM, broadcastable; None without.
+    """
+
+    route_B: Tensor
+    scored_BT: Tensor
+    teacher_entropy_BT: Tensor
+    teacher_hidden: Sequence[Tensor]
+    old_logps_BT: Tensor | None
+    sampler_ratio_BT: Tensor | None
+
+    @property
+    def is_policy_B(self) -> Tensor:
+        """Rows that the policy branch trains."""
+        return (self.route_B == Route.POLICY) | (self.route_B == Route.MIX)
+
+    @property
+    def is_distilled_B(self) -> Tensor:
+        """Rows that the distillation branch trains."""
+        return self.route_B >= Route.DISTILL
+
+    @property
+    def distilled_BT(self) -> Tensor:
+        """Tokens of Omega: valid tokens that are distilled."""
+        return self.scored_BT & self.is_distilled_B.unsqueeze(1)
+
+    @property
+    def routed_BT(self) -> Tensor:
+        """Tokens that count in the joint denominator: valid tokens of every row that something trains."""
+        return self.scored_BT & (self.route_B != Route.SKIP).unsqueeze(1)
+
+
+def scored_tokens(batch: TrlBatch) -> Tensor:
+    """Return which completion tokens count in the loss: TRL's completion mask times its tool mask, (B, T) bool."""
+    mask = batch["completion_mask"]
+    return (mask * batch["tool_mask"] if "tool_mask" in batch else mask).bool()
+
+
+def completion_rows(batch: TrlBatch) -> list[tuple[int, ...]]:
+    """Return each row's completion token ids without padding; tool tokens stay."""
+    lengths = batch["completion_mask"].sum(1).tolist()
+    return [
+        tuple(ids[:length]) for ids, length in zip(batch["completion_ids"].tolist(), lengths, strict=True)
+    ]
+
+
+def vision_rows(batch: TrlBatch) -> list[VisionRow]:
+    """Return what the model reads of each row of a rollout batch beside its token ids, in the rows' order.
+
+    TRL joins the images of all rows, and how many entries of a tensor a row has depends on the architecture: TRL's
+    own split says it. Tensors that it leaves whole have one entry a row.
+    """
+    num_rows, num_completion = batch["completion_ids"].shape
+    split = split_pixel_values_by_grid(batch)
+    images = {
+        key: values if isinstance(values, list) else values.split(1)
+        for key, values in split.items()
+        if key in _IMAGE_KEYS
+    }
+    token_types = {key: batch[key][:, -num_completion:] for key in TOKEN_TYPE_INPUTS if key in batch}
+    return [
+        VisionRow(
+            {key: values[row] for key, values in images.items()},
+            {key: values[row] for key, values in token_types.items()},
+        )
+        for row in range(num_rows)
+    ]
+
+
+def add_routing(
+    batch: TrlBatch, route_B: Tensor, teacher_entropy_BT: Tensor, teacher_hidden: Sequence[Tensor]
+) -> None:
+    """Add the routing's results to TRL's rollout batch, in place."""
+    batch[_ROUTE] = route_B
+    batch[TEACHER_ENTROPY] = teacher_entropy_BT
+    batch[_TEACHER_HIDDEN] = list(teacher_hidden)
+
+
+def add_rollouts(batch: TrlBatch, number_B: Tensor, shown: Sequence[dict[str, Any]] | None) -> None:
+    """Add what lets a rollout be recognised once it has been trained on, in place.
+
+    Args:
+        batch: TRL's rollout batch.
+        number_B: int64, different for every rollout of a run.
+        shown: per row what its teacher was shown, as plain text and truth values; None: not kept.
+    """
+    batch[_ROLLOUT] = number_B
+    if shown is not None:
+        batch[_SHOWN] = list(shown)
+
+
+def rollout_numbers(batch: TrlBatch) -> Tensor:
+    """Return the rollouts' numbers, (B,) int64."""
+    return batch[_ROLLOUT]
+
+
+def shown_to_teachers(batch: TrlBatch) -> Sequence[dict[str, Any]]:
+    """Return what each row's teacher was shown; empty where that was not kept when the rollouts were made."""
+    return batch.get(_SHOWN) or [{}] * len(batch[_ROLLOUT])
+
+
+def is_routed(batch: TrlBatch) -> bool:
+    """Return whether the batch went through routing (evaluation batches do not)."""
+    return _ROUTE in batch
+
+
+def routed_batch(batch: TrlBatch) -> RoutedBatch:
+    """Return the distillation branch's view of a TRL micro-batch."""
+    return RoutedBatch(
+        route_B=batch[_ROUTE],
+        scored_BT=scored_tokens(batch),
+        teacher_entropy_BT=batch[TEACHER_ENTROPY],
+        teacher_hidden=batch[_TEACHER_HIDDEN],
+        old_logps_BT=batch.get("old_per_token_logps"),
+        sampler_ratio_BT=batch.get("importance_sampling_ratio"),
+    )
+
+
+def policy_inputs(
+    batch: TrlBatch, routed: RoutedBatch, num_items_in_batch: Tensor, policy_weight: float
+) -> TrlBatch:
+    """Return the TRL micro-batch of the policy branch: TRL's whole loss then acts on policy rows alone.
+
+    TRL's `tool_mask` is the one mask that enters its loss and not its attention, so it carries the routing.
+
+    Args:
+        batch: TRL's micro-batch; not changed.
+        routed: the same micro-batch, translated.
+        num_items_in_batch: () what TRL is to divide by, before its own rescaling.
+        policy_weight: of the branch; multiplies the advantages, in which TRL's loss is linear.
+    """
+    policy_B1 = routed.is_policy_B.unsqueeze(1)
+    tool_mask = batch.get("tool_mask", torch.ones_like(batch["completion_mask"]))
+    inputs = {
+        **batch,
+        "tool_mask": tool_mask * policy_B1.to(tool_mask.dtype),
+        "advantages": batch["advantages"] * policy_weight,
+        "num_items_in_batch": num_items_in_batch,
+    }
+    for key in _LOGPS_OF_POLICY_ROWS:
+        if key in batch:  # TRL's head leaves the other rows' log-probabilities at 0: so must these be
+            inputs[key] = torch.where(policy_B1, batch[key], 0.0)
+    return inputs

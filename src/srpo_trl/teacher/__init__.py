@@ -1,0 +1,1 @@
+"""The teacher: its weights, its prompts and its passes."""

@@ -1,0 +1,84 @@
+"""The LM heads that project the teacher's hidden states of the rollout batches in use.
+
+Hidden states and head belong together, so a head stays as it was when its rollouts were scored, also where the teacher
+moves while they are in use: an optimizer step can end one rollout batch in the middle of the next.
+"""
+
+from collections.abc import Hashable, Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from srpo_trl.loss.ops import Head
+
+PastHead = tuple[Tensor, Tensor | None]  # weight and bias
+_PAST = "of before a resume"
+
+
+class ScoringHead(NamedTuple):
+    """A head and the state of the teacher that it was taken from; None: the student's own, which has never trained."""
+
+    head: Head | None
+    teacher_state: Hashable
+
+
+class HeadsInUse:
+    """The heads of the rollout batches in use, by their numbers.
+
+    Rollout batches scored by one state of the teacher share one head.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[int, ScoringHead] = {}
+
+    def add(self, number: int, head: Head | None, teacher_state: Hashable) -> None:
+        """Take the head that a rollout batch was scored with."""
+        for known in self._heads.values():
+            if known.teacher_state == teacher_state:
+                head = known.head
+        self._heads[number] = ScoringHead(head, teacher_state)
+
+    def of(self, number: int) -> Head | None:
+        """Return the head of a rollout batch in use; None: the student's own, which has never trained."""
+        return self._heads[number].head
+
+    def past(self, number: int, teacher_state: Hashable) -> PastHead | None:
+        """Return what a checkpoint must hold of a head: nothing where the teacher's present one is the same."""
+        head, scored_by = self._heads[number]
+        return None if head is None or scored_by == teacher_state else (head.weight_VD, head.bias_V)
+
+    def restore(self, number: int, head: Head | None, teacher_state: Hashable, past: PastHead | None) -> None:
+        """Take the head of the one rollout batch in use: what `past` returned, or else the teacher's present one."""
+        self._heads.clear()
+        if head is not None and past is not None:
+            head, teacher_state = head._replace(weight_VD=past[0], bias_V=past[1]), _PAST
+        self.add(number, head, teacher_state)
+
+    def give_own(self, head: Head | None) -> None:
+        """Let rollout batches that use the student's own head, which is about to train, use this one of its values."""
+        for number, known in self._heads.items():
+            if known.head is None:
+                self._heads[number] = known._replace(head=head)
+
+    def forget_before(self, number: int) -> None:
+        """Drop the heads of the rollout batches before this one, which have been trained on."""
+        self._heads = {n: head for n, head in self._heads.items() if n >= number}
+
+    def keep_apart_from(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the heads that share memory with one of the tensors, which are about to change in place."""
+        places = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        states = {known.teacher_state: known for known in self._heads.values()}
+        kept_apart = {state: _kept_apart(known, places) for state, known in states.items()}
+        self._heads = {n: kept_apart[known.teacher_state] for n, known in self._heads.items()}
+
+
+def _kept_apart(known: ScoringHead, places: set[int]) -> ScoringHead:
+    if known.head is None:
+        return known
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in places else tensor
+
+    weight_VD, bias_V = known.head.weight_VD, known.head.bias_V
+    head = known.head._replace(weight_VD=own(weight_VD), bias_V=None if bias_V is None else own(bias_V))
+    return known._replace(head=head)

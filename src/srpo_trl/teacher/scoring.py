@@ -1,0 +1,390 @@
+"""The teacher's pass: each routed rollout re-scored after the teacher's prompt, once per rollout batch, no gradient.
+
+A teacher prompt that serves several rollouts (one demonstration for all failed siblings) is encoded once and its
+key-value cache shared.
+
+Legend: B rollouts of this process, R rows of one pass, U different teacher prompts among them, L prompt length,
+T completion length, D hidden, N packed distilled tokens (row by row).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from srpo_trl.loss.head import lm_head_of
+from srpo_trl.loss.ops import Head, teacher_entropy
+from srpo_trl.loss.student import last_hidden_state
+from srpo_trl.seams.parameters import part_of, whole_of
+from srpo_trl.teacher.context import TeacherPrompt
+from srpo_trl.teacher.images import VisionRow, vision_inputs
+from srpo_trl.teacher.padding import left_pad, right_pad
+from srpo_trl.teacher.weights import TeacherWeights
+
+Layout = Literal["shared", "packed", "padded"]
+
+
+class TeacherScores(NamedTuple):
+    """What the teacher pass carries with the rollouts.
+
+    Attributes:
+        hidden: per rollout (T_i, D) hidden states of its distilled tokens; (0, D) where it has none.
+        entropy_N: full-vocabulary entropy of the teacher at those tokens, in nats.
+        head: the LM head that projects these hidden states, valid until the teacher moves; None where it has never
+            trained, so that it is the student's own.
+    """
+
+    hidden: list[Tensor]
+    entropy_N: Tensor
+    head: Head | None
+
+
+class BackboneOutput(NamedTuple):
+    """The one field of a backbone's output that is read here."""
+
+    last_hidden_state: Tensor
+
+
+class ShardedBackbone:
+    """The backbone of a model whose parameters are sharded: called through the forward that gathers them.
+
+    Args:
+        model: the model whose forward the engine has hooks on, PEFT's wrapper included.
+        student: the transformers model inside, with its distillation head.
+        device: that the engine computes on.
+    """
+
+    def __init__(self, model: nn.Module, student: PreTrainedModel, device: torch.device) -> None:
+        self._model = model
+        self._student = student
+        self.config = student.config
+        self.device = device
+        self.num_calls = 0
+
+    def __call__(self, **inputs: Any) -> BackboneOutput:
+        """Return the backbone's output; as its dtype was, whatever wrappers of the forward make of it."""
+        self.num_calls += 1
+        with last_hidden_state(self._student.base_model) as captured:
+            self._model(**inputs, hidden_states_only=True)
+        return BackboneOutput(captured[0])
+
+    def idle(self) -> None:
+        """Make a call that scores nothing: the engine gathers parameters on all processes or on none."""
+        token_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        self(input_ids=token_11, attention_mask=torch.ones_like(token_11), use_cache=False)
+
+
+@torch.no_grad()
+def score_rollouts(
+    student: PreTrainedModel,
+    teacher: TeacherWeights,
+    autocast: AbstractContextManager,
+    prompts: Sequence[TeacherPrompt | None],
+    completions: Sequence[tuple[int, ...]],
+    distilled_BT: Tensor,
+    *,
+    layout: Layout,
+    max_tokens: int,
+    temperature: float,
+    on_host: bool = False,
+    vision: Sequence[VisionRow] | None = None,
+    sharded: ShardedBackbone | None = None,
+    max_over_processes: Callable[[int], int] = lambda number: number,
+) -> TeacherScores:
+    """Return the teacher's hidden states and entropies of this process's distilled tokens.
+
+    Args:
+        student: the model whose parameters the teacher's values are put in for the pass.
+        teacher: the teacher's weights.
+        autocast: the mixed precision that the student trains in.
+        prompts: the teacher's prompt of each distilled rollout, None elsewhere.
+        completions: token ids of each rollout, without padding.
+        distilled_BT: bool, tokens that are distilled.
+        layout: of the rows, as the probe of the model found it; "padded" for a vision-language model.
+        max_tokens: most tokens of one pass.
+        temperature: that logits are divided by.
+        on_host: keep the hidden states in the host's memory until they are needed.
+        vision: what each rollout's student reads beside token ids; None for a text model.
+        sharded: how the backbone is called where its parameters are sharded; every process then makes as many
+            calls as the one with most.
+        max_over_processes: the largest of the processes' numbers; called only where parameters are sharded.
+    """
+    chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
+    rows = [TeacherRow(prompts[i].ids, completions[i]) for i in chosen]  # type: ignore[union-attr]
+    # Prompts that are told apart by their images alone have the same token ids, so none is shared.
+    assert vision is None or layout == "padded"
+    backbone = sharded or student.base_model
+    passes = list(plan_passes(rows, max_tokens=max_tokens, layout=layout))
+    num_idle = 0
+    if sharded is not None:  # before the first call: processes in different collectives hang or abort
+        num_calls = sum(num_backbone_calls([rows[i] for i in batch], layout) for batch in passes)
+        num_idle = max_over_processes(num_calls) - num_calls
+    hidden: dict[int, Tensor] = {}
+    entropies: dict[int, Tensor] = {}
+    with _in_evaluation(student), teacher.installed(), autocast:
+        pass_head = _whole_head(lm_head_of(student), distilled_BT.device)
+        for batch in passes:
+            numbers = [chosen[i] for i in batch]
+            images: Mapping[str, Tensor] = {}
+            if vision is not None:
+                images = vision_inputs(
+                    [prompts[i] for i in numbers],  # type: ignore[misc]
+                    [len(completions[i]) for i in numbers],
+                    [vision[i] for i in numbers],
+                )
+            states = score_pass(backbone, [rows[i] for i in batch], layout, images)
+            kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(numbers, states, strict=True)]
+            entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature, refuse_nonfinite=False)
+            hidden |= {i: state.cpu() if on_host else state for i, state in zip(numbers, kept, strict=True)}
+            entropies |= dict(zip(numbers, entropy_N.split([len(state) for state in kept]), strict=True))
+        if sharded is not None:
+            assert sharded.num_calls == num_calls
+            for _ in range(num_idle):
+                sharded.idle()
+    nothing = next(iter(hidden.values()), pass_head.weight_VD).new_empty(0, pass_head.weight_VD.shape[1])
+    no_entropy = teacher_entropy(nothing.to(distilled_BT.device), pass_head, temperature)
+    if sharded is not None and _has_own_head(student, teacher):
+        head: Head | None = pass_head  # gathered while the parameters held the teacher's values
+    else:
+        head = teacher_head(student, teacher)
+    return TeacherScores(
+        [hidden.get(i, nothing) for i in range(len(completions))],
+        torch.cat([no_entropy, *(entropies[i] for i in chosen)]),
+        head,
+    )
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head | None:
+    """Return the teacher's LM head, valid until the teacher's next tick; None where it is the student's.
+
+    It is the student's where it has never trained. Every process calls it alike.
+    """
+    if not _has_own_head(student, teacher):
+        return None
+    head = lm_head_of(student)
+    if not isinstance(head.weight_VD, nn.Parameter):  # computed from parameters, here from the teacher's
+        with torch.no_grad(), teacher.installed():
+            head = lm_head_of(student)
+            bias_V = None if head.bias_V is None else head.bias_V.clone()
+            return head._replace(weight_VD=head.weight_VD.clone(), bias_V=bias_V)
+    weight_VD = teacher.value_of(head.weight_VD)
+    bias_V = None if head.bias_V is None else teacher.value_of(head.bias_V)
+    if teacher.kind == "live":
+        # The optimizer may change the student's head before these rollouts are used up.
+        weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
+    return head._replace(weight_VD=weight_VD, bias_V=bias_V)
+
+
+def _has_own_head(student: PreTrainedModel, teacher: TeacherWeights) -> bool:
+    """Return whether the teacher's head may differ from the student's: it trains, or has trained, or is computed."""
+    tensors = [tensor for tensor in lm_head_of(student)[:2] if tensor is not None]
+    return any(not isinstance(tensor, nn.Parameter) or teacher.holds(tensor) for tensor in tensors)
+
+
+def _whole_head(head: Head, device: torch.device) -> Head:
+    """Return the head of gathered parameters, or itself where nothing is sharded."""
+    weight_VD, bias_V = (None if p is None else whole_of(p, part_of(p), device) for p in head[:2])
+    return Head(weight_VD, bias_V, *head[2:])  # type: ignore[arg-type]
+
+
+class TeacherRow(NamedTuple):
+    """One rollout to re-score: the teacher's prompt and the rollout's own token ids."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def row_layout(model: PreTrainedModel) -> Layout:
+    """Return how rows are laid out in a pass of this model, the cheapest that its attention allows.
+
+    "shared": a prompt that several rows have is encoded once; needs a plain key-value cache that can be copied
+    from row to row. "packed": rows one after another without padding; needs attention that keeps them apart
+    without a mask, as flash attention does. "padded": the rest.
+    """
+    if can_share_prompts(model):
+        return "shared"
+    keeps_rows_apart = "flash" in str(model.config._attn_implementation)
+    return "packed" if keeps_rows_apart and _layer_types(model) <= _ATTENTION else "padded"
+
+
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """Return whether the model keeps a plain key-value cache that can be copied from row to row."""
+    return _layer_types(model) <= {"full_attention"}
+
+
+def _layer_types(model: PreTrainedModel) -> set[str]:
+    """Return the kinds of the model's layers; "state" stands for any that carry a state along the sequence."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ("full_attention",))
+    has_cache = bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)())
+    return kinds | ({"state"} if getattr(model, "_is_stateful", False) or not has_cache else set())
+
+
+def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) -> Iterator[list[int]]:
+    """Yield batches of row numbers, alike in length, rows of one prompt side by side where prompts are shared.
+
+    A batch holds at most `max_tokens` tokens, padding counted where the layout pads and a shared prompt counted
+    once; a longer row comes alone.
+    """
+
+    def order(i: int) -> tuple:
+        prompt, completion = rows[i]
+        if layout == "shared":
+            return len(prompt), prompt, len(completion)
+        return (len(prompt) + len(completion),)
+
+    batch: list[int] = []
+    size = _PassSize(layout)
+    for i in sorted(range(len(rows)), key=order):
+        larger = size.with_row(rows[i], shares_last_prompt=bool(batch) and rows[i][0] == rows[batch[-1]][0])
+        if batch and larger.num_tokens > max_tokens:
+            yield batch
+            batch, larger = [], _PassSize(layout).with_row(rows[i], shares_last_prompt=False)
+        batch.append(i)
+        size = larger
+    if batch:
+        yield batch
+
+
+class _PassSize(NamedTuple):
+    """What decides how many tokens one pass runs."""
+
+    layout: Layout
+    num_rows: int = 0
+    num_prompts: int = 0
+    longest_prompt: int = 0
+    longest_completion: int = 0
+    longest_row: int = 0
+    sum_of_rows: int = 0
+
+    def with_row(self, row: TeacherRow, *, shares_last_prompt: bool) -> "_PassSize":
+        """Return the size with one row more."""
+        prompt_length, completion_length = len(row.prompt_ids), len(row.completion_ids)
+        return _PassSize(
+            self.layout,
+            self.num_rows + 1,
+            self.num_prompts + (not shares_last_prompt),
+            max(self.longest_prompt, prompt_length),
+            max(self.longest_completion, completion_length),
+            max(self.longest_row, prompt_length + completion_length),
+            self.sum_of_rows + prompt_length + completion_length,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the pass runs, padding included."""
+        if self.layout == "shared" and self.num_prompts < self.num_rows:
+            return self.num_prompts * self.longest_prompt + self.num_rows * self.longest_completion
+        return self.sum_of_rows if self.layout == "packed" else self.longest_row * self.num_rows
+
+
+def num_backbone_calls(rows: Sequence[TeacherRow], layout: Layout) -> int:
+    """Return how often `score_pass` calls the backbone: a shared prompt, then what is left to run after it."""
+    shares = _shares_prompts(rows, layout)
+    return 2 if shares and any(len(row.completion_ids) > 1 for row in rows) else 1
+
+
+def _shares_prompts(rows: Sequence[TeacherRow], layout: Layout) -> bool:
+    return layout == "shared" and len({row.prompt_ids for row in rows}) < len(rows)
+
+
+def score_pass(
+    backbone: nn.Module | ShardedBackbone,
+    rows: Sequence[TeacherRow],
+    layout: Layout,
+    images: Mapping[str, Tensor] | None = None,
+) -> list[Tensor]:
+    """Return, per row, the hidden states that predict its completion tokens, in one pass.
+
+    Args:
+        backbone: model without its LM head, holding the teacher's weights, in evaluation mode.
+        rows: what to score; completions have at least one token.
+        layout: from `row_layout`; "padded" where there are images.
+        images: further inputs of the backbone, from `vision_inputs`.
+    Returns:
+        List of (T_i, D) tensors in the order of `rows`; position t predicts completion token t.
+    """
+    if _shares_prompts(rows, layout):
+        return _score_shared(backbone, rows)
+    return (
+        _score_packed(backbone, rows) if layout == "packed" else _score_padded(backbone, rows, images or {})
+    )
+
+
+def _score_padded(
+    backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow], images: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """Score whole sequences: right-padded, so that causal attention never sees padding before a token."""
+    sequences = [row.prompt_ids + row.completion_ids for row in rows]
+    ids_RL, mask_RL = right_pad(sequences, _device(backbone))
+    hidden_RLD = backbone(
+        input_ids=ids_RL, attention_mask=mask_RL, use_cache=False, **images
+    ).last_hidden_state
+    starts = [len(row.prompt_ids) - 1 for row in rows]
+    return [
+        hidden_RLD[r, start : start + len(row.completion_ids)].clone()
+        for r, (start, row) in enumerate(zip(starts, rows, strict=True))
+    ]
+
+
+def _score_packed(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow]) -> list[Tensor]:
+    """Score all sequences as one, positions starting anew with each."""
+    device = _device(backbone)
+    sequences = [row.prompt_ids + row.completion_ids for row in rows]
+    ids_1L = torch.tensor([[token for sequence in sequences for token in sequence]], device=device)
+    positions_1L = torch.cat([torch.arange(len(s), device=device) for s in sequences]).unsqueeze(0)
+    hidden_LD = backbone(input_ids=ids_1L, position_ids=positions_1L, use_cache=False).last_hidden_state[0]
+    states = hidden_LD.split([len(sequence) for sequence in sequences])
+    return [state[len(row.prompt_ids) - 1 : -1].clone() for state, row in zip(states, rows, strict=True)]
+
+
+def _score_shared(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherRow]) -> list[Tensor]:
+    """Score completions after a key-value cache of their prompts, each different prompt encoded once."""
+    device = _device(backbone)
+    prompts = list(dict.fromkeys(row.prompt_ids for row in rows))
+    ids_UL, mask_UL = left_pad(prompts, device)
+    cache = DynamicCache(config=backbone.config)  # type: ignore[arg-type]
+    position_ids_UL = (mask_UL.cumsum(1) - 1).clamp(min=0)
+    prompt_hidden_ULD = backbone(
+        input_ids=ids_UL,
+        attention_mask=mask_UL,
+        position_ids=position_ids_UL,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    prompt_of_row_R = torch.tensor([prompts.index(row.prompt_ids) for row in rows], device=device)
+    first_hidden_R1D = prompt_hidden_ULD[prompt_of_row_R, -1:]
+    # The last token predicts nothing that is scored, so it is not run.
+    ids_RT, mask_RT = right_pad([row.completion_ids[:-1] for row in rows], device)
+    if ids_RT.shape[1]:
+        cache.batch_select_indices(prompt_of_row_R)
+        prompt_length_R1 = mask_UL.sum(1)[prompt_of_row_R].unsqueeze(1)
+        position_ids_RT = prompt_length_R1 + torch.arange(ids_RT.shape[1], device=device)
+        hidden_RTD = backbone(
+            input_ids=ids_RT,
+            attention_mask=torch.cat([mask_UL[prompt_of_row_R], mask_RT], dim=1),
+            position_ids=position_ids_RT,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        first_hidden_R1D = torch.cat([first_hidden_R1D, hidden_RTD], dim=1)
+    return [first_hidden_R1D[r, : len(row.completion_ids)].clone() for r, row in enumerate(rows)]
+
+
+def _device(backbone: nn.Module | ShardedBackbone) -> torch.device:
+    return backbone.device if isinstance(backbone, ShardedBackbone) else next(backbone.parameters()).device

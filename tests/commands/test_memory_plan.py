@@ -1,0 +1,449 @@
+"""`srpo-trl plan` against bytes counted by hand, against itself, and at the command line.
+
+What runs really hold is compared in test_memory_measured.py.
+"""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import Qwen3Config
+from trl import ModelConfig
+
+from harness import config
+from memory_probe import ROOT
+from srpo_trl import cli
+from srpo_trl.commands.plan.engines import Engine, read_engine
+from srpo_trl.commands.plan.estimate import BACKWARD, FORWARD, SAMPLING, TEACHER, UPDATE
+from srpo_trl.commands.plan.fitting import judge, largest_micro_batch, micro_batches
+from srpo_trl.commands.plan.moments import plan_memory
+from srpo_trl.commands.plan.passes import Passes
+from srpo_trl.commands.plan.run import Run
+
+ACCELERATE = ROOT / "configs" / "accelerate"
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "architectures": ["Qwen3ForCausalLM"],
+}
+LINEAR = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)  # q and o, k and v, the MLP's three, of two layers
+N = 512 * 64 + LINEAR + 2 * (2 * 16 + 2 * 64) + 64  # embedding, linear layers, norms of two layers, last norm
+LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
+ADAPTER = 2 * (2 * (64 + 64) + 2 * (64 + 32))
+PROMPT, COMPLETION = 40, 24
+PASSES = Passes()  # each pass is simulated once
+
+
+def the_run(engine=None, *, memory=None, model=None, **options):
+    """A run of 8 rollouts a step; options named as ModelConfig's fields go there, the others to the trainer's."""
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    model_options = {name: options.pop(name) for name in list(options) if name in names}
+    defaults = {
+        "bf16": True,
+        "optim": "adamw_torch_fused",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "max_completion_length": COMPLETION,
+        "distillation_topk": 20,
+    }
+    training = config("unused", **(defaults | options))
+    model_config = ModelConfig(model_name_or_path="tiny", **({"dtype": "float32"} | model_options))
+    model = model or Qwen3Config(**SIZES)
+    return Run(training, model_config, model, engine or Engine(), PROMPT, on_gpu=True, memory=memory)
+
+
+def of_accelerate(name, num_processes=None):
+    return read_engine(str(ACCELERATE / f"{name}.yaml"), num_processes)
+
+
+def components(run, micro_batch=1):
+    return {c.name: c for c in plan_memory(run, PASSES, micro_batch).components}
+
+
+def held(run, *names, moment=UPDATE):
+    """Bytes of the named components on one process at a moment, None where there is no such component."""
+    found = components(run)
+    return [found[name].moments.get(moment, 0) if name in found else None for name in names]
+
+
+# ------------------------------------------------------------------ engines
+
+ENGINES = {
+    "single": Engine(),
+    "ddp": Engine("ddp", 2),
+    "fsdp2": Engine("fsdp2", 2),
+    "fsdp2_no_reshard": Engine("fsdp2", 2, reshards=False),
+    "multi_node": Engine("fsdp2", 16, num_machines=2),
+    "zero1": Engine("zero1", 2),
+    "zero1_offload": Engine("zero1", 2, optimizer_on_host=True),
+    "zero2": Engine("zero2", 2),
+    "zero2_offload": Engine("zero2", 2, optimizer_on_host=True),
+    "zero3": Engine("zero3", 2),
+    "zero3_offload": Engine("zero3", 2, parameters_on_host=True, optimizer_on_host=True),
+}
+
+
+def test_every_accelerate_config_is_read():
+    assert {path.stem: read_engine(str(path)) for path in ACCELERATE.glob("*.yaml")} == ENGINES
+    assert of_accelerate("zero3", 8).num_processes == 8
+    assert of_accelerate("ddp", 1) == Engine()
+    assert read_engine(None, 4) == Engine("ddp", 4)
+
+
+def test_a_deepspeed_file_gives_the_sizes_of_buffers(tmp_path):
+    zero = {
+        "stage": 3,
+        "reduce_bucket_size": "auto",
+        "stage3_max_live_parameters": 1e6,
+        "sub_group_size": 5e5,
+        "offload_optimizer": {"device": "cpu"},
+    }
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": zero}))
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "{compute_environment: LOCAL_MACHINE, distributed_type: DEEPSPEED, num_machines: 1, num_processes: 4,"
+        " deepspeed_config: {deepspeed_config_file: ds.json}}"
+    )
+    expected = Engine(
+        "zero3", 4, optimizer_on_host=True, reduce_bucket=None, max_live=1_000_000, sub_group=500_000
+    )
+    assert read_engine(str(file)) == expected
+
+
+# Bytes per parameter on each of four processes: weights, fp32 weights of the optimizer, its state, teacher, gradients
+# in the backward of eight micro-batches, gradients at the update. Trained in bf16 with float32 weights.
+PER_PARAMETER = {
+    "single": (4, None, 8, 4, 4, 4),
+    "ddp": (4, None, 8, 4, 4, 4),
+    "fsdp2": (1, None, 2, 1, 2, 1),  # whole bf16 gradients until the step's last micro-batch
+    "fsdp2_no_reshard": (1, None, 2, 1, 2, 1),
+    "multi_node": (1, None, 2, 1, 2, 1),
+    "zero1": (2, 1, 2, 4, 2, 2),
+    "zero2": (2, 1, 2, 4, 0.5, 0.5),
+    "zero3": (0.5, 1, 2, 1, 0.5, 0.5),
+    "zero3_offload": (0.5, 1, 2, 1, 0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", PER_PARAMETER)
+def test_what_each_engine_holds(name):
+    run = the_run(of_accelerate(name, None if name == "single" else 4))
+    lasting = held(run, "weights", "optimizer's fp32 weights", "optimizer state", "teacher")
+    gradients = [*held(run, "gradients", moment=BACKWARD), *held(run, "gradients")]
+    expected = [value and value * N for value in PER_PARAMETER[name]]
+    assert [*lasting, *gradients] == expected
+
+
+def test_buffers_of_engines():
+    bucket = 500_000_000 * 2  # of bf16
+    zero1, zero3 = (
+        components(the_run(of_accelerate(name, 4)))["gradient buckets"] for name in ("zero1", "zero3")
+    )
+    assert zero1.moments == {BACKWARD: bucket}
+    assert zero3.moments[SAMPLING] == bucket
+    assert held(the_run(of_accelerate("ddp")), "gradient buckets") == [4 * N]
+    assert held(the_run(), "gradient buckets") == [None]
+    run = the_run(Engine("zero3", 4, sub_group=1000))
+    assert held(run, "buffers of loss, sampling, update") < held(
+        the_run(Engine("zero3", 4)), "buffers of loss, sampling, update"
+    )
+
+
+def test_layers_that_stay_gathered_cost_a_copy_of_the_weights():
+    gathered = "weights gathered, restored"
+    many = Qwen3Config(**SIZES | {"num_hidden_layers": 8})
+    freed, kept = (
+        held(the_run(of_accelerate(name, 4), model=many), gathered, moment=FORWARD)[0]
+        for name in ("fsdp2", "fsdp2_no_reshard")
+    )
+    layer = (LINEAR // 2 + 160) * 2
+    outside = (512 * 64 + 64) * 2
+    assert (freed, kept) == (outside + 3 * layer, outside + 8 * layer + 2 * layer)
+
+
+def test_offload_moves_what_it_shards_to_the_host():
+    plan = plan_memory(the_run(of_accelerate("zero3_offload", 4)), PASSES, 1)
+    on_host = {c.name for c in plan.components if c.on_host}
+    assert on_host == {
+        "weights",
+        "optimizer's fp32 weights",
+        "optimizer state",
+        "teacher",
+        "student's weights set aside",
+        "gradients",
+    }
+    assert plan.host_peak == (0.5 + 1 + 2 + 1 + 0.5 + 0.5) * N  # set aside during the teacher pass alone
+    kept = plan_memory(the_run(of_accelerate("zero3", 4)), PASSES, 1)
+    assert kept.host_peak == 0
+    assert kept.total(TEACHER) == plan.total(TEACHER) + plan.total(TEACHER, on_host=True)
+
+
+# ------------------------------------------------------------------ numbers and adapters
+
+
+def test_number_formats():
+    names = ("weights", "gradients", "optimizer state", "teacher")
+    assert held(the_run(bf16=False), *names) == [4 * N, 4 * N, 8 * N, 4 * N]
+    assert held(the_run(dtype="bfloat16"), *names) == [2 * N, 2 * N, 4 * N, 4 * N]  # an fp32 average
+    assert held(the_run(of_accelerate("zero3", 4), bf16=False), *names) == [N, N, 2 * N, N]
+    # bf16 weights wait while the fp32 average's values are in the parameters
+    assert held(the_run(dtype="bfloat16"), "student's weights set aside", moment=TEACHER) == [2 * N]
+    assert held(the_run(), "student's weights set aside", moment=TEACHER) == [None]
+
+
+def test_optimizers():
+    assert held(the_run(optim="sgd"), "optimizer state") == [None]
+    assert held(the_run(optim="adamw_bnb_8bit"), "optimizer state") == [2 * N]
+
+
+def test_lora_trains_an_adapter_on_one_base():
+    names = ("weights", "gradients", "optimizer state", "teacher", "reference model")
+    run = the_run(beta=0.1, **LORA)
+    assert held(run, *names) == [4 * (N + ADAPTER), 4 * ADAPTER, 8 * ADAPTER, 4 * ADAPTER, None]
+    assert held(the_run(beta=0.1), "reference model") == [4 * N]
+
+
+def test_qlora_stores_linear_layers_in_four_bits():
+    run = the_run(dtype="bfloat16", load_in_4bit=True, **LORA)
+    rest = 2 * (N - LINEAR + ADAPTER)
+    assert held(run, "weights") == [LINEAR * (0.5 + 4 / 64) + rest]
+    assert held(run, "optimizer state", "teacher") == [4 * ADAPTER, 4 * ADAPTER]
+    assert held(run, "weights gathered, restored", moment=FORWARD) == [64 * 128 * 2]
+    nested = the_run(dtype="bfloat16", load_in_4bit=True, use_bnb_nested_quant=True, **LORA)
+    assert held(nested, "weights") == [LINEAR * (0.5 + 1 / 64 + 4 / (64 * 256)) + rest]
+
+
+# ------------------------------------------------------------------ teacher
+
+
+def test_teachers():
+    base = {"dtype": "bfloat16", "teacher_model_kind": "base"}
+    assert held(the_run(**base), "teacher") == [2 * N]
+    assert held(the_run(teacher_model_kind="live"), "teacher") == [None]
+    # the live teacher's head is copied since the student moves on; the average's own is used as it lies there
+    assert held(the_run(teacher_model_kind="live"), "teacher's LM head") == [512 * 64 * 4]
+    assert held(the_run(), "teacher's LM head") == [None]
+
+
+def test_teacher_states_are_one_vector_per_token():
+    states = "teacher's hidden states"
+    size = 8 * COMPLETION * 64 * 4
+    assert held(the_run(), states) == [size]
+    assert held(the_run(), states, moment=TEACHER) == [2 * size]  # the last rollouts' are still there
+    found = components(the_run(teacher_states_on_host=True))[states]
+    assert found.on_host
+
+
+def test_without_distillation_there_is_no_teacher():
+    plan = plan_memory(the_run(routing="grpo"), PASSES, 1)
+    assert not [c.name for c in plan.components if "teacher" in c.name]
+    assert TEACHER not in [moment for c in plan.components if c.name == "activations" for moment in c.moments]
+
+
+# ------------------------------------------------------------------ what fits
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not():
+    run = the_run()
+    candidates = micro_batches(run)
+    assert candidates == [1, 2, 4, 8]
+    peaks = [plan_memory(run, PASSES, rows).peak for rows in candidates]
+    assert peaks == sorted(peaks)
+    assert len(set(peaks)) > 2
+    for rows, peak in zip(candidates, peaks, strict=True):
+        largest = largest_micro_batch(run, PASSES, peak)
+        assert largest.peak == peak  # a larger one may need no more
+        assert largest.micro_batch >= rows
+        smaller = largest_micro_batch(run, PASSES, peak - 1)
+        assert smaller is None or smaller.micro_batch < rows
+    assert largest_micro_batch(run, PASSES, peaks[0] - 1) is None
+    assert largest_micro_batch(run, PASSES, 10 * peaks[-1]).accumulation == 1
+
+
+def test_micro_batches_leave_groups_and_steps_whole():
+    assert micro_batches(the_run(steps_per_generation=2)) == [
+        1,
+        2,
+        4,
+    ]  # 8 rollouts a step, 4 sampled at a time
+
+
+def test_remedies_are_planned_on_top_of_each_other():
+    run = the_run(Engine("ddp", 2), gradient_checkpointing=False)
+    findings = judge(run, PASSES, 1)
+    assert findings.largest is None
+    peaks = [remedy.plan.peak for remedy in findings.remedies]
+    assert len(peaks) > 2
+    assert peaks == sorted(set(peaks), reverse=True)
+    # the first that is enough is the last that is proposed
+    assert [r.change for r in judge(run, PASSES, peaks[1]).remedies] == [
+        r.change for r in findings.remedies[:2]
+    ]
+    assert judge(run, PASSES, 100 * peaks[0]).remedies == ()
+
+
+def test_vllm_can_give_its_memory_back():
+    run = the_run(memory=2**22, use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.5)
+    assert held(run, "vLLM") == [2**21]
+    changes = [remedy.change for remedy in judge(run, PASSES, 1).remedies]
+    assert any(change.startswith("vllm_enable_sleep_mode: true") for change in changes)
+
+
+# ------------------------------------------------------------------ the command line
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with a model's config.json and no weights, and a training config."""
+    Qwen3Config(**SIZES).save_pretrained(tmp_path / "model")
+    (tmp_path / "base.yaml").write_text(
+        "{num_generations: 4, per_device_train_batch_size: 2, gradient_accumulation_steps: 4, "
+        f"max_completion_length: {COMPLETION}, distillation_topk: 20, dtype: float32, bf16: true, "
+        f"optim: adamw_torch_fused, output_dir: {tmp_path / 'out'}}}"
+    )
+    (tmp_path / "train.yaml").write_text("base: base.yaml\n")
+    return tmp_path
+
+
+def plan(folder, *arguments):
+    given = ["plan", "--config", str(folder / "train.yaml"), "--model", str(folder / "model")]
+    return cli.main([*given, "--prompt_length", str(PROMPT), *arguments])
+
+
+def test_a_plan_is_printed_from_configs_alone(files, capsys):
+    assert [path.name for path in (files / "model").iterdir()] == ["config.json"]
+    zero3 = ["--accelerate_config", str(ACCELERATE / "zero3.yaml"), "--num_processes", "4"]
+    assert plan(files, *zero3, "--gpu_memory", "80", "--json", str(files / "plan.json")) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((files / "plan.json").read_text())
+    assert f"{N:,} parameters" in printed
+    assert "ZeRO-3 on 4 processes" in printed
+    assert (
+        "per_device_train_batch_size: 8\n  gradient_accumulation_steps: 1\n  steps_per_generation: 1"
+        in printed
+    )
+    weights = next(c for c in found["plan"]["components"] if c["name"] == "weights")
+    assert weights["moments"][UPDATE] == N / 2
+    for moment, total in found["plan"]["totals"].items():
+        parts = [c["moments"].get(moment, 0) for c in found["plan"]["components"] if not c["on_host"]]
+        assert total == sum(parts)
+    assert found["plan"]["peak_bytes"] == max(found["plan"]["totals"].values())
+    assert found["largest_micro_batch"]["per_device_train_batch_size"] == 8
+    assert not (files / "out").exists()
+
+
+def test_what_does_not_fit_says_what_helps(files, capsys):
+    assert plan(files, "--gpu_memory", "0.001") == 0
+    printed = capsys.readouterr().out
+    assert "It does not fit in 0.9 MiB" in printed
+    assert "No micro-batch fits, not even one row." in printed
+    assert "use_peft: true" in printed
+    assert "That is not enough: take more or larger GPUs" in printed
+
+
+def test_a_run_on_cpus_is_seen_through_base_files(files, capsys):
+    (files / "base.yaml").write_text((files / "base.yaml").read_text()[:-1] + ", use_cpu: true}")
+    assert plan(files) == 0
+    assert "memory of one process" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of the GPU here is taken")
+def test_without_a_gpus_memory_the_plan_asks_for_it(files, capsys):
+    assert plan(files) == 0
+    assert "Give --gpu_memory to see what fits." in capsys.readouterr().out
+
+
+def test_all_problems_in_one_message(files, capsys):
+    (files / "accelerate.yaml").write_text(
+        "{compute_environment: LOCAL_MACHINE, distributed_type: FSDP, num_machines: 3, num_processes: 4, "
+        "fsdp_config: {fsdp_version: 1}}"
+    )
+    (files / "train.yaml").write_text("{base: base.yaml, routing: srop}")
+    status = plan(
+        files,
+        *("--model", str(files / "missing"), "--accelerate_config", str(files / "accelerate.yaml")),
+        *("--optim", "adafactor", "--gpu_memory", "-1", "--margin", "1.5", "--prompt_length", "0"),
+    )
+    said = capsys.readouterr().err
+    assert status == 2
+    for problem in (
+        "--gpu_memory -1 must be",
+        "--margin 1.5 must be",
+        "--prompt_length 0 must be",
+        "num_processes=4 cannot be shared out evenly over 3 machines",
+        "Set fsdp_version: 2",
+        "missing' is not a folder",
+        "routing='srop'",
+    ):
+        assert problem in said
+    (files / "train.yaml").write_text("base: base.yaml")
+    assert plan(files, "--optim", "adafactor", "--prompt_length", "2040", "--load_in_4bit") == 2
+    said = capsys.readouterr().err
+    for problem in ("optim='adafactor' is not planned", "2064 tokens", "need use_peft"):
+        assert problem in said
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("distributed_type: [", "is not valid YAML"),
+        ("[1, 2]", "must hold"),
+        ("num_processes: 2", "names no distributed_type"),
+        ("{distributed_type: XLA, num_machines: 1, num_processes: 2}", "is not planned"),
+        (
+            "{distributed_type: DEEPSPEED, num_machines: 1, num_processes: 2, deepspeed_config: {zero_stage: 0}}",
+            "ZeRO stage 0 is not planned",
+        ),
+        (
+            "{distributed_type: DEEPSPEED, num_machines: 1, num_processes: 2, "
+            "deepspeed_config: {deepspeed_config_file: none.json}}",
+            "'none.json' does not exist",
+        ),
+    ],
+)
+def test_a_wrong_accelerate_config_is_refused(text, problem, files, capsys):
+    file = files / "accelerate.yaml"
+    file.write_text(text)
+    assert plan(files, "--accelerate_config", str(file)) == 2
+    assert problem in capsys.readouterr().err
+    assert plan(files, "--accelerate_config", str(files / "none.yaml")) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_an_empty_model_folder_is_refused(files, capsys):
+    (files / "model" / "config.json").unlink()
+    assert plan(files) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+QWEN3_8B = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": False,
+    "architectures": ["Qwen3ForCausalLM"],
+}
+
+
+@pytest.mark.slow
+def test_the_papers_run_is_planned_on_a_laptop(files, capsys):
+    Qwen3Config(**QWEN3_8B).save_pretrained(files / "model")
+    (files / "train.yaml").write_text(f"base: {ROOT}/configs/paper/srpo.yaml\n")
+    arguments = ["--accelerate_config", str(ACCELERATE / "zero3.yaml"), "--num_processes", "8"]
+    assert plan(files, *arguments, "--gpu_memory", "80", "--prompt_length", "2048") == 0
+    printed = capsys.readouterr().out
+    assert "8,190,735,360 parameters" in printed  # as published
+    assert "Largest micro-batch that fits" in printed

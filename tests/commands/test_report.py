@@ -1,0 +1,689 @@
+"""The report: from the logs of runs to one page that is whole, escaped, right in its numbers, and not blank."""
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import image
+
+from harness import make_trainer
+from srpo_trl.cli import main
+from srpo_trl.commands.report import command
+from srpo_trl.commands.report.drawing import COLOURS, draw, run_style, running_mean, svg
+from srpo_trl.commands.report.examples import NUM_LEVELS, Example, full_colour, level, pieces, read_example
+from srpo_trl.commands.report.figures import FIGURES, FigureSpec, Panel, accuracy_figure
+from srpo_trl.commands.report.tables import (
+    HELD_OUT,
+    TRAINING,
+    accuracy_metric,
+    best_at_all,
+    best_within,
+    differing_options,
+)
+from srpo_trl.runs.durations import axis_unit, format_duration, parse_duration
+from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, RunLog
+from srpo_trl.runs.read import ELAPSED, Run, read_runs
+
+HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(1)">' onmouseover='alert(1)"""
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write_run(folder: Path, num_steps: int = 40, routing: str = "srpo", **facts) -> Path:
+    """A run's log with every metric that the catalogue draws: metric number i is i + step / 100 at each step."""
+    log = RunLog(folder / LOG_FILE)
+    log.begin(0, options={"routing": routing} | facts.pop("options", {}), model="tiny", device="cpu", **facts)
+    metrics = sorted({name for f in FIGURES for p in f.panels for name in (p.metric, p.spread) if name})
+    for step in range(0, num_steps + 1, 5):
+        log.append({"step": step, "seconds": 3.0 * step, "logs": {"eval_reward": math.sin(step / 20)}})
+        if step:
+            values = {name: (i + step / 100) / 30 for i, name in enumerate(metrics)}
+            common = {"reward": 0.5, ELAPSED: 3.0 * step, "completions/mean_length": 10.0, "grad_norm": 1.0}
+            common |= {"step_time": 3.0, "srpo/memory/peak_gb": 1.0}
+            shown = common if routing == "grpo" else values | common
+            log.append({"step": step, "seconds": 3.0 * step, "logs": shown})
+    return folder
+
+
+def example_record(step: int = 1, **changes) -> dict:
+    record = {
+        "step": step,
+        "rollout": 7,
+        "route": "sdpo",
+        "is_correct": False,
+        "prompt": "2+2",
+        "solution": "it is 4",
+        "feedback": "not 5",
+        "tokens": ["it", " is", " 5", "\n"],
+        "divergence": [0.0, 0.1, 0.6, None],
+        "weight": [1.0, 0.5, 1.5, None],
+        "teacher_entropy": [0.0, 0.2, 0.1, None],
+        "student_probability": [1.0, 0.9, 0.8, None],
+        "teacher_choices": [[2, " 4", 0.97], [1, " is", 0.5]],
+    }
+    return record | changes
+
+
+def write_examples(folder: Path, *records: dict) -> None:
+    log = RunLog(folder / EXAMPLES_FILE)
+    log.begin(0)
+    for record in records:
+        log.append(record)
+
+
+def report(folder: Path, *runs: Path, arguments: tuple[str, ...] = ()) -> str:
+    page = folder / "out" / "report.html"
+    assert main(["report", *map(str, runs), "-o", str(page), *arguments]) == 0
+    return page.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements with their attributes, and text by element."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.words.append(" " if tag == "td" else "")
+
+    handle_startendtag = handle_starttag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+    @property
+    def ids(self) -> list[str]:
+        return [attributes["id"] for _, attributes in self.elements if attributes.get("id")]
+
+
+@pytest.fixture
+def few_figures(monkeypatch):
+    """For tests of the page around the figures, which take seconds to draw."""
+    monkeypatch.setattr(command, "FIGURES", [spec for spec in FIGURES if spec.name == "routes"])
+
+
+# ---------------------------------------------------------------- reading runs
+
+
+def test_a_folder_that_is_no_run_is_refused_with_what_was_looked_for(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "broken" / "checkpoint-3" / "trainer_state.json").write_text('{"log_history": ')
+    run = write_run(tmp_path / "fine")
+    folders = [tmp_path / "empty", run, tmp_path / "none", tmp_path / "broken"]
+    assert main(["report", *map(str, folders), "-o", str(tmp_path / "report.html")]) == 2
+    told = capsys.readouterr().err
+    for part in (f"{tmp_path}/empty holds no log", "log.jsonl", "trainer_state.json", "checkpoint-*"):
+        assert part in told
+    assert f"{tmp_path}/none is not a folder" in told
+    assert "broken/checkpoint-3/trainer_state.json is no trainer state" in told
+    assert "fine" not in told
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_without_our_log_is_read_from_its_last_checkpoint(tmp_path):
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        history = [
+            {"step": 0, "eval_reward": 0.1},
+            {"step": 2, "reward": 0.2, ELAPSED: 10.0},
+            {"step": 6, "eval_reward": 0.3},
+            {"step": step, "reward": 0.4, ELAPSED: 50.0},
+        ]
+        text = json.dumps({"log_history": history})
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    (tmp_path / "checkpoint-best").mkdir()
+    (run,) = read_runs([tmp_path])
+    assert run.source == tmp_path / "checkpoint-10" / "trainer_state.json"
+    assert run.num_steps == 10
+    assert run.series("eval_reward").seconds.tolist() == [
+        0.0,
+        30.0,
+    ]  # read off between the logs that show the clock
+    assert run.series("reward").values.tolist() == [0.2, 0.4]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": []}))
+    assert read_runs([tmp_path])[0].records == []
+
+
+def test_values_that_are_no_numbers_are_not_drawn(tmp_path):
+    log = RunLog(tmp_path / LOG_FILE)
+    for step, value in enumerate([1, 2.5, None, math.nan, math.inf, "3", True, [1]]):
+        log.append({"step": step, "seconds": step, "logs": {"reward": value}})
+    log.append({"step": 9, "seconds": 9, "logs": ["reward"]})
+    series = read_runs([tmp_path])[0].series("reward")
+    assert series.values.tolist() == [1.0, 2.5]
+    assert series.steps.tolist() == [0.0, 1.0]
+
+
+def test_runs_have_names_that_tell_them_apart(tmp_path):
+    folders = [tmp_path / "a" / "srpo", tmp_path / "b" / "srpo", tmp_path / "grpo"]
+    names = [run.name for run in read_runs([write_run(folder) for folder in folders])]
+    assert names == ["a/srpo", "b/srpo", "grpo"]
+    with pytest.raises(ValueError, match="more than once"):
+        read_runs([folders[0], folders[0]])
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def series_run(values: list[tuple[int, float, float]], name: str = "run") -> Run:
+    records = [{"step": s, "seconds": t, "logs": {"eval_reward": v}} for s, t, v in values]
+    return Run(name, Path(name), records)
+
+
+def test_best_within_a_budget():
+    run = series_run([(0, 0.0, 0.2), (10, 100.0, 0.5), (20, 200.0, 0.5), (30, 300.0, 0.9)])
+    assert best_within(run, "eval_reward", 200.0) == (0.5, 10, 100.0, True)
+    assert best_within(run, "eval_reward", 299.9) == (0.5, 10, 100.0, True)
+    assert best_within(run, "eval_reward", 300.0) == (0.9, 30, 300.0, True)
+    assert best_within(run, "eval_reward", 301.0) == (0.9, 30, 300.0, False)
+    assert best_within(run, "reward", 300.0) is None
+    assert best_within(series_run([(10, 100.0, 0.5)]), "eval_reward", 99.0) is None
+    no_clock = Run("run", Path("run"), [{"step": 3, "seconds": None, "logs": {"eval_reward": 0.3}}])
+    assert best_within(no_clock, "eval_reward", 1e9) is None
+    assert best_at_all(no_clock, "eval_reward")[:2] == (0.3, 3)
+
+
+def test_page_shows_the_best_of_each_budget(tmp_path, few_figures):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, values in ((first, [0.1, 0.6, 0.4]), (second, [0.2, 0.3, 0.7])):
+        log = RunLog(folder / LOG_FILE)
+        for i, value in enumerate(values):
+            log.append({"step": 10 * i, "seconds": 1800.0 * i, "logs": {"eval_reward": value}})
+    html = report(tmp_path, first, second, arguments=("--budgets", "5h", "30m"))
+    rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('id="best"') :].split("</table>")[0], re.DOTALL)
+    cells = [re.findall(r"<td( class=\"best\")?>([\d.]+)<small>(.*?)</small>", row) for row in rows[1:]]
+    assert re.findall(r"<th>(.*?)</th>", rows[0]) == ["run", "within 30 min", "within 5 h", "at all"]
+    assert [[value for _, value, _ in row] for row in cells] == [["0.600"] * 3, ["0.300", "0.700", "0.700"]]
+    assert [[bool(best) for best, _, _ in row] for row in cells] == [
+        [True, False, False],
+        [False, True, True],
+    ]
+    assert cells[1][0][2] == "step 10, 30 min"
+    assert cells[1][1][2] == "step 20, 1 h; the run is shorter"
+
+
+def test_accuracy_is_the_papers_score_where_it_was_measured():
+    def runs(*metrics: tuple[str, ...]) -> list[Run]:
+        records = [[{"step": 1, "seconds": 1.0, "logs": dict.fromkeys(names, 0.5)}] for names in metrics]
+        return [Run(str(i), Path("r"), record) for i, record in enumerate(records)]
+
+    both = ("eval_reward", "eval_avg@16", "eval_avg@16_stderr", "eval_math_avg@16", "reward")
+    assert accuracy_metric(runs(both, both), HELD_OUT) == "eval_avg@16"
+    assert accuracy_metric(runs(both, ("eval_reward",)), HELD_OUT) == "eval_reward"  # that all runs have
+    assert accuracy_metric(runs(("reward",)), HELD_OUT) is None
+    assert accuracy_metric(runs((*both, "srpo/correct_frac"), ("reward",)), TRAINING) == "reward"
+
+
+def test_standard_errors_are_drawn_as_bands():
+    spec = accuracy_figure("n", "N", "acc", "Read it.")
+    records = [
+        {"step": i, "seconds": 7.0 * i, "logs": {"acc": 0.5 + i / 10, "acc_stderr": 0.25}} for i in range(3)
+    ]
+    by_step, by_time = draw(spec, [Run("r", Path("r"), records)], []).figure.get_axes()
+    for axes, across in ((by_step, [0, 1, 2]), (by_time, [0, 7, 14])):
+        (band,) = axes.collections
+        corners = {(round(x, 6), round(y, 6)) for x, y in band.get_paths()[0].vertices}
+        edges = {(x, round(0.5 + i / 10 + side, 6)) for i, x in enumerate(across) for side in (-0.25, 0.25)}
+        assert edges <= corners
+
+
+def test_running_mean_is_the_mean_of_the_neighbours():
+    values = np.random.default_rng(0).normal(size=11)
+    expected = [np.mean(values[max(i - 3, 0) : i + 4]) for i in range(11)]
+    np.testing.assert_allclose(running_mean(values, 3), expected, rtol=1e-12)
+    np.testing.assert_allclose(running_mean(values, 0), values, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "written"),
+    [
+        ("90s", 90, "90 s"),
+        ("1m", 60, "1 min"),
+        ("2.5min", 150, "2.5 min"),
+        ("5h", 18000, "5 h"),
+        ("10", 36000, "10 h"),
+        (" 1 h ", 3600, "1 h"),
+        ("0.5s", 0.5, "0.5 s"),
+        ("100m", 6000, "100 min"),
+    ],
+)
+def test_durations(text, seconds, written):
+    assert parse_duration(text) == seconds
+    assert format_duration(seconds) == written
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1h", "0s", "nan", "inf", "5d", "1h30m", "m5"])
+def test_wrong_durations_are_refused(text):
+    with pytest.raises(ValueError, match="90s, 30m or 5h"):
+        parse_duration(text)
+
+
+def test_time_axes_have_a_fitting_unit():
+    assert [axis_unit(seconds) for seconds in (100, 1000, 20_000)] == ["s", "min", "h"]
+
+
+def test_options_that_differ():
+    first = Run(
+        "a", Path("a"), [], {"options": {"routing": "srpo", "seed": 1, "beta": [1], "disable_tqdm": True}}
+    )
+    second = Run("b", Path("b"), [], {"options": {"routing": "grpo", "seed": 1}})
+    assert differing_options([first, second]) == {"beta": ["[1]", "default"], "routing": ["srpo", "grpo"]}
+    assert differing_options([second]) == {"routing": ["grpo"], "seed": ["1"]}
+    assert differing_options([Run("c", Path("c"), [], {"options": "none"})]) == {}
+
+
+# ---------------------------------------------------------------- figures
+
+TWO_PANELS = FigureSpec(
+    "two", "Two", (Panel("a", "a", "unit"), Panel("a", "a", "unit", against="time")), "Read it."
+)
+
+
+def run_of(name: str, metric: str, values: list[float], seconds: float | None = 10.0) -> Run:
+    records = [
+        {"step": i, "seconds": None if seconds is None else i * seconds, "logs": {metric: value}}
+        for i, value in enumerate(values)
+    ]
+    return Run(name, Path(name), records)
+
+
+def lines_of(axes) -> list[tuple[str, list[float], list[float]]]:
+    return [
+        (line.get_color(), list(line.get_xdata()), list(line.get_ydata()))
+        for line in axes.get_lines()
+        if line.get_color() in COLOURS
+    ]
+
+
+def test_lines_hold_the_logged_values_in_each_runs_own_colour():
+    runs = [run_of("first", "b", [1.0]), run_of("second", "a", [3.0, 1.0]), run_of("third", "a", [2.0], None)]
+    picture = draw(TWO_PANELS, runs, budgets=[5.0, 60.0])
+    by_step, by_time = picture.figure.get_axes()
+    assert lines_of(by_step) == [(COLOURS[1], [0, 1], [3, 1]), (COLOURS[2], [0], [2])]
+    assert lines_of(by_time) == [(COLOURS[1], [0, 10], [3, 1])]
+    assert [text.get_text() for text in by_time.texts] == ["5 s"]  # 60 s lie beyond the run
+    assert (by_step.get_xlabel(), by_time.get_xlabel()) == ("optimizer step", "training time (s)")
+    assert by_step.get_ylabel() == "unit"
+    assert picture.missing == [
+        "a, the clock of a: not in the logs of first.",
+        "the clock of a: not in the logs of third.",
+    ]
+    assert picture.rows == [
+        ("second", 0, 0.0, "a", 3.0),
+        ("second", 1, 10.0, "a", 1.0),
+        ("third", 0, "", "a", 2.0),
+    ]
+
+
+def test_more_runs_than_colours_have_other_lines():
+    styles = [tuple(run_style(i).values()) for i in range(2 * len(COLOURS))]
+    assert len(set(styles)) == len(styles)
+
+
+def test_long_curves_are_drawn_with_their_running_mean():
+    picture = draw(TWO_PANELS, [run_of("long", "a", list(np.arange(400.0)))], budgets=[])
+    raw, smooth = lines_of(picture.figure.get_axes()[0])
+    assert len(raw[2]) == len(smooth[2]) == 400
+    assert raw[2] != smooth[2]
+    assert len(picture.rows) == 400
+
+
+def test_optional_panels_are_left_out_where_they_say_nothing():
+    spec = FigureSpec("o", "O", (Panel("a", "a", "u"), Panel("b", "b", "u", is_optional=True)), "")
+    run = Run("r", Path("r"), [{"step": 1, "seconds": 1.0, "logs": {"a": 1.0, "b": 0.0}}])
+    visible = [axes for axes in draw(spec, [run], []).figure.get_axes() if axes.axison]
+    assert len(visible) == 1
+    other = Run("r", Path("r"), [{"step": 1, "seconds": 1.0, "logs": {"a": 1.0, "b": 0.1}}])
+    assert len([axes for axes in draw(spec, [other], []).figure.get_axes() if axes.axison]) == 2
+
+
+def test_figures_are_written_as_png_and_csv_with_the_numbers_of_the_log(tmp_path):
+    run = write_run(tmp_path / "run")
+    write_examples(run, example_record())
+    report(tmp_path, run, arguments=("--figures", str(tmp_path / "figures")))
+    names = {"accuracy", "training_accuracy", "weight_distribution", *(spec.name for spec in FIGURES)}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("png", "csv")
+    }
+    for name in names:
+        pixels = image.imread(tmp_path / "figures" / f"{name}.png")
+        assert pixels.shape[1] > 1000
+        assert pixels[..., :3].std() > 0.01
+    with (tmp_path / "figures" / "accuracy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["metric"] for row in rows] == ["eval_reward"] * 9
+    assert [float(row["value"]) for row in rows] == [math.sin(step / 20) for step in range(0, 41, 5)]
+    assert [float(row["seconds"]) for row in rows] == [3.0 * step for step in range(0, 41, 5)]
+    with (tmp_path / "figures" / "weight_distribution.csv").open(newline="") as file:
+        shares = [float(row["share_of_tokens"]) for row in csv.DictReader(file)]
+    assert sum(shares) == pytest.approx(1)
+    assert sorted(shares)[-3:] == pytest.approx([1 / 3] * 3)
+
+
+def test_every_metric_of_the_catalogue_is_documented():
+    documented = Path(__file__).parents[2].joinpath("docs", "metrics.md").read_text(encoding="utf-8")
+    for spec in FIGURES:
+        for panel in spec.panels:
+            for metric in filter(None, (panel.metric, panel.spread)):
+                assert not metric.startswith("srpo/") or f"`{metric}`" in documented, metric
+
+
+# ---------------------------------------------------------------- examples
+
+
+def test_an_examples_tokens_have_their_numbers():
+    example = read_example(example_record())
+    assert [token.correction for token in example.tokens] == [0.0, 0.05, pytest.approx(0.9), None]
+    assert example.tokens[2].choice == (" 4", 0.97)
+    assert "correction 0.900 = divergence 0.600 x weight 1.50" in example.tokens[2].note
+    assert "teacher's choice ‘ 4’ (0.97)" in example.tokens[2].note
+    assert [token.text for token in example.strongest(0.9)] == [" 5"]  # the other one has no colour there
+    assert [token.correction_text for token in example.strongest(0.1)] == ["‘ 5’ to ‘ 4’", "‘ is’ stays"]
+    negative = read_example(example_record(divergence=[-1.0, 0.1, 0.6, None]))  # of a single sampled token
+    assert negative.tokens[0].correction == 0.0
+
+
+def test_depth_of_a_colour_follows_the_correction():
+    assert [level(c, 0.9) for c in (None, 0.0, 0.04, 0.06, 0.45, 0.9, 5.0)] == [0, 0, 0, 1, 4, 9, NUM_LEVELS]
+    example = read_example(example_record())
+    assert full_colour([example]) == pytest.approx(np.quantile([0.05, 0.9], 0.95))
+    assert full_colour([]) == 1.0
+    found = pieces(example, 0.9)
+    assert [(piece.look, piece.text) for piece in found] == [
+        ("plain", "it is"),  # half a level and less has no colour
+        ("level9", " 5"),
+        ("undistilled", "\n"),
+    ]
+    assert "".join(piece.text for piece in pieces(example, 1e9)) == "it is 5\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": None},
+        {"tokens": "text"},
+        {"tokens": []},
+        {"tokens": [1, 2, 3, 4]},
+    ],
+)
+def test_a_record_without_tokens_is_no_example(changes):
+    assert read_example(example_record(**changes)) is None
+
+
+def test_a_damaged_record_shows_what_it_has():
+    damaged = {
+        "divergence": [1.0],
+        "weight": "x",
+        "teacher_choices": [[0, "a"], 7, ["0", "a", 1]],
+        "prompt": None,
+    }
+    example = read_example(example_record(is_correct="no", **damaged))
+    assert isinstance(example, Example)
+    assert all(token.correction is None for token in example.tokens)
+    assert (example.prompt, example.is_correct) == ("", None)
+
+
+def test_page_shows_each_example_with_its_demonstration_and_its_colours(tmp_path, few_figures):
+    run = write_run(tmp_path / "run")
+    write_examples(run, *(example_record(step) for step in range(1, 41)))
+    page = Page(report(tmp_path, run, arguments=("--examples", "3")))
+    shown = [attributes for tag, attributes in page.elements if tag == "article"]
+    assert len(shown) == 3
+    steps = [int(step) for step in re.findall(r"step (\d+) failed answer", page.text)]
+    assert steps == [1, 21, 40]  # from the whole run
+    for text in ("2+2", "it is 4", "not 5", "‘ 5’ to ‘ 4’"):
+        assert page.text.count(" ".join(text.split())) >= 3
+    strongest = [a for _, a in page.elements if a.get("class") == f"level{NUM_LEVELS}" and a.get("title")]
+    assert len(strongest) == 3
+    assert strongest[0]["title"].startswith("correction 0.900 =")
+    none = Page(report(tmp_path, run, arguments=("--examples", "0")))
+    assert not [tag for tag, _ in none.elements if tag == "article"]
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_page_is_whole(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", routing="grpo")]
+    write_examples(runs[0], example_record())
+    html = report(tmp_path, *runs)
+    page = Page(html)
+    loading = {
+        "script",
+        "link",
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+        "audio",
+        "video",
+        "image",
+    }
+    assert not loading & {tag for tag, _ in page.elements}
+    for tag, attributes in page.elements:
+        for name, value in attributes.items():
+            if name in ("href", "xlink:href", "src", "srcset", "action", "data", "style"):
+                assert value.startswith("#") or name == "style", (tag, name, value)
+                assert "url(" not in value.replace("url(#", ""), (tag, name, value)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert len(set(page.ids)) == len(page.ids)  # several SVGs of one library in one page
+    targets = {a["href"][1:] for tag, a in page.elements if tag == "a"}
+    assert targets <= set(page.ids)
+    used = set(re.findall(r"url\(#([^)]+)\)", html)) | set(re.findall(r'xlink:href="#([^"]+)"', html))
+    assert used
+    assert used <= set(page.ids)
+    assert "#1a1b1e" not in html.split("</style>")[1]  # ink is the page's, for dark screens
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder cannot have such a name on Windows")
+def test_text_of_a_run_is_text(tmp_path, few_figures):
+    name = HOSTILE.replace("/", "") + " $\\frac{1}{$"
+    run = write_run(
+        tmp_path / "_hidden" / name,
+        options={"correctness_reward": HOSTILE, HOSTILE: HOSTILE},
+        versions={HOSTILE: HOSTILE},
+    )
+    texts = {key: HOSTILE for key in ("prompt", "solution", "feedback")}
+    write_examples(
+        run,
+        example_record(tokens=["it", HOSTILE, " 5", HOSTILE], teacher_choices=[[2, HOSTILE, 0.5]], **texts),
+    )
+    other = write_run(tmp_path / "_other")
+    html = report(tmp_path, run, other, arguments=("--figures", str(tmp_path / "figures")))
+    page = Page(html)
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+    assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+    assert page.text.count("<script>alert(1)</script>") >= 7
+    assert any("<script>" in (a.get("title") or "") for _, a in page.elements)
+    svg_texts = re.findall(r"<text[^>]*>([^<]*)</text>", html)
+    assert any("$\\frac{1}{$" in text for text in svg_texts)
+    assert "_other" in svg_texts  # matplotlib hides labels that start so
+    written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
+    assert written == {"_hidden", "_other", "out", "figures"}
+    assert all(re.fullmatch(r"[a-z_]+\.(png|csv)", path.name) for path in (tmp_path / "figures").iterdir())
+
+
+def test_grpo_run_renders_and_says_what_it_lacks(tmp_path):
+    html = report(tmp_path, write_run(tmp_path / "plain", routing="grpo"))
+    page = Page(html)
+    assert "srpo/teacher/entropy" in page.text
+    assert (
+        page.text.count("No run has logged anything of this.") == 4
+    )  # routes, teacher, weights, their distribution
+    assert "log_examples_steps" in page.text
+    assert "not in the logs of plain" in page.text
+
+
+@pytest.mark.parametrize("num_logs", [0, 1])
+def test_a_run_that_has_just_begun_renders(tmp_path, num_logs, few_figures):
+    log = RunLog(tmp_path / "run" / LOG_FILE)
+    log.begin(0, options={"routing": "srpo"})
+    for _ in range(num_logs):
+        log.append({"step": 1, "seconds": 0.0, "logs": {"reward": 0.0, "eval_reward": 0.0}})
+    text = Page(report(tmp_path, tmp_path / "run")).text
+    assert ("has not logged anything yet" in text) == (num_logs == 0)
+
+
+def test_lines_that_could_not_be_read_are_told(tmp_path, few_figures):
+    run = write_run(tmp_path / "run")
+    with (run / LOG_FILE).open("a") as file:
+        file.write('{"step": 45, "seco')
+    assert "1 line(s) of the log of run could not be read" in Page(report(tmp_path, run)).text
+
+
+def test_guards_are_heard(tmp_path, few_figures):
+    run, quiet = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    assert "What the guards said" not in Page(report(tmp_path, run)).text
+    finding = {"step": 7, "guard": "length", "message": HOSTILE, "advice": "Read some", "action": "warn"}
+    (run / "guards.jsonl").write_text(json.dumps(finding) + "\n")
+    page = Page(report(tmp_path, run, quiet))
+    assert "a 7 length </script><script>alert(1)" in page.text
+    assert "Read some warn" in page.text
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+
+
+def test_accuracy_is_the_metric_that_is_asked_for(tmp_path, capsys, few_figures):
+    run = write_run(tmp_path / "run")
+    assert "The highest eval_reward within" in Page(report(tmp_path, run)).text
+    assert "The highest grad_norm" not in Page(report(tmp_path, run, arguments=("--accuracy", "reward"))).text
+    assert "The highest reward within" in Page(report(tmp_path, run, arguments=("--accuracy", "reward"))).text
+    capsys.readouterr()
+    assert main(["report", str(run), "-o", str(tmp_path / "r.html"), "--accuracy", "eval_acuracy"]) == 2
+    told = capsys.readouterr().err
+    assert "eval_acuracy: no run has logged it" in told
+    assert "eval_reward, reward" in told
+
+
+@pytest.mark.parametrize("arguments", [["--budgets", "5d"], ["--examples", "-1"], []])
+def test_wrong_arguments_end_with_status_2(tmp_path, arguments, capsys):
+    words = [str(tmp_path), *arguments] if arguments else []
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", *words])
+    assert stopped.value.code == 2
+    assert "usage: srpo-trl report" in capsys.readouterr().err
+
+
+def test_a_report_needs_no_torch(tmp_path):
+    run = write_run(tmp_path / "run")
+    code = (
+        "import sys; from srpo_trl.cli import main; "
+        f"assert main(['report', {str(run)!r}, '-o', {str(tmp_path / 'r.html')!r}]) == 0; "
+        "assert not {'torch', 'transformers', 'trl', 'pandas'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(__import__("sys").path)}
+    subprocess.run([__import__("sys").executable, "-c", code], check=True, env=environment, timeout=300)
+
+
+def test_a_real_run_is_reported(tmp_path):
+    make_trainer(tmp_path / "srpo", max_steps=3, log_examples_steps=1, gradient_share_steps=1).train()
+    make_trainer(tmp_path / "grpo", max_steps=3, routing="grpo", run_log=True).train()
+    html = report(
+        tmp_path, tmp_path / "srpo", tmp_path / "grpo", arguments=("--figures", str(tmp_path / "f"))
+    )
+    page = Page(html)
+    assert len([tag for tag, _ in page.elements if tag == "article"]) == 8
+    drawn = {path.stem for path in (tmp_path / "f").glob("*.png")}  # without what only an evaluation logs
+    expected = {spec.name for spec in FIGURES} - {"evaluation"} | {"training_accuracy", "weight_distribution"}
+    assert drawn == expected
+    for spec in (spec for spec in FIGURES if spec.name in drawn):
+        with (tmp_path / "f" / f"{spec.name}.csv").open(newline="") as file:
+            found = {row["metric"] for row in csv.DictReader(file) if row["run"] == "srpo"}
+        assert {panel.metric for panel in spec.panels if not panel.is_optional} <= found, spec.name
+    assert "not in the logs of srpo" not in page.text
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+def render(page: Path, picture: Path, profile: Path, *arguments: str) -> tuple[np.ndarray, list[str]]:
+    """A page in headless Chromium: its pixels (height, width, 3) from 0 to 1, and the addresses that it asked for.
+
+    The browser's own requests have no origin and, as every other, no network.
+    """
+    net_log = profile.with_suffix(".json")
+    subprocess.run(
+        [
+            str(CHROMIUM),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *(
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--hide-scrollbars",
+            ),
+            *(
+                "--host-resolver-rules=MAP * ~NOTFOUND",
+                f"--log-net-log={net_log}",
+                f"--user-data-dir={profile}",
+            ),
+            *("--window-size=1200,7000", f"--screenshot={picture}", *arguments, page.as_uri()),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    log = json.loads(net_log.read_text(encoding="utf-8"))
+    started = log["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+    requests = [event["params"] for event in log["events"] if event["type"] == started and "params" in event]
+    asked = [r["url"] for r in requests if "url" in r and r.get("initiator") != "not an origin"]
+    return image.imread(picture)[..., :3], asked
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium in the PATH: the page is not rendered")
+def test_page_in_a_browser_is_not_blank_and_asks_for_nothing(tmp_path):
+    run, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", routing="grpo")
+    write_examples(run, *(example_record(step) for step in range(1, 9)))
+    report(tmp_path, run, other, arguments=("--budgets", "1m"))
+    page = tmp_path / "out" / "report.html"
+    for scheme, is_dark in ((1, False), (0, True)):
+        pixels, asked = render(
+            page,
+            tmp_path / "page.png",
+            tmp_path / f"profile{scheme}",
+            f"--blink-settings=preferredColorScheme={scheme}",
+        )
+        assert asked == []
+        assert pixels.shape == (7000, 1200, 3)
+        assert (pixels[0, 0].mean() < 0.2) == is_dark
+        is_written = np.abs(pixels - pixels[0, 0]).max(axis=2) > 0.3
+        filled = is_written.reshape(70, 100, 1200).any(axis=(1, 2))  # bands of 100 pixels
+        assert filled[:45].mean() > 0.8, "the upper part of the page is nearly blank"
+        for colour in (
+            *COLOURS[:2],
+            "#E08030" if not is_dark else "#B85E1C",
+        ):  # both runs, and a corrected token
+            distance = np.abs(pixels - matplotlib.colors.to_rgb(colour)).max(axis=2)
+            assert (distance < 0.15).sum() > 50, colour
+
+    control = tmp_path / "control.html"
+    control.write_text('<img src="http://report.invalid/x.png">', encoding="utf-8")
+    pixels, asked = render(control, tmp_path / "control.png", tmp_path / "profile")
+    assert asked == ["http://report.invalid/x.png"]
+
+
+def test_svg_is_the_same_each_time():
+    picture = draw(TWO_PANELS, [run_of("r", "a", [1.0, 2.0])], budgets=[])
+    again = draw(TWO_PANELS, [run_of("r", "a", [1.0, 2.0])], budgets=[])
+    assert svg(picture) == svg(again)

@@ -1,0 +1,143 @@
+"""Every benchmark runs at its smallest sizes and gives the rows it is to give; no timing is asserted."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # benchmarks are no part of the installed package
+
+from benchmarks import accuracy, loss, step, teacher_pass
+from benchmarks import loss_table as bench
+from benchmarks.common import commit
+from benchmarks.peers import FULL, TOPK, Contender, Losses, Problem, Size
+
+from srpo_trl.loss.ops import Backend
+
+CPU = torch.device("cpu")
+SMALL = Size(16, 8, 300, torch.float32)
+EXTRA = 200 * 2**20
+OURS = [f"srpo_trl {b}" for b in get_args(Backend) if b not in ("auto", "reference", "triton")]
+PEERS = {
+    ("dense, float32 logits (srpo_trl reference)", TOPK),
+    ("TRL chunked_divergence", FULL),
+    ("Liger chunked JSD (torch)", FULL),
+}
+SDPO = {("TRL SDPO", TOPK), ("TRL SDPO", FULL)}
+CONTENDERS = {(name, support) for name in OURS for support in (TOPK, FULL)} | PEERS
+
+
+def run(main, tmp_path, capsys, *arguments):
+    """The tables of one benchmark at its smallest size, after a look at what it prints."""
+    path = tmp_path / "figures.json"
+    assert main([*arguments, "--device", "cpu", "--quick", "--json", str(path)]) == 0
+    content = json.loads(path.read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    for value in content["environment"].values():
+        assert value in printed
+    for table in content["tables"]:
+        assert f"### {table['title']}" in printed
+        assert "| " + " | ".join(table["rows"][0]) + " |" in printed
+    return content["environment"], content["tables"]
+
+
+def test_command_prints_the_loss_table(tmp_path, capsys):
+    environment, (table,) = run(bench.main, tmp_path, capsys, "--tokens", "16")
+    assert set(environment) == {"date", "hardware", "versions"}
+    assert f"torch {torch.__version__}" in environment["versions"]
+    assert table["title"] == "Loss and gradients, N=16 D=32 V=1,000 float32"
+    floor, *rows = table["rows"]
+    assert floor["x floor"] == 1.0
+    assert {(row["loss"], row["support"]) for row in rows} == CONTENDERS
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_loss(tmp_path, capsys):
+    environment, (times, memory) = run(loss.main, tmp_path, capsys)
+    assert environment["commit"] == commit()
+    assert {(row["loss"], row["support"]) for row in times["rows"][1:]} == CONTENDERS | SDPO
+    assert [list(row) for row in memory["rows"]] == [["N", *OURS]]
+
+
+def test_accuracy_meets_its_bar(tmp_path, capsys):
+    _, tables = run(accuracy.main, tmp_path, capsys)
+    assert [table["title"].partition(", ")[2].partition(":")[0] for table in tables] == [
+        "near the self-teacher",
+        "far from it",
+    ]
+    for table in tables:
+        rows = {(row["loss"], row["support"]): row for row in table["rows"]}
+        assert set(rows) == CONTENDERS | SDPO
+        for name, support in rows:
+            if name.startswith("srpo_trl"):
+                row = rows[name, support]
+                assert max(float(row["sum"]), float(row["worst token"])) < 0.02
+                assert float(row["smallest divergence"]) >= 0
+                assert max(float(row["hidden gradient"]), float(row["head gradient"])) < 0.005
+
+
+def test_teacher_pass(tmp_path, capsys):
+    _, (table,) = run(teacher_pass.main, tmp_path, capsys)
+    assert [row["tokens per pass"] for row in table["rows"]] == ["16,384 (default)", "280 (all rows at once)"]
+    assert all(row["ratio"] == pytest.approx(row["without"] / row["shared"]) for row in table["rows"])
+
+
+def test_step(tmp_path, capsys):
+    _, (table,) = run(step.main, tmp_path, capsys)
+    (row,) = table["rows"]
+    assert (row["tokens"], row["routed"]) == (32, "40 %")
+    assert row["SRPO s"] > row["teacher s"] > 0
+    assert row["ratio"] == pytest.approx(row["SRPO s"] / row["GRPO s"])
+
+
+def test_share_of_failed_rollouts_is_exact():
+    tokenizer = step.build_byte_tokenizer()
+    rollout = step.replay(step.Case("tiny", 12, 60, 20, 10), tokenizer)
+    completions = rollout([[{"role": "user", "content": "?"}]] * 20, None)["completion_ids"]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+    assert [text[0] for text in texts] == (["r"] * 4 + ["w"] * 6) * 2
+    assert {len(ids) for ids in completions} == {12}
+    assert len(set(texts)) == 20
+
+
+def holding(problem: Problem, num_bytes: int) -> Losses:
+    """A loss that needs so many bytes on the way."""
+    torch.full((num_bytes,), 1, dtype=torch.uint8)
+    return Losses(problem.student_hidden_ND.sum() + problem.student_weight_VD.sum(), None)
+
+
+def test_peak_memory_is_what_the_loss_needs():
+    contender = Contender("holding", FULL, partial(holding, num_bytes=EXTRA))
+    assert bench.extra_bytes(contender, SMALL, CPU) == pytest.approx(EXTRA, rel=0.1)
+
+
+def test_calls_alternate_and_one_that_does_not_fit_is_left_out():
+    order = []
+
+    def too_large():
+        order.append("c")
+        raise torch.OutOfMemoryError
+
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": too_large}
+    timings = bench.time_alternately(calls, CPU, repeats=2, warmup=1)
+    assert "".join(order) == "abcabab"
+    assert timings["c"] is None
+    assert timings["a"] is not None
+    assert timings["a"].low <= timings["a"].median <= timings["a"].high
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
+    monkeypatch.setattr("benchmarks.peers._peer", lambda module, name: None)
+    names = {contender.name for contender in bench.contenders(CPU)}
+    assert names == {*OURS, "dense, float32 logits (srpo_trl reference)"}
+
+
+def test_what_does_not_fit_is_said():
+    row = bench._timing_row("dense", TOPK, None, bench.Timing(1.0, 1.0, 1.0))
+    assert row["seconds"] == bench.gigabytes(None) == "does not fit"

@@ -1,0 +1,212 @@
+"""Behaviour of single steps that the broader tests do not pin down: the teacher in use, what it reads, coefficients."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from harness import (
+    ROLLOUTS,
+    contains_answer,
+    flat_parameters,
+    make_trainer,
+    relative_error,
+    replay,
+    tiny_model,
+    tiny_tokenizer,
+)
+from srpo_trl import SRPOConfig
+from srpo_trl.commands.smoke_model import build_byte_tokenizer
+from srpo_trl.host.prompt_order import ResumableRepeatSampler
+from srpo_trl.loss.step_totals import distillation_coefficients, window_totals
+from srpo_trl.methods.routers import Route
+from srpo_trl.rollout.batch import RoutedBatch, routed_batch
+from srpo_trl.rollout.graded import Group, route_rollouts
+from srpo_trl.seams.trl import RepeatSampler
+from srpo_trl.teacher.context import ContextTemplates, TeacherInformation, TeacherPromptEncoder
+
+TOKENIZER = tiny_tokenizer()
+CHAT = [{"role": "user", "content": "2+2?"}]
+TEMPLATES = ContextTemplates(
+    "{prompt}{solution}{feedback}", " S: {successful_previous_attempt}", " F: {feedback_raw}"
+)
+
+
+def spy(trainer, name):
+    """Collect (arguments, result) of a method of the trainer while it trains."""
+    calls = []
+    original = getattr(trainer, name)
+
+    def method(*args):
+        result = original(*args)
+        calls.append((args, result))
+        return result
+
+    setattr(trainer, name, method)
+    return calls
+
+
+# ------------------------------------------------------------------ the teacher in use
+
+
+@pytest.mark.parametrize("kind", ["ema", "base"])
+def test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students(tmp_path, kind):
+    """Of the second rollout batch: hidden states of the teacher's backbone, logits of the teacher's head."""
+    trainer = make_trainer(
+        tmp_path, teacher_model_kind=kind, teacher_update_rate=0.3, max_steps=2, learning_rate=0.5
+    )
+    answer = [*TOKENIZER("33;12")["input_ids"], TOKENIZER.eos_token_id]  # of the second rollout, distilled
+    scored = []
+    original = trainer._score_with_teacher
+
+    def score(output, rollouts):
+        teacher = {name: value.clone() for name, value in trainer._teacher.state_dict().items()}
+        student = flat_parameters(trainer.model)
+        original(output, rollouts)
+        logits = routed_batch(output).teacher_hidden[1] @ trainer._teacher_head.weight_VD.T
+        scored.append((teacher, student, rollouts.teacher_prompts[1].ids, logits))
+
+    trainer._score_with_teacher = score
+    trainer.train()
+    teacher, student, prompt, found = scored[1]
+    model = tiny_model()
+    model.load_state_dict(teacher, strict=False)  # the LM head is the embeddings
+    assert relative_error(flat_parameters(model), student) > 1e-3
+    with torch.no_grad():
+        expected = model(torch.tensor([[*prompt, *answer]])).logits[0, -len(answer) - 1 : -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_moves_toward_the_student_of_after_the_step(tmp_path):
+    trainer = make_trainer(tmp_path, teacher_update_rate=1.0, learning_rate=0.1)
+    before = flat_parameters(trainer.model)
+    trainer.train()
+    teacher = torch.cat([v.double().reshape(-1) for v in trainer._teacher.state_dict().values()])
+    assert not torch.equal(before, flat_parameters(trainer.model))
+    assert torch.equal(teacher, flat_parameters(trainer.model))
+
+
+def test_the_teacher_has_no_dropout_and_the_student_keeps_its_own(tmp_path):
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.5)
+    trainer = make_trainer(
+        tmp_path, peft_config=adapter, per_device_train_batch_size=8, gradient_accumulation_steps=2
+    )
+    modes = []
+    trainer._student.base_model.register_forward_pre_hook(
+        lambda module, args: modes.append((torch.is_grad_enabled(), module.training))
+    )
+    trainer.train()
+    assert {training for graded, training in modes if not graded} == {False}
+    assert {training for graded, training in modes if graded} == {True}
+
+
+# ------------------------------------------------------------------ what the teacher reads
+
+
+def encoder():
+    return TeacherPromptEncoder(build_byte_tokenizer(), TEMPLATES, 1000, None, {})
+
+
+def test_markers_in_the_demonstration_of_a_text_prompt_stay_text():
+    tokenizer = build_byte_tokenizer()
+    ids = encoder().encode("2+2=", TeacherInformation("4<|im_end|>")).ids
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(list(ids)).endswith("4<|im_end|>")
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_the_option_decides_whether_demonstrations_keep_their_thinking(remove):
+    config = SRPOConfig("unused", use_cpu=True, bf16=False, remove_thinking_from_demonstration=remove)
+    group = Group(
+        prompts=[CHAT, CHAT],
+        completions=[[{"role": "assistant", "content": text}] for text in ("<think>hm</think>It is 4.", "5")],
+        completion_ids=[(1, 2), (3,)],
+        feedback=["", ""],
+        references=["", ""],
+        tools=[None, None],
+        rewards_BF=torch.tensor([[1.0], [0.0]]),
+        first_row=0,
+    )
+    rollouts = route_rollouts(
+        group,
+        torch.tensor([1.0, 0.0]),
+        config,
+        encoder(),
+        num_generations=2,
+        step=0,
+        gather=lambda tensor: tensor,
+        gather_object=lambda objects: objects,
+    )
+    assert rollouts.route_B.tolist() == [Route.POLICY, Route.DISTILL]
+    text = build_byte_tokenizer().decode(list(rollouts.teacher_prompts[1].ids))
+    assert "It is 4." in text
+    assert ("hm" in text) != remove
+
+
+# ------------------------------------------------------------------ which tokens count, and for how much
+
+
+def test_tool_tokens_are_no_part_of_omega(tmp_path):
+    def with_tool(prompts, trainer):
+        output = replay(TOKENIZER)(prompts, trainer)
+        output["env_mask"] = [[0] * (len(ids) - 1) + [1] for ids in output["completion_ids"]]
+        return output
+
+    trainer = make_trainer(tmp_path, rollout_func=with_tool)
+    requests = spy(trainer, "_distillation_request")
+    trainer.train()
+    (routed,), request = requests[0]
+    distilled = routed.route_B == Route.DISTILL
+    assert distilled.sum() == 6
+    assert routed.distilled_BT.sum(1)[distilled].tolist() == [1] * 6  # the end-of-sequence token alone
+    assert len(request.coefficient_N) == 6
+    assert int(trainer._totals.num_routed_tokens) == 15  # one row is trained by nothing
+    texts = [a for _, answers in ROLLOUTS for a in answers]
+    assert sum(s is not None for s in contains_answer(texts)) == 15
+
+
+def small_batch(**fields):
+    """Two distilled rows of two and one tokens, and one of the policy."""
+    defaults = {
+        "route_B": torch.tensor([Route.DISTILL, Route.POLICY, Route.DISTILL]),
+        "scored_BT": torch.tensor([[True, True], [True, True], [True, False]]),
+        "teacher_entropy_BT": torch.tensor([[0.0, math.log(2)], [0.0, 0.0], [math.log(4), 0.0]]),
+        "teacher_hidden": [],
+        "old_logps_BT": None,
+        "sampler_ratio_BT": None,
+    }
+    return RoutedBatch(**(defaults | fields))
+
+
+def test_coefficients_by_hand():
+    """Raw weights 1, 1/2 and 1/4 of mean 7/12; five routed tokens."""
+    batch = small_batch()
+    totals = window_totals([batch], 1.0, lambda tensor: tensor)
+    found = distillation_coefficients(batch, totals, 1.0, branch_weight=0.5, num_processes=2)
+    weights = torch.tensor([1.0, 0.5, 0.25]) / (7 / 12)
+    torch.testing.assert_close(found.float(), 0.5 * weights * 2 / 5)
+
+
+@pytest.mark.parametrize("shape", ["per token", "per sequence"])
+def test_coefficients_carry_the_samplers_importance_ratio(shape):
+    ratio_BT = torch.tensor([[2.0, 2.0], [9.0, 9.0], [0.5, 9.0]])
+    ratio = ratio_BT if shape == "per token" else ratio_BT[:, :1]
+    plain, scaled = small_batch(), small_batch(sampler_ratio_BT=ratio)
+    totals = window_totals([plain], 1.0, lambda tensor: tensor)
+    expected = distillation_coefficients(plain, totals, 1.0, 1.0, 1) * torch.tensor([2.0, 2.0, 0.5])
+    torch.testing.assert_close(distillation_coefficients(scaled, totals, 1.0, 1.0, 1), expected)
+
+
+# ------------------------------------------------------------------ the order of prompts
+
+
+def test_an_epoch_that_is_set_has_the_order_of_trls_sampler():
+    sampler = RepeatSampler(range(9), mini_repeat_count=2, batch_size=4, repeat_count=2, shuffle=True, seed=3)
+    epochs = [list(sampler) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    ours = ResumableRepeatSampler.like(sampler)
+    for epoch in (2, 0, 1):
+        ours.set_epoch(epoch)
+        assert list(ours) == epochs[epoch]
+    assert list(ours) == epochs[2]  # and goes on from there
