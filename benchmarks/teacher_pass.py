@@ -15,7 +15,7 @@ from benchmarks.common import random_qwen3, run
 from benchmarks.measure import time_alternately
 from benchmarks.tables import Table
 from srpo_trl.config import SRPOConfig
-from srpo_trl.teacher.scoring import Layout, TeacherRow, plan_passes, score_pass
+from srpo_trl.teacher.scoring import Layout, TeacherRow, forward_rows, plan_passes
 
 FAILED_SIBLINGS = 7
 
@@ -24,7 +24,7 @@ def score(backbone: nn.Module, rows: Sequence[TeacherRow], max_tokens: int, layo
     """Score all rows and keep nothing."""
     with torch.no_grad():
         for batch in plan_passes(rows, max_tokens=max_tokens, layout=layout):
-            score_pass(backbone, [rows[i] for i in batch], layout)
+            forward_rows(backbone, [rows[i] for i in batch], layout)
 
 
 def random_rows(num_groups: int, prompt: int, completion: int, vocab_size: int) -> list[TeacherRow]:

@@ -22,7 +22,7 @@ MUTANTS = [
     mutant(
         "several_rollout_batches_move_the_teacher_once",
         "rollout batches that one optimizer step completes count as one",
-        ("host/taught_rollouts.py", "self._teacher.tick(num_complete)", "self._teacher.tick(1)"),
+        ("host/taught_rollouts.py", "self._teacher.update(num_complete)", "self._teacher.update(1)"),
         tests=(f"{COUNT}::test_the_teacher_moves_once_per_rollout_batch[3-1-1]",),
     ),
     mutant(
@@ -133,8 +133,8 @@ MUTANTS = [
         "a run whose last rollouts are all correct is told that its threshold does not fit",
         (
             "rewards/correctness_watch.py",
-            "self._scores.with_others(scores_of(values))",
-            "scores_of(values)",
+            "self._scores.with_others(score_samples(values))",
+            "score_samples(values)",
         ),
         tests=(f"{CORRECT}::test_no_false_alarm",),
     ),

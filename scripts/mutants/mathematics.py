@@ -18,11 +18,15 @@ MUTANTS = [
         "kls_swapped_in_closed_form",
         "the same in the chunked operator",
         (
-            "loss/ops/token_terms.py",
+            "loss/ops/token_losses.py",
             "if alpha == 0.0:\n        teacher_probs",
             "if alpha == 1.0:\n        teacher_probs",
         ),
-        ("loss/ops/token_terms.py", "if alpha == 1.0:\n        grad_RK", "if alpha == 0.0:\n        grad_RK"),
+        (
+            "loss/ops/token_losses.py",
+            "if alpha == 1.0:\n        grad_RK",
+            "if alpha == 0.0:\n        grad_RK",
+        ),
         tests=(
             "loss/test_ops.py::test_chunked_is_the_reference[5-33-7]",
             f"{OBJECTIVE}[forward KL]",
@@ -68,7 +72,7 @@ MUTANTS = [
         "teachers_topk_in_closed_form",
         "the same in the chunked operator",
         (
-            "loss/ops/token_terms.py",
+            "loss/ops/token_losses.py",
             "student_top_RK, indices_RK = student_logps_RV.topk(topk, dim=-1)",
             "indices_RK = teacher_logits_RV.topk(topk, dim=-1).indices\n"
             "        student_top_RK = student_logps_RV.gather(-1, indices_RK)",
@@ -79,7 +83,7 @@ MUTANTS = [
         "tail_dropped",
         "the top K is renormalised although the tail was asked for",
         (
-            "loss/ops/token_terms.py",
+            "loss/ops/token_losses.py",
             "        if spec.add_tail:\n",
             "        if False:\n",
         ),
@@ -89,7 +93,7 @@ MUTANTS = [
         "tails_gradient_dropped",
         "no gradient reaches the tokens outside the top K",
         (
-            "loss/ops/token_terms.py",
+            "loss/ops/token_losses.py",
             "return divergence_R, grad_top_RK, grad_tail_R / bounded_tail_R - total_R",
             "return divergence_R, grad_top_RK, torch.zeros_like(divergence_R)",
         ),
@@ -116,7 +120,7 @@ MUTANTS = [
         "tail_as_one_minus_a_sum_in_closed_form",
         "the same in the chunked operator",
         (
-            "loss/ops/token_terms.py",
+            "loss/ops/token_losses.py",
             "return probs_RV.scatter_(-1, indices_RK, 0.0).sum(-1)",
             "return 1 - probs_RV.gather(-1, indices_RK).sum(-1)",
         ),

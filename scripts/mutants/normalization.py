@@ -12,9 +12,9 @@ MUTANTS = [
         "entropy weights have the mean 1 in each micro-batch instead of over the optimizer step",
         (
             "loss/step_totals.py",
-            "weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, totals.mean_raw_weight)",
+            "weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, totals.mean_unnormalized_weight)",
             "local = WindowTotals(*_local_totals(batch, beta).unbind())\n"
-            "    weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, local.mean_raw_weight)",
+            "    weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, local.mean_unnormalized_weight)",
         ),
         tests=(SPLIT,),
     ),
@@ -23,7 +23,7 @@ MUTANTS = [
         "weights are exp(-beta H) as they are, without the mean of 1",
         (
             "loss/token_weights.py",
-            "return (raw_weights / mean_raw_weight).to(dtype)",
+            "return (raw_weights / mean_unnormalized_weight).to(dtype)",
             "return raw_weights.to(dtype)",
         ),
         tests=("loss/test_losses.py::test_entropy_weights_have_the_mean_1[dtype0-1.0]", f"{OBJECTIVE}[srpo]"),
@@ -114,7 +114,7 @@ MUTANTS = [
         "rollouts that nothing trains still count in the joint denominator",
         (
             "rollout/batch.py",
-            "return self.scored_BT & (self.route_B != Route.SKIP).unsqueeze(1)",
+            "return self.scored_BT & (self.route_B != Route.SKIPPED).unsqueeze(1)",
             "return self.scored_BT",
         ),
         tests=(

@@ -36,8 +36,8 @@ MUTANTS = [
         "srpo distils correct rollouts, too",
         (
             "methods/routers.py",
-            "torch.where(~is_correct & has_teacher, Route.DISTILL, Route.POLICY)",
-            "torch.where(has_teacher, Route.DISTILL, Route.POLICY)",
+            "torch.where(~is_correct & has_teacher, Route.DISTILLED, Route.POLICY)",
+            "torch.where(has_teacher, Route.DISTILLED, Route.POLICY)",
         ),
         tests=("methods/test_routing.py::test_routes_equal_the_oracles_table[srpo]", f"{OBJECTIVE}[srpo]"),
     ),
@@ -46,8 +46,8 @@ MUTANTS = [
         "sdpo trains rollouts without a teacher by GRPO instead of not at all",
         (
             "methods/routers.py",
-            "return torch.where(has_teacher, Route.DISTILL, Route.SKIP)",
-            "return torch.where(has_teacher, Route.DISTILL, Route.POLICY)",
+            "return torch.where(has_teacher, Route.DISTILLED, Route.SKIPPED)",
+            "return torch.where(has_teacher, Route.DISTILLED, Route.POLICY)",
         ),
         tests=("methods/test_routing.py::test_routes_equal_the_oracles_table[sdpo]", f"{OBJECTIVE}[sdpo]"),
     ),
@@ -69,7 +69,7 @@ MUTANTS = [
         "routing forgets that a rollout has no score",
         (
             "methods/routers.py",
-            "return torch.where(correctness.is_scored_B, routes_B, Route.SKIP)",
+            "return torch.where(correctness.is_scored_B, routes_B, Route.SKIPPED)",
             "return routes_B",
         ),
         tests=("methods/test_routing.py::test_routes_equal_the_oracles_table[srpo]",),

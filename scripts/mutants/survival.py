@@ -5,9 +5,9 @@ from mutant import mutant
 FAULTS = "host/test_faults_training.py"
 REWARDS = "host/test_faults_rewards.py"
 GUARDS = "runs/test_guards.py"
-SHARE = "rollout/test_distillation_share.py"
-EARLIER = "rollout/test_earlier_answers.py"
-REDRAW = "rollout/test_redraw.py"
+SHARE = "rollout/test_distilled_fraction.py"
+EARLIER = "rollout/test_solved_prompts.py"
+REDRAW = "rollout/test_resample.py"
 
 MUTANTS = [
     mutant(
@@ -111,7 +111,7 @@ MUTANTS = [
     mutant(
         "share_is_not_saved",
         "a resumed run has forgotten what a guard took from the distilled share",
-        ("host/taught_rollouts.py", "        self._share.restore(state.distillation_share)\n", ""),
+        ("host/taught_rollouts.py", "        self._share.restore(state.distilled_fraction)\n", ""),
         tests=(f"{SHARE}::test_share_survives_a_resume",),
     ),
     mutant(

@@ -34,8 +34,8 @@ MUTANTS = [
         "the teacher's values are the student's own memory: it is always the live student",
         (
             "teacher/weights.py",
-            "part_of(parameter).to(self._store_dtype(parameter), copy=True)",
-            "part_of(parameter).to(self._store_dtype(parameter))",
+            "local_shard(parameter).to(self._store_dtype(parameter), copy=True)",
+            "local_shard(parameter).to(self._store_dtype(parameter))",
         ),
         tests=("teacher/test_teacher.py::test_a_moved_student_does_not_move_the_teacher",),
     ),
@@ -44,7 +44,7 @@ MUTANTS = [
         "rollouts are scored with the live student's backbone instead of the EMA's",
         (
             "teacher/scoring.py",
-            "with _in_evaluation(student), teacher.installed(), autocast:",
+            "with _in_evaluation(student), teacher.swapped_in(), autocast:",
             "with _in_evaluation(student), autocast:",
         ),
         tests=(f"{GAPS}::test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students[ema]",),
@@ -100,8 +100,8 @@ MUTANTS = [
         "the teacher moves twice after a rollout batch",
         (
             "host/taught_rollouts.py",
-            "        distance = self._teacher.tick(num_complete)\n",
-            "        self._teacher.tick(num_complete)\n        distance = self._teacher.tick(num_complete)\n",
+            "        distance = self._teacher.update(num_complete)\n",
+            "        self._teacher.update(num_complete)\n        distance = self._teacher.update(num_complete)\n",
         ),
         tests=(f"{TICKS}[every step]",),
     ),

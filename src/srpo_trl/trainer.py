@@ -151,7 +151,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
             alpha=args.distillation_alpha,
             topk=args.distillation_topk,
             add_tail=args.distillation_add_tail,
-            mode=args.distillation_mode,
+            estimator=args.distillation_estimator,
             temperature=args.temperature,
             importance_clip=args.distillation_is_clip,
         )
@@ -179,7 +179,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         return {
             "lower_distillation": self._share.lower,
             "freeze_teacher": lambda: self._teacher.freeze(),
-            "resynchronise_teacher": lambda: self._teacher.resynchronise(),
+            "reset_teacher": lambda: self._teacher.reset_to_student(),
         }
 
     @property
@@ -233,18 +233,20 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         result = distilling.result
         assert result is not None
         distillation_loss = result.loss.to(policy_loss.dtype)
-        self._branch_losses = {"grpo": policy_loss.detach(), "sdpo": distillation_loss.detach()}
+        self._branch_losses = {"policy": policy_loss.detach(), "distilled": distillation_loss.detach()}
         self._sums.add(
-            loss_grpo=policy_loss,
-            loss_sdpo=distillation_loss,
+            loss_policy=policy_loss,
+            loss_distilled=distillation_loss,
             distilled_tokens=len(result.divergence_N),
             divergence=result.divergence_N,
             student_entropy=result.student_entropy_N,
             topk_mass=result.topk_mass_N,
             importance_ratio=result.importance_ratio_N,
         )
-        step, mean_raw_weight = self.state.global_step, self._totals.mean_raw_weight
-        self._rollout_log.add(step, inputs, routed, result, mean_raw_weight, self._whole_teacher_head)
+        step, mean_unnormalized_weight = self.state.global_step, self._totals.mean_unnormalized_weight
+        self._rollout_log.add(
+            step, inputs, routed, result, mean_unnormalized_weight, self._whole_teacher_head
+        )
         interval = self.args.gradient_share_steps
         if self._branch_gradients is not None and interval and self.state.global_step % interval == 0:
             self._measure_gradients(self._branch_gradients, policy_loss, distillation_loss)
@@ -253,11 +255,13 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     def _measure_gradients(
         self, gradients: BranchGradients, policy_loss: Tensor, distillation_loss: Tensor
     ) -> None:
-        gradients.add(grpo=policy_loss, sdpo=distillation_loss)
+        gradients.add(policy=policy_loss, distilled=distillation_loss)
         if not self._window:  # the optimizer step's last micro-batch
             norms = gradients.norms(lambda g: self.accelerator.reduce(g, reduction="mean"))
             self._sums.add(
-                gradient_norm_grpo=norms["grpo"], gradient_norm_sdpo=norms["sdpo"], gradient_measurements=1
+                gradient_norm_policy=norms["policy"],
+                gradient_norm_distilled=norms["distilled"],
+                gradient_measurements=1,
             )
 
     def _distillation_request(self, routed: RoutedBatch) -> DistillationRequest:

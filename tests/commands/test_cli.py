@@ -267,7 +267,9 @@ def test_smoke_config_trains_saves_and_resumes(
     assert "starting anew" in printed
     assert f"model saved to {output_dir}; last checkpoint: {output_dir}/checkpoint-1" in printed
     first = json.loads((output_dir / "checkpoint-1" / "trainer_state.json").read_text(encoding="utf-8"))
-    assert first["log_history"][0]["srpo/route/sdpo_frac"] == 1.0  # the grader's feedback reached the teacher
+    assert (
+        first["log_history"][0]["srpo/route/distilled_frac"] == 1.0
+    )  # the grader's feedback reached the teacher
     assert (output_dir / "checkpoint-1" / TEACHER_FILE).is_file()
 
     assert main([*options, *small, "--max_steps", "2"]) == 0

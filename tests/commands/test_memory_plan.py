@@ -83,11 +83,11 @@ ENGINES = {
     "fsdp2_no_reshard": Engine("fsdp2", 2, reshards=False),
     "multi_node": Engine("fsdp2", 16, num_machines=2),
     "zero1": Engine("zero1", 2),
-    "zero1_offload": Engine("zero1", 2, optimizer_on_host=True),
+    "zero1_offload": Engine("zero1", 2, optimizer_on_cpu=True),
     "zero2": Engine("zero2", 2),
-    "zero2_offload": Engine("zero2", 2, optimizer_on_host=True),
+    "zero2_offload": Engine("zero2", 2, optimizer_on_cpu=True),
     "zero3": Engine("zero3", 2),
-    "zero3_offload": Engine("zero3", 2, parameters_on_host=True, optimizer_on_host=True),
+    "zero3_offload": Engine("zero3", 2, parameters_on_cpu=True, optimizer_on_cpu=True),
 }
 
 
@@ -113,7 +113,7 @@ def test_a_deepspeed_file_gives_the_sizes_of_buffers(tmp_path):
         " deepspeed_config: {deepspeed_config_file: ds.json}}"
     )
     expected = Engine(
-        "zero3", 4, optimizer_on_host=True, reduce_bucket=None, max_live=1_000_000, sub_group=500_000
+        "zero3", 4, optimizer_on_cpu=True, reduce_bucket=None, max_live=1_000_000, sub_group=500_000
     )
     assert read_engine(str(file)) == expected
 
@@ -171,8 +171,8 @@ def test_layers_that_stay_gathered_cost_a_copy_of_the_weights():
 
 def test_offload_moves_what_it_shards_to_the_host():
     plan = plan_memory(the_run(of_accelerate("zero3_offload", 4)), PASSES, 1)
-    on_host = {c.name for c in plan.components if c.on_host}
-    assert on_host == {
+    on_cpu = {c.name for c in plan.components if c.on_cpu}
+    assert on_cpu == {
         "weights",
         "optimizer's fp32 weights",
         "optimizer state",
@@ -183,7 +183,7 @@ def test_offload_moves_what_it_shards_to_the_host():
     assert plan.host_peak == (0.5 + 1 + 2 + 1 + 0.5 + 0.5) * N  # set aside during the teacher pass alone
     kept = plan_memory(the_run(of_accelerate("zero3", 4)), PASSES, 1)
     assert kept.host_peak == 0
-    assert kept.total(TEACHER) == plan.total(TEACHER) + plan.total(TEACHER, on_host=True)
+    assert kept.total(TEACHER) == plan.total(TEACHER) + plan.total(TEACHER, on_cpu=True)
 
 
 # ------------------------------------------------------------------ numbers and adapters
@@ -238,8 +238,8 @@ def test_teacher_states_are_one_vector_per_token():
     size = 8 * COMPLETION * 64 * 4
     assert held(the_run(), states) == [size]
     assert held(the_run(), states, moment=TEACHER) == [2 * size]  # the last rollouts' are still there
-    found = components(the_run(teacher_states_on_host=True))[states]
-    assert found.on_host
+    found = components(the_run(teacher_states_on_cpu=True))[states]
+    assert found.on_cpu
 
 
 def test_without_distillation_there_is_no_teacher():
@@ -333,7 +333,7 @@ def test_a_plan_is_printed_from_configs_alone(files, capsys):
     weights = next(c for c in found["plan"]["components"] if c["name"] == "weights")
     assert weights["moments"][UPDATE] == N / 2
     for moment, total in found["plan"]["totals"].items():
-        parts = [c["moments"].get(moment, 0) for c in found["plan"]["components"] if not c["on_host"]]
+        parts = [c["moments"].get(moment, 0) for c in found["plan"]["components"] if not c["on_cpu"]]
         assert total == sum(parts)
     assert found["plan"]["peak_bytes"] == max(found["plan"]["totals"].values())
     assert found["largest_micro_batch"]["per_device_train_batch_size"] == 8

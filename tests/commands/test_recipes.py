@@ -48,9 +48,9 @@ TINY = {
 }
 # With two right and two wrong rollouts in every group
 ROUTES = {
-    "srpo": {"grpo": 0.5, "sdpo": 0.5, "mix": 0.0, "skip": 0.0},
-    "sdpo": {"grpo": 0.0, "sdpo": 1.0, "mix": 0.0, "skip": 0.0},
-    "advantage_mix": {"grpo": 0.0, "sdpo": 0.0, "mix": 1.0, "skip": 0.0},
+    "srpo": {"policy": 0.5, "distilled": 0.5, "both": 0.0, "skipped": 0.0},
+    "sdpo": {"policy": 0.0, "distilled": 1.0, "both": 0.0, "skipped": 0.0},
+    "advantage_mix": {"policy": 0.0, "distilled": 0.0, "both": 1.0, "skipped": 0.0},
 }
 
 
@@ -160,7 +160,7 @@ def test_every_recipe_takes_one_step(
         costs = ("srpo/seconds/", "srpo/memory/", "srpo/nonfinite_steps")
         assert not any(name.startswith("srpo/") and not name.startswith(costs) for name in logs)
         return
-    routes = {name: logs[f"srpo/route/{name}_frac"] for name in ("grpo", "sdpo", "mix", "skip")}
+    routes = {name: logs[f"srpo/route/{name}_frac"] for name in ("policy", "distilled", "both", "skipped")}
     assert routes == ROUTES[options["routing"]]
     assert logs["srpo/teacher/available_frac"] == 1.0
     assert logs["srpo/distillation/divergence"] > 0.0

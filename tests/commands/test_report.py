@@ -57,7 +57,7 @@ def example_record(step: int = 1, **changes) -> dict:
     record = {
         "step": step,
         "rollout": 7,
-        "route": "sdpo",
+        "route": "distilled",
         "is_correct": False,
         "prompt": "2+2",
         "solution": "it is 4",

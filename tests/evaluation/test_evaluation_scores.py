@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srpo_trl.evaluation.batches import plan_batches
-from srpo_trl.evaluation.samples import Reading, Sample, reading_of, scores_of
+from srpo_trl.evaluation.batches import batch_by_tokens
+from srpo_trl.evaluation.samples import AnswerParser, Sample, answer_parser, score_samples
 from srpo_trl.evaluation.scores import (
     Estimate,
     majority,
@@ -153,7 +153,7 @@ def test_scores_of_samples_by_hand():
         sample(2, 0.0, answer="E", num_tokens=50, follows_format=True),
         *[sample(3, None, answer="F", num_tokens=60, follows_format=False) for _ in range(4)],
     ]
-    found = scores_of(samples, 4, has_answers=True)
+    found = score_samples(samples, 4, has_answers=True)
     two = math.sqrt(2)
     expected = {
         "questions": 3,
@@ -187,7 +187,7 @@ def test_scores_of_samples_by_hand():
 
 
 def test_scores_that_nothing_has_a_value_for_are_left_out():
-    found = scores_of([sample(0, None)], 1, has_answers=False)
+    found = score_samples([sample(0, None)], 1, has_answers=False)
     assert not {"avg@1", "maj@1", "format_rate", "reward", "pass@2"} & set(found)
     assert found["unscored_samples"] == 1
     assert "completions/mean_length_stderr" not in found
@@ -204,7 +204,7 @@ def test_scores_that_nothing_has_a_value_for_are_left_out():
 )
 @settings(max_examples=200, deadline=None)
 def test_every_sample_is_planned_once_within_the_budget(lengths, num_samples, budget, num_processes):
-    batches = plan_batches(
+    batches = batch_by_tokens(
         lengths,
         num_samples=num_samples,
         max_completion_length=30,
@@ -228,7 +228,7 @@ def test_every_sample_is_planned_once_within_the_budget(lengths, num_samples, bu
 
 
 def test_a_plan_fills_its_budget():
-    batches = plan_batches(
+    batches = batch_by_tokens(
         [10, 10, 30], num_samples=2, max_completion_length=10, tokens_per_batch=80, num_processes=1
     )
     assert [[one.question for one in batch] for batch in batches] == [[2, 2], [0, 0, 1, 1]]
@@ -315,11 +315,11 @@ def test_the_first_reward_function_that_knows_is_asked():
     def own(completions, **kwargs):
         return [0.0] * len(completions)
 
-    assert reading_of([own, length_reward]) == Reading(None, None)
+    assert answer_parser([own, length_reward]) == AnswerParser(None, None)
     strict = get_format_reward(("answer",))
-    reading = reading_of([own, strict, multiple_choice_reward])
+    reading = answer_parser([own, strict, multiple_choice_reward])
     assert reading.extract_answer is multiple_choice_reward.extract_answer
     assert reading.follows_format("<answer>B</answer>")
-    assert not reading_of([multiple_choice_reward, strict]).follows_format("<answer>B</answer>")
+    assert not answer_parser([multiple_choice_reward, strict]).follows_format("<answer>B</answer>")
     own.extract_answer = str.strip
-    assert reading_of([own, multiple_choice_reward]).extract_answer(" 7 ") == "7"
+    assert answer_parser([own, multiple_choice_reward]).extract_answer(" 7 ") == "7"

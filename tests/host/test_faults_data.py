@@ -22,7 +22,7 @@ from harness import (
     tiny_tokenizer,
     update,
 )
-from srpo_trl.host.datasets import context_problems, prompt_room
+from srpo_trl.host.datasets import context_problems, max_prompt_length
 from srpo_trl.methods.routers import Route
 
 TOKENIZER = tiny_tokenizer()
@@ -180,9 +180,9 @@ def test_groups_of_the_same_prompt_never_mix(tmp_path):
     trainer.train()
     assert seen["routes"] == [
         Route.POLICY,
-        *[Route.DISTILL] * 5,
+        *[Route.DISTILLED] * 5,
         Route.POLICY,
-        Route.DISTILL,
+        Route.DISTILLED,
         *[Route.POLICY] * 8,
     ]
     for row, own in ((1, "2#2"), (2, "2#2"), (3, "2#2"), (4, "2#2#2"), (5, "2#2#2"), (7, "2#2#2")):
@@ -211,7 +211,7 @@ def test_plain_text_needs_no_chat_template(tmp_path):
     options = {"train_dataset": dataset, "rollout_func": replay(tokenizer, rollouts)}
     trainer = make_trainer(tmp_path, processing_class=tokenizer, **options)
     assert update(trainer).any()
-    assert logged(trainer, "srpo/route/sdpo_frac")[0] > 0
+    assert logged(trainer, "srpo/route/distilled_frac")[0] > 0
 
 
 def test_padding_with_the_end_token_changes_nothing(tmp_path):
@@ -299,9 +299,9 @@ def text_config(**values):
     ],
 )  # fmt: skip
 def test_stretched_rotary_embeddings_count(values, room):
-    assert prompt_room(text_config(**values), 10) == room
+    assert max_prompt_length(text_config(**values), 10) == room
     assert list(context_problems(text_config(**values), 10)) == []
-    assert prompt_room(text_config(**values), None) == (room and room + 10)
+    assert max_prompt_length(text_config(**values), None) == (room and room + 10)
 
 
 def test_teacher_prompt_and_rollout_fit_into_the_context(tmp_path):

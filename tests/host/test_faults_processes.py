@@ -22,7 +22,7 @@ def assert_all_skip_and_all_stop(engine, ranks):
             assert relative_error(skipping, clean) < 1e-6
             assert relative_error(stopped, clean) > 1e-5
             assert torch.isfinite(stopped).all()
-        assert found["num_ticks"] == [2, 2, 1]
+        assert found["num_updates"] == [2, 2, 1]
         assert found["steps"] == [2, 3, 2]
         assert found["counted"] == [0.0, 1.0, 0.0]
         assert found["report"].startswith("Optimizer step 3: ")

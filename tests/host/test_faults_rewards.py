@@ -135,8 +135,8 @@ def test_a_rollout_without_a_score_is_never_failed(tmp_path, value):
     trainer.train()
     table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
     unscored = table["completion"].map(lambda turns: turns[0]["content"] == "=")
-    assert table["route"][unscored].tolist() == ["skip"]
-    assert "skip" not in set(table["route"][~unscored])
+    assert table["route"][unscored].tolist() == ["skipped"]
+    assert "skipped" not in set(table["route"][~unscored])
     assert torch.isfinite(flat_parameters(trainer.model)).all()
 
 
@@ -168,7 +168,7 @@ def test_a_row_that_breaks_the_grader_is_trained_by_nothing(tmp_path, error, cap
     table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
     texts = [turns[0]["content"] for turns in table["completion"]]
     routes = dict(zip(texts, table["route"], strict=True))
-    assert {text for text, route in routes.items() if route == "skip"} == {"0", "4;#4 the answer"}
+    assert {text for text, route in routes.items() if route == "skipped"} == {"0", "4;#4 the answer"}
     assert table["feedback"][texts.index("0")] == ""
     assert logged(trainer, "rewards/grader/unscorable_frac") == [pytest.approx(2 / 16)]
     assert (
@@ -257,7 +257,7 @@ def test_a_function_that_hangs_gives_no_scores_and_the_run_goes_on(tmp_path, han
 
     trainer._compute_loss = compute
     trainer.train()
-    assert logged(trainer, "srpo/route/skip_frac") == [1.0, 1 / 16, 1.0, 1 / 16]
+    assert logged(trainer, "srpo/route/skipped_frac") == [1.0, 1 / 16, 1.0, 1 / 16]
     assert logged(trainer, f"rewards/{kind}/timed_out_frac") == [1.0, 0.0, 1.0, 0.0]
     assert logged(trainer, "lateness") == [0.0, 0.0]
     assert torch.equal(states[0], states[1])  # nothing was trained on
@@ -289,13 +289,13 @@ def test_other_functions_scores_count_where_one_hangs(tmp_path, hanging):
     alone = make_trainer(tmp_path, reward_funcs=contains_answer, **HANGING_OPTIONS)
     both = make_trainer(tmp_path, reward_funcs=[contains_answer, hanging({0}).function], **HANGING_OPTIONS)
     assert relative_error(update(both), update(alone)) < 1e-5
-    assert logged(both, "srpo/route/skip_frac") == [1 / 16]
+    assert logged(both, "srpo/route/skipped_frac") == [1 / 16]
     functions = [contains_answer, hanging({0}).function]
     deciding = make_trainer(
         tmp_path, reward_funcs=functions, correctness_reward="function", **HANGING_OPTIONS
     )
     assert not update(deciding).any()
-    assert logged(deciding, "srpo/route/skip_frac") == [1.0]
+    assert logged(deciding, "srpo/route/skipped_frac") == [1.0]
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine"])

@@ -61,7 +61,7 @@ class States(TrainerCallback):
         optimizer = trainer.optimizer.optimizer.state_dict()["state"]
         moments = [v.double().reshape(-1) for s in optimizer.values() for v in s.values()]
         teacher = [v.double().reshape(-1) for v in trainer._teacher.state_dict().values()]
-        self.states.append((flat_parameters(trainer.model), moments, teacher, trainer._teacher.num_ticks))
+        self.states.append((flat_parameters(trainer.model), moments, teacher, trainer._teacher.num_updates))
 
     @staticmethod
     def of(trainer):
@@ -206,7 +206,7 @@ def test_the_saved_batch_is_the_one_that_was_trained_on(tmp_path):
     saved = torch.load(tmp_path / "nonfinite" / "step-2-rank-0.pt", weights_only=True)
     assert (saved["step"], math.isnan(saved["grad_norm"])) == (2, True)
     assert [bool(loss["loss"].isnan()) for loss in saved["losses"]] == [False, True, False, False]
-    assert all(loss[branch].isfinite() for loss in saved["losses"] for branch in ("grpo", "sdpo"))
+    assert all(loss[branch].isfinite() for loss in saved["losses"] for branch in ("policy", "distilled"))
     assert len(saved["micro_batches"]) == len(batches) == 4
     for found, given in zip(saved["micro_batches"], batches, strict=True):
         assert {"completion_ids", "completion_mask", "advantages", "srpo_route"} <= set(found)
@@ -248,7 +248,7 @@ def test_a_teacher_that_has_diverged_trains_nothing_and_is_named(tmp_path, routi
     original = trainer._compute_loss
 
     def compute(model, inputs):
-        rows.append((inputs["srpo_route"] >= Route.DISTILL).nonzero().flatten().tolist())
+        rows.append((inputs["srpo_route"] >= Route.DISTILLED).nonzero().flatten().tolist())
         return original(model, inputs)
 
     trainer._compute_loss = compute

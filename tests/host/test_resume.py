@@ -35,8 +35,8 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, split, peft_config):
     assert second.state.global_step == 4
     for resumed, uninterrupted in zip(states(second), states(whole), strict=True):
         assert torch.equal(resumed, uninterrupted)
-    assert second._teacher.num_ticks == whole._teacher.num_ticks > 0
-    assert any(entry.get("srpo/route/sdpo_frac", 0) > 0 for entry in whole.state.log_history[-3:])
+    assert second._teacher.num_updates == whole._teacher.num_updates > 0
+    assert any(entry.get("srpo/route/distilled_frac", 0) > 0 for entry in whole.state.log_history[-3:])
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)

@@ -251,7 +251,7 @@ def test_examples_are_the_distilled_rollouts_with_what_was_shown(examples):
         correct = [answer for answer in dict(ROLLOUTS)[prompt] if "#" in answer]
         assert record["solution"] == solution or record["solution"] in correct
         assert record["feedback"] == ""
-        assert (record["route"], record["is_correct"], record["step"]) == ("sdpo", False, 1)
+        assert (record["route"], record["is_correct"], record["step"]) == ("distilled", False, 1)
 
 
 def test_corrections_add_up_to_the_branchs_loss(examples):
@@ -268,7 +268,7 @@ def test_corrections_add_up_to_the_branchs_loss(examples):
         for text in answers
         if "=" not in text
     )
-    (loss,) = logged(examples.trainer, "srpo/loss/sdpo")
+    (loss,) = logged(examples.trainer, "srpo/loss/distilled")
     assert corrections / routed_tokens == pytest.approx(loss, rel=1e-2)
     assert loss > 0
 
@@ -372,8 +372,8 @@ def test_completions_table_has_each_rollouts_divergence(examples):
     rows = table(examples.folder, 1)
     by_number = {record["rollout"]: record for record in examples.by_text.values()}
     assert len(by_number) == DISTILLED
-    assert rows["divergence"].notna().tolist() == (rows["route"] == "sdpo").tolist()
-    for row in rows[rows["route"] == "sdpo"].itertuples():
+    assert rows["divergence"].notna().tolist() == (rows["route"] == "distilled").tolist()
+    for row in rows[rows["route"] == "distilled"].itertuples():
         record = by_number[row.rollout]
         assert row.completion[-1]["content"] + "<|end|>" == "".join(record["tokens"])
         length = len(record["tokens"])
@@ -457,7 +457,7 @@ def tables_of(tracker, monkeypatch):
 
 
 def check_tracker(scalars, frames):
-    for name in ("srpo/route/sdpo_frac", "srpo/loss/sdpo", ELAPSED, PEAK_MEMORY):
+    for name in ("srpo/route/distilled_frac", "srpo/loss/distilled", ELAPSED, PEAK_MEMORY):
         assert math.isfinite(scalars[f"train/{name}"]), name
     assert {"route", "rollout", "divergence", "teacher_entropy"} <= set(frames[0].columns)
     assert int(frames[0]["divergence"].notna().sum()) == DISTILLED

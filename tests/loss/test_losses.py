@@ -30,7 +30,7 @@ PAIR_FUNCTIONS = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jensen_shannon": lambda student, teacher: generalized_jensen_shannon(student, teacher, 0.3),
-    "sampled_token": lambda student, teacher: sampled_token_reverse_kl(student[:, 0], teacher[:, 0]),
+    "sampled": lambda student, teacher: sampled_token_reverse_kl(student[:, 0], teacher[:, 0]),
 }
 
 
@@ -116,7 +116,7 @@ def test_jensen_shannon_refuses_its_ends(alpha):
         generalized_jensen_shannon(logps, logps, alpha)
 
 
-# Not "sampled_token": its gradient is not the derivative of its value, and is checked by hand below.
+# Not "sampled": its gradient is not the derivative of its value, and is checked by hand below.
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jensen_shannon"])
 def test_gradient_is_the_numerical_one(name):
     teacher = random_logps((3, 5), seed=4)

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 
 import oracle
 from loss_problems import HIDDEN_SIZE, SPECS, CountLiveBytes, make_problem
-from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, products, teacher_entropy
+from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, projection, teacher_entropy
 from srpo_trl.loss.ops.plan import plan_distillation, plan_entropy
 
 BACKENDS = ("reference", "chunked")
@@ -53,7 +53,7 @@ def test_result_is_the_oracles(backend, mode, softcap, scale, temperature):
     loss = 0.0
     for n, token in enumerate(problem.token_ids.tolist()):
         ratio = oracle.importance_ratio(student[n, token], problem.old_logps[n].item(), 2.0)
-        if mode == "sampled_token":
+        if mode == "sampled":
             value = student[n, token] - teacher[n, token]
             loss += problem.coefficient[n].item() * ratio * value * student[n, token]
         else:
@@ -107,12 +107,12 @@ def test_gradient_in_the_training_window_is_the_oracles(backend):
         4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
     ).requires_grad_()
     teacher_logits = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-    for mode, topk in itertools.product(("logits", "sampled_token"), (3, None)):
+    for mode, topk in itertools.product(("exact", "sampled"), (3, None)):
         options = oracle.Options(
             num_generations=1,
             routing="sdpo",
             distillation_topk=topk,
-            distillation_mode=mode,
+            distillation_estimator=mode,
             temperature=0.8,
             entropy_weight_beta=0.0,
         )
@@ -132,7 +132,7 @@ def test_gradient_in_the_training_window_is_the_oracles(backend):
             problem.token_ids,
             torch.full((4,), 0.25, dtype=torch.float64),
             problem.old_logps,
-            spec=DistillationSpec(topk=topk, mode=mode, temperature=0.8),
+            spec=DistillationSpec(topk=topk, estimator=mode, temperature=0.8),
             backend=backend,
         )
         assert result.loss.item() == pytest.approx(oracle.joint_loss([rollout], options), rel=1e-10)
@@ -145,8 +145,8 @@ def test_gradient_in_the_training_window_is_the_oracles(backend):
 @pytest.mark.parametrize("vocab_size", [5, 33, 1001])
 @pytest.mark.parametrize("topk", [1, 5, 2000, None])
 def test_chunked_is_the_reference(num_tokens, vocab_size, topk):
-    variants = [(alpha, add_tail, "logits") for alpha in ALPHAS for add_tail in (True, False)]
-    variants.append((1.0, True, "sampled_token"))
+    variants = [(alpha, add_tail, "exact") for alpha in ALPHAS for add_tail in (True, False)]
+    variants.append((1.0, True, "sampled"))
     for index, (alpha, add_tail, mode) in enumerate(variants):
         bias, softcap, scale = ((True, None, 1.0), (False, 5.0, 0.7), (False, None, 1.3))[index % 3]
         problem = make_problem(
@@ -367,7 +367,7 @@ MEMORY_SPECS = {
     "tail": DistillationSpec(topk=5),
     "large top K": DistillationSpec(topk=200),
     "renormalized": DistillationSpec(topk=5, add_tail=False),
-    "sampled_token": DistillationSpec(mode="sampled_token"),
+    "sampled": DistillationSpec(estimator="sampled"),
 }
 
 
@@ -489,12 +489,12 @@ def test_mixed_products_of_cuda_meet_float64_too(monkeypatch):
         product = left.float() @ right.float()
         out.copy_(out + product if accumulate else product)
 
-    def product_way(hidden, weight, dtype):
+    def matmul_precision(hidden, weight, dtype):
         return "mixed" if hidden.dtype == weight.dtype == torch.bfloat16 else "convert"
 
-    monkeypatch.setattr(products, "_mixed_mm", mixed_mm)
+    monkeypatch.setattr(projection, "_mixed_mm", mixed_mm)
     for module in ("srpo_trl.loss.ops.chunked", "srpo_trl.loss.ops.plan"):
-        monkeypatch.setattr(f"{module}.product_way", product_way)
+        monkeypatch.setattr(f"{module}.matmul_precision", matmul_precision)
     problem = rounded_problem(50, 301, torch.bfloat16, torch.bfloat16)
     exact, exact_gradients = in_float64(problem).gradients(SPECS["tail"], "reference")
     result, gradients = problem.gradients(SPECS["tail"], "chunked", 40_000)
@@ -570,7 +570,7 @@ def test_unknown_backend_and_temperature_are_refused():
         {"alpha": -0.1},
         {"alpha": 1.1},
         {"topk": 0},
-        {"mode": "token"},
+        {"estimator": "token"},
         {"temperature": 0.0},
         {"importance_clip": 0.0},
     ],

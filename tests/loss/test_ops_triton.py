@@ -301,13 +301,13 @@ COMPILED = [
         {"HAS_BIAS": True, "HAS_SOFTCAP": True, "MARK_TOPK": True, "BLOCK": 128},
         4,
     ),
-    ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "tail", "DIVERGENCE": "jsd"}, 4),
-    ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "renormalized", "DIVERGENCE": "forward_kl"}, 4),
-    ("triton_terms", "support_terms", SUPPORT | {"SUPPORT": "sampled_token", "DIVERGENCE": "reverse_kl"}, 4),
+    ("triton_terms", "topk_loss", SUPPORT | {"SUPPORT": "tail", "DIVERGENCE": "jsd"}, 4),
+    ("triton_terms", "topk_loss", SUPPORT | {"SUPPORT": "renormalized", "DIVERGENCE": "forward_kl"}, 4),
+    ("triton_terms", "topk_loss", SUPPORT | {"SUPPORT": "sampled", "DIVERGENCE": "reverse_kl"}, 4),
     ("triton_terms", "softmax_gradient", PLAIN | {"NARROW": True, "BLOCK": 8192, "NUM_COLUMNS": 151_936}, 8),
     ("triton_terms", "scatter_support", {"BLOCK": 128}, 4),
-    ("triton_full", "full_terms", FULL | {"DIVERGENCE": "jsd"}, 8),
-    ("triton_full", "full_terms", FULL | {"DIVERGENCE": "forward_kl"}, 8),
+    ("triton_full", "full_vocab_loss", FULL | {"DIVERGENCE": "jsd"}, 8),
+    ("triton_full", "full_vocab_loss", FULL | {"DIVERGENCE": "forward_kl"}, 8),
 ]
 
 

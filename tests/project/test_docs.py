@@ -136,7 +136,7 @@ def test_table_of_routes_is_what_the_router_does(row):
     import torch
 
     documented = rows_with("docs/options.md", "`routing`", "no score")[row]
-    words = {"grpo": "GRPO", "sdpo": "distilled", "mix": "both", "skip": "nothing"}
+    words = {"policy": "GRPO", "distilled": "distilled", "both": "both", "skipped": "nothing"}
     cases = {
         "correct, teacher information": (True, True, True),
         "correct, none": (True, True, False),

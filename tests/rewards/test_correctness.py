@@ -16,7 +16,7 @@ from srpo_trl.rewards.correctness_watch import (
     decision_note,
     is_far_below,
     one_verdict,
-    scores_of,
+    score_samples,
 )
 
 NAN = math.nan
@@ -72,7 +72,7 @@ def test_a_clear_decision_says_nothing(names, weights, correctness_reward, thres
     ],
 )
 def test_scores_are_the_finite_ones(values, expected):
-    assert scores_of(values) == expected
+    assert score_samples(values) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_scores_are_the_finite_ones(values, expected):
     ],
 )
 def test_one_verdict_on_rewards_that_differ(values, threshold, expected):
-    assert one_verdict(scores_of(values), threshold) == expected
+    assert one_verdict(score_samples(values), threshold) == expected
 
 
 @pytest.mark.parametrize(

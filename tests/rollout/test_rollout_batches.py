@@ -150,7 +150,7 @@ def test_heads_stay_as_they_were_when_their_rollouts_were_scored():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    teacher.tick()
+    teacher.update()
     assert not torch.equal(weight, before)  # the teacher's own memory
     assert torch.equal(heads.of(3).weight_VD, before)
     assert torch.equal(heads.past(3, "second")[0], before)
@@ -173,10 +173,10 @@ def test_several_updates_toward_one_student_are_as_many_ticks(num_updates):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
-    at_once.tick(num_updates)
+    at_once.update(num_updates)
     for _ in range(num_updates):
-        one_by_one.tick()
-    assert at_once.num_ticks == one_by_one.num_ticks == num_updates
+        one_by_one.update()
+    assert at_once.num_updates == one_by_one.num_updates == num_updates
     for name, value in at_once.state_dict().items():
         torch.testing.assert_close(value, one_by_one.state_dict()[name], rtol=1e-6, atol=1e-7)
 
@@ -207,10 +207,10 @@ def counted_run(folder, accumulation, per_generation, iterations):
 
 
 def assert_one_update_per_rollout_batch(trainer, num_generated):
-    assert trainer._teacher.num_ticks == num_generated > 0
+    assert trainer._teacher.num_updates == num_generated > 0
     steps_with = {
         name: len([entry for entry in trainer.state.log_history if name in entry])
-        for name in ("srpo/route/sdpo_frac", "srpo/teacher/distance")
+        for name in ("srpo/route/distilled_frac", "srpo/teacher/distance")
     }
     assert len(set(steps_with.values())) == 1
 
@@ -237,7 +237,7 @@ def test_all_updates_come_after_the_optimizer_step_toward_its_student(tmp_path, 
     trainer = make_trainer(
         tmp_path, max_steps=3, learning_rate=0.1, teacher_update_rate=0.2, train_dataset=data, **options
     )
-    expected, found, tick = states(trainer)[1], [], trainer._teacher.tick
+    expected, found, tick = states(trainer)[1], [], trainer._teacher.update
 
     def recorded_tick(num_updates):
         nonlocal expected
@@ -246,7 +246,7 @@ def test_all_updates_come_after_the_optimizer_step_toward_its_student(tmp_path, 
             expected = 0.8 * expected + 0.2 * flat_parameters(trainer.model)
         return tick(num_updates)
 
-    trainer._teacher.tick = recorded_tick
+    trainer._teacher.update = recorded_tick
     trainer.train()
     assert found == calls
     torch.testing.assert_close(states(trainer)[1], expected, rtol=1e-6, atol=1e-7)
@@ -302,7 +302,7 @@ def test_each_rollout_is_distilled_from_the_teacher_that_scored_it(
             scored[number] = (weights, prompt and prompt.ids, completion)
         score(output, rollouts)
 
-    def checked_add(step, inputs, routed, result, mean_raw_weight, head):
+    def checked_add(step, inputs, routed, result, mean_unnormalized_weight, head):
         student = copy.deepcopy(trainer.model.state_dict())
         expected = []
         for row, number in enumerate(trl_batch.rollout_numbers(inputs).tolist()):
@@ -318,7 +318,7 @@ def test_each_rollout_is_distilled_from_the_teacher_that_scored_it(
         if expected:
             found, expected = result.divergence_N.double(), torch.cat(expected)
             errors.append(float((found - expected).abs().max() / expected.max()))
-        add(step, inputs, routed, result, mean_raw_weight, head)
+        add(step, inputs, routed, result, mean_unnormalized_weight, head)
 
     trainer._score_with_teacher, trainer._rollout_log.add = recorded_score, checked_add
     trainer.train()
@@ -365,7 +365,7 @@ def test_a_run_resumed_in_straddling_steps_equals_the_uninterrupted_one(tmp_path
     assert torch.equal(flat_parameters(resumed.model), flat_parameters(whole.model))
     for name, value in whole._teacher.state_dict().items():
         assert torch.equal(resumed._teacher.state_dict()[name], value)
-    assert resumed._teacher.num_ticks == whole._teacher.num_ticks == 3
+    assert resumed._teacher.num_updates == whole._teacher.num_updates == 3
     assert resumed._counter.num_rollouts == whole._counter.num_rollouts == 4 * 12
 
 
@@ -403,17 +403,17 @@ SELDOM = (
 )
 def test_a_run_resumed_under_other_options_counts_on(tmp_path, caplog, before, after):
     """One update of the teacher per rollout batch, before and after, and outcomes told to the right prompts."""
-    first = trained(tmp_path, max_steps=4, redraw_failed_frac=1.0, **before)
-    ticks = first._teacher.num_ticks
+    first = trained(tmp_path, max_steps=4, resample_failed_frac=1.0, **before)
+    ticks = first._teacher.num_updates
     assert ticks == first._step // first._batch_options.micro_batches_per_rollout_batch > 0
     with caplog.at_level(logging.WARNING, "srpo_trl"):
-        resumed = trained(tmp_path, "checkpoint-4", max_steps=10, **after | {"redraw_failed_frac": 1.0})
+        resumed = trained(tmp_path, "checkpoint-4", max_steps=10, **after | {"resample_failed_frac": 1.0})
     each = resumed._batch_options.micro_batches_per_rollout_batch
     assert resumed.state.global_step == 10
     num_trained = 6 * after["gradient_accumulation_steps"]
     # an epoch's last step can be short
     assert ticks * each < resumed._step <= ticks * each + num_trained
-    assert resumed._teacher.num_ticks == resumed._step // each > ticks
+    assert resumed._teacher.num_updates == resumed._step // each > ticks
     assert "The checkpoint was written under" in caplog.text
     assert resumed._counter.num_rollouts > first._counter.num_rollouts
 
@@ -430,7 +430,7 @@ def test_a_run_resumed_with_half_the_batch_goes_on_as_if_it_had_been_so(tmp_path
     resumed = trained(tmp_path / "parts", "checkpoint-2", max_steps=5, **given, **batch_options(2, 2, 1))
     for ours, theirs in zip(states(resumed), states(whole), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert resumed._teacher.num_ticks == whole._teacher.num_ticks == 5
+    assert resumed._teacher.num_updates == whole._teacher.num_updates == 5
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_inside_a_rollout_batch_other_options_are_refused_before_anything_is_loa
     assert all(value in str(error.value) for value in named)
     resumed = trained(tmp_path, "checkpoint-3", max_steps=9, rows=24, **after)
     each = resumed._batch_options.micro_batches_per_rollout_batch
-    assert resumed._teacher.num_ticks == resumed._step // each > 1
+    assert resumed._teacher.num_updates == resumed._step // each > 1
 
 
 def test_inside_a_rollout_batch_other_groups_and_data_go_on(tmp_path):
@@ -466,7 +466,7 @@ def test_inside_a_rollout_batch_other_groups_and_data_go_on(tmp_path):
     resumed = trained(
         tmp_path, "checkpoint-4", max_steps=9, rows=24, **batch_options(1, 3, 1) | {"num_generations": 2}
     )
-    assert resumed._teacher.num_ticks == 3
+    assert resumed._teacher.num_updates == 3
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_its_fields(tmp_path):
@@ -517,7 +517,7 @@ def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "ended" / "checkpoint-2"))
     for ours, theirs in zip(states(resumed), states(whole), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert resumed._teacher.num_ticks == whole._teacher.num_ticks == 5
+    assert resumed._teacher.num_updates == whole._teacher.num_updates == 5
 
     inside = make_trainer(tmp_path / "inside", num_iterations=3, **options)
     with pytest.raises(ValueError, match=r"num_processes=2, and cannot be resumed under .*num_processes=1"):

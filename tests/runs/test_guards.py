@@ -18,7 +18,7 @@ HEALTHY = {
     "reward": 0.5,
     "entropy": 0.4,
     "completions/mean_length": 200.0,
-    "srpo/route/sdpo_frac": 0.4,
+    "srpo/route/distilled_frac": 0.4,
     "srpo/correct_frac": 0.5,
     "srpo/teacher/distance": 1e-3,
     "srpo/weight/ess_frac": 0.8,
@@ -33,8 +33,8 @@ FAILURES = {
     "length collapses": ({"completions/mean_length": 66.0}, "length"),
     "entropy falls": ({"entropy": 0.03}, "entropy"),
     "entropy explodes": ({"entropy": 1.3}, "entropy"),
-    "nothing distilled": ({"srpo/route/sdpo_frac": 0.0}, "distilled_share"),
-    "all distilled": ({"srpo/route/sdpo_frac": 1.0}, "distilled_share"),
+    "nothing distilled": ({"srpo/route/distilled_frac": 0.0}, "distilled_share"),
+    "all distilled": ({"srpo/route/distilled_frac": 1.0}, "distilled_share"),
     "teacher stands still": ({"srpo/teacher/distance": 0.0}, "teacher_stands_still"),
     "teacher drifts": ({"srpo/teacher/distance": 0.03}, "teacher_drifts"),
     "reward up, score down": ({"reward": 0.8, "eval_avg@16": 0.3}, "reward_without_score"),
@@ -79,8 +79,8 @@ def test_healthy_runs_are_left_alone():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"srpo/route/sdpo_frac": 0.0, "srpo/correct_frac": 0.95},  # nothing left to distil
-        {"srpo/route/sdpo_frac": 0.0, "srpo/distillation/share": 0.0},  # as scheduled
+        {"srpo/route/distilled_frac": 0.0, "srpo/correct_frac": 0.95},  # nothing left to distil
+        {"srpo/route/distilled_frac": 0.0, "srpo/distillation/share": 0.0},  # as scheduled
         {"srpo/teacher/distance": 0.0, "learning_rate": 0.0},
         {"reward": 0.3, "eval_avg@16": 0.3},  # both fall: no exploit
     ],
@@ -98,7 +98,7 @@ def test_a_guard_speaks_again_after_a_quiet_window():
     assert steps == [20, 50]
 
 
-@pytest.mark.parametrize("action", ["lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"])
+@pytest.mark.parametrize("action", ["lower_distillation", "freeze_teacher", "reset_teacher", "stop"])
 def test_an_action_is_taken_only_where_it_is_a_remedy(action):
     for changes, guard in FAILURES.values():
         (finding,) = watch_run(changes, action=action)
@@ -117,7 +117,7 @@ def guarded(tmp_path, action, **options):
     remedies = {
         "lower_distillation": trainer._share.lower,
         "freeze_teacher": lambda: trainer._teacher.freeze(),
-        "resynchronise_teacher": lambda: trainer._teacher.resynchronise(),
+        "reset_teacher": lambda: trainer._teacher.reset_to_student(),
     }
     trainer.add_callback(GuardCallback(action, remedies, ALWAYS))
     trainer.train()
@@ -164,12 +164,12 @@ def test_a_frozen_teacher_keeps_its_values():
     before = model.weight.clone()
     with torch.no_grad():
         model.weight.add_(1.0)
-    teacher.tick()
+    teacher.update()
     assert torch.equal(teacher.state_dict()["weight"], before)
 
 
 def test_resynchronised_teacher_is_the_student_after_the_next_tick_only(tmp_path):
-    trainer, findings = guarded(tmp_path, "resynchronise_teacher")
+    trainer, findings = guarded(tmp_path, "reset_teacher")
     distances = logged(trainer, "srpo/teacher/distance")
     step = findings[0]["step"]  # after whose tick the guard spoke
     assert distances[step - 1] > 0
@@ -181,18 +181,18 @@ def test_frozen_and_resynchronising_survive_a_checkpoint(tmp_path):
     model = torch.nn.Linear(2, 2)
     teacher = TeacherWeights(model, "ema", 0.05)
     teacher.freeze()
-    teacher.resynchronise()
+    teacher.reset_to_student()
     teacher.save(tmp_path)
     restored = TeacherWeights(model, "ema", 0.05)
     restored.load(tmp_path)
     assert restored.is_frozen
     with torch.no_grad():
         model.weight.add_(1.0)
-    restored.tick()
+    restored.update()
     assert torch.equal(restored.state_dict()["weight"], model.weight)
     with torch.no_grad():
         model.weight.add_(1.0)
-    restored.tick()
+    restored.update()
     assert not torch.equal(restored.state_dict()["weight"], model.weight)
 
 
@@ -214,7 +214,7 @@ def test_the_trainers_own_remedies_reach_share_and_teacher(tmp_path):
         remedy()
     assert trainer._share.factor == 0.5
     assert trainer._teacher.is_frozen
-    assert trainer._teacher._resynchronises
+    assert trainer._teacher._resets_to_student
 
 
 def test_the_page_of_guards_is_complete():

@@ -37,12 +37,12 @@ def assert_same(found, expected, engine, num_processes=2):
     assert (found["engine"], found["num_processes"]) == (name, num_processes)
     held = pytest.approx(0.5, abs=0.01) if is_sharded else 1.0
     assert found["held"] == found["teacher_held"] == held
-    assert found["tick_messages"] == 0
+    assert found["update_messages"] == 0
     assert relative_error(found["update"], expected["update"]) < 1e-5
     assert relative_error(found["teacher"], expected["teacher"]) < 1e-7
     # its move is 1/1000 of its float32 values, whose rounding it carries
     assert relative_error(found["teacher_moved"], expected["teacher_moved"]) < 1e-4
-    assert found["num_ticks"] == expected["num_ticks"] > 0
+    assert found["num_updates"] == expected["num_updates"] > 0
     assert found["routes"] == expected["routes"]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4, abs=1e-5)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)

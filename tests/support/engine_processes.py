@@ -33,7 +33,7 @@ from harness import (  # noqa: E402
     tiny_tokenizer,
 )
 from srpo_trl.host.finite_steps import NonFiniteStepsError  # noqa: E402
-from srpo_trl.seams.parameters import named_trainable, part_of, whole_of  # noqa: E402
+from srpo_trl.seams.parameters import full_tensor, local_shard, named_trainable  # noqa: E402
 from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 
 TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
@@ -94,14 +94,14 @@ def make(folder, rollouts, num_processes, micro_batch, *, sizes=None, **options)
 
 def flat(parameters_and_parts):
     """Gather each value and return all of them as one vector."""
-    wholes = [whole_of(p, part.detach(), torch.device("cpu")) for p, part in parameters_and_parts]
+    wholes = [full_tensor(p, part.detach(), torch.device("cpu")) for p, part in parameters_and_parts]
     return torch.cat([value.double().reshape(-1) for value in wholes])
 
 
 def whole(trainer, values=None):
     """The trainable parameters, or the teacher's values of them, gathered into one vector."""
     parameters = trainer._teacher._parameters()
-    return flat((p, part_of(p) if values is None else values[name]) for name, p in parameters.items())
+    return flat((p, local_shard(p) if values is None else values[name]) for name, p in parameters.items())
 
 
 def saved_model(folder):
@@ -113,8 +113,8 @@ def saved_model(folder):
 
 def sharded_fraction(trainer):
     parameters = trainer._teacher._parameters()
-    wholes = [whole_of(p, part_of(p), torch.device("cpu")).numel() for p in parameters.values()]
-    return sum(part_of(p).numel() for p in parameters.values()) / sum(wholes)
+    wholes = [full_tensor(p, local_shard(p), torch.device("cpu")).numel() for p in parameters.values()]
+    return sum(local_shard(p).numel() for p in parameters.values()) / sum(wholes)
 
 
 def engine_name(trainer):
@@ -139,23 +139,25 @@ def run(folder, num_processes, rollouts, micro_batch, options):
     if folder.name == LOADED:
         options = options | {"model": saved_model(folder)}
     trainer = make(folder, rollouts, num_processes, micro_batch, **options)
-    initial = flat((p, part_of(p)) for _, p in named_trainable(trainer.model))
+    initial = flat((p, local_shard(p)) for _, p in named_trainable(trainer.model))
     trainer.train()
     teacher = whole(trainer, trainer._teacher.state_dict())
-    num_ticks = trainer._teacher.num_ticks
+    num_updates = trainer._teacher.num_updates
     with CommDebugMode() as communication:
-        trainer._teacher.tick()
+        trainer._teacher.update()
     return {
         "engine": engine_name(trainer),
         "num_processes": trainer.accelerator.num_processes,
         "held": sharded_fraction(trainer),
         "teacher_held": sum(v.numel() for v in trainer._teacher.state_dict().values()) / len(teacher),
-        "tick_messages": communication.get_total_counts(),
+        "update_messages": communication.get_total_counts(),
         "update": whole(trainer) - initial,
         "teacher": teacher,
         "teacher_moved": teacher - initial,
-        "num_ticks": num_ticks,
-        "routes": [logged(trainer, f"srpo/route/{route}_frac") for route in ("grpo", "sdpo", "skip")],
+        "num_updates": num_updates,
+        "routes": [
+            logged(trainer, f"srpo/route/{route}_frac") for route in ("policy", "distilled", "skipped")
+        ],
         "loss": logged(trainer, "loss"),
         "grad_norm": [float(norm) for norm in logged(trainer, "grad_norm")],
         "distance": logged(trainer, "srpo/teacher/distance"),
@@ -173,7 +175,7 @@ def half(completions, **kwargs):
 
 
 def bfloat16(folder, **more):
-    """A bfloat16 run with sampled rollouts, then the teacher's ticks toward a student that no longer moves."""
+    """A bfloat16 run with sampled rollouts, then the teacher's updates toward a student that no longer moves."""
     options = {
         "model": tiny_model(dtype=torch.bfloat16),
         "rollout_func": None,
@@ -189,16 +191,16 @@ def bfloat16(folder, **more):
     trainer = make(folder, STRADDLING, 2, 2, **(options | more))
     trainer.train()
     teacher, student = trainer._teacher, whole(trainer)
-    held = {name: part_of(p).clone() for name, p in teacher._parameters().items()}
-    with teacher.installed():
+    held = {name: local_shard(p).clone() for name, p in teacher._parameters().items()}
+    with teacher.swapped_in():
         installed = whole(trainer)
-    restored = all(torch.equal(part_of(p), held[name]) for name, p in teacher._parameters().items())
+    restored = all(torch.equal(local_shard(p), held[name]) for name, p in teacher._parameters().items())
     with torch.no_grad():
         for parameter in teacher._parameters().values():
-            part_of(parameter).mul_(1.01)
+            local_shard(parameter).mul_(1.01)
     start, target = whole(trainer, teacher.state_dict()), whole(trainer)
     for _ in range(10):
-        teacher.tick()
+        teacher.update()
     moved = whole(trainer, teacher.state_dict()) - start
     return {
         "student": student,
@@ -208,7 +210,7 @@ def bfloat16(folder, **more):
         "installed": installed,
         "restored": restored,
         "moved": float(moved.norm() / (target - start).norm()),
-        "routed": logged(trainer, "srpo/route/sdpo_frac"),
+        "routed": logged(trainer, "srpo/route/distilled_frac"),
         "loss": logged(trainer, "loss"),
     }
 
@@ -231,7 +233,7 @@ def resumed(folder, num_processes, options):
     return {
         "uninterrupted": (whole(uninterrupted), whole(uninterrupted, uninterrupted._teacher.state_dict())),
         "resumed": (whole(second), whole(second, second._teacher.state_dict())),
-        "num_ticks": (uninterrupted._teacher.num_ticks, second._teacher.num_ticks),
+        "num_updates": (uninterrupted._teacher.num_updates, second._teacher.num_updates),
         "folders": sorted(path.name for path in folder.iterdir()),
     }
 
@@ -266,7 +268,7 @@ def nonfinite(folder):
         "engine": engine_name(clean),
         "student": [whole(trainer) for trainer in (clean, skipping, stopped)],
         "teacher": [whole(t, t._teacher.state_dict()) for t in (clean, skipping, stopped)],
-        "num_ticks": [trainer._teacher.num_ticks for trainer in (clean, skipping, stopped)],
+        "num_updates": [trainer._teacher.num_updates for trainer in (clean, skipping, stopped)],
         "steps": [trainer.state.global_step for trainer in (clean, skipping, stopped)],
         "counted": logged(skipping, "srpo/nonfinite_steps")[:3],
         "report": report,
@@ -292,7 +294,7 @@ def hanging(folder):
     return {
         "seconds": time.monotonic() - start,
         "student": whole(trainer),
-        "skipped": logged(trainer, "srpo/route/skip_frac"),
+        "skipped": logged(trainer, "srpo/route/skipped_frac"),
         "timed_out": logged(trainer, "rewards/slow/timed_out_frac"),
     }
 

@@ -16,7 +16,7 @@ SPECS = {
     "tail": DistillationSpec(topk=5),
     "renormalized": DistillationSpec(topk=5, add_tail=False),
     "full": DistillationSpec(topk=None),
-    "sampled_token": DistillationSpec(mode="sampled_token"),
+    "sampled": DistillationSpec(estimator="sampled"),
 }
 
 

@@ -79,7 +79,7 @@ WATCHED = (
     (SRPOTrainer, "_compute_loss", FORWARD),
     (Accelerator, "backward", BACKWARD),
     (AcceleratedOptimizer, "step", UPDATE),
-    (SRPOTrainer, "_tick_teacher", UPDATE),
+    (SRPOTrainer, "_update_teacher", UPDATE),
 )
 
 

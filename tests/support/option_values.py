@@ -39,26 +39,26 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
     "distillation_alpha": (within(0, 1), [*NO_NUMBER, -1e-9, 1.0001, 2]),
     "distillation_topk": (st.one_of(st.none(), st.integers(1, 200)), without(NO_COUNT, None, 10**400)),
     "distillation_add_tail": (st.booleans(), NO_BOOL),
-    "distillation_mode": (st.just("logits"), [*NO_WORD, None]),
+    "distillation_estimator": (st.just("exact"), [*NO_WORD, None]),
     "distillation_is_clip": (
         st.one_of(st.none(), within(0, 1e6, exclude_min=True)),
         [*without(NO_NUMBER, None), 0, 0.0, -1, 1e31],
     ),
     "entropy_weight_beta": (within(0, 50), [*NO_NUMBER, -1e-9, 50.1]),
-    "distillation_hold_steps": (st.just(0), [*NO_NUMBER[:-1], -1, 0.5]),
-    "distillation_decay_steps": (st.one_of(st.none(), st.integers(1, 9)), without(NO_COUNT, None, 10**400)),
-    "distillation_until_accuracy": (
+    "distilled_frac_hold_steps": (st.just(0), [*NO_NUMBER[:-1], -1, 0.5]),
+    "distilled_frac_decay_steps": (st.one_of(st.none(), st.integers(1, 9)), without(NO_COUNT, None, 10**400)),
+    "distilled_frac_until_accuracy": (
         st.one_of(st.none(), within(0, 1, exclude_min=True)),
         [*without(NO_NUMBER, None), 0, 0.0, -0.1, 1.1],
     ),
     "earlier_answers_kept": (st.integers(1, 10**6), without(NO_COUNT, 10**400)),
     "guard_action": (
         st.sampled_from(
-            [None, "off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"]
+            [None, "off", "warn", "lower_distillation", "freeze_teacher", "reset_teacher", "stop"]
         ),
         NO_WORD,
     ),
-    "redraw_failed_frac": (st.sampled_from([0, 0.0, 0.5, 1.0]), [*NO_NUMBER, -0.1, 1.1]),
+    "resample_failed_frac": (st.sampled_from([0, 0.0, 0.5, 1.0]), [*NO_NUMBER, -0.1, 1.1]),
     "eval_temperature": (
         st.one_of(st.none(), st.integers(1, 3), within(1e-4, 1e4)),
         [*without(NO_NUMBER, None), 0, 0.0, -1.0, 1e-30, 1e30],
@@ -90,7 +90,7 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
     "max_reprompt_length": (st.integers(1, 10**12), without(NO_COUNT, 10**400)),
     "remove_thinking_from_demonstration": (st.booleans(), NO_BOOL),
     "teacher_tokens_per_pass": (st.integers(1, 10**12), without(NO_COUNT, 10**400)),
-    "teacher_states_on_host": (st.booleans(), NO_BOOL),
+    "teacher_states_on_cpu": (st.booleans(), NO_BOOL),
     "liger_layers": (st.just(False), NO_BOOL),
     "log_examples_steps": (st.one_of(st.none(), st.integers(1, 3)), without(NO_COUNT, None, 10**400)),
     "max_nonfinite_steps": (st.one_of(st.none(), st.integers(1, 10**6)), without(NO_COUNT, None, 10**400)),

@@ -227,7 +227,7 @@ class Options:
     distillation_alpha: float = 0.5
     distillation_topk: int | None = 100
     distillation_add_tail: bool = True
-    distillation_mode: str = "logits"
+    distillation_estimator: str = "exact"
     distillation_is_clip: float | None = 2.0
     entropy_weight_beta: float = 1.0
     epsilon_low: float = 0.2
@@ -244,7 +244,7 @@ class Objective:
     distillation_sum: float
     num_routed_tokens: int
     num_distilled_tokens: int
-    mean_raw_weight: float
+    mean_unnormalized_weight: float
     routes: list[tuple[float, float]]
     advantages: np.ndarray
 
@@ -275,7 +275,7 @@ def joint_objective(rollouts: Sequence[Rollout], options: Options) -> Objective:
             num_routed_tokens += sum(bool(valid) for valid in rollout.mask)
         if distill_weight:
             raw_weights += [_raw_weight(rollout, t, options) for t, valid in enumerate(rollout.mask) if valid]
-    mean_raw_weight = sum(raw_weights) / len(raw_weights) if raw_weights else 1.0
+    mean_unnormalized_weight = sum(raw_weights) / len(raw_weights) if raw_weights else 1.0
 
     policy_sum = distillation_sum = 0.0
     for rollout, (policy_weight, distill_weight), advantage in zip(rollouts, routes, advantages, strict=True):
@@ -287,7 +287,7 @@ def joint_objective(rollouts: Sequence[Rollout], options: Options) -> Objective:
                 loss = _policy_loss(rollout, t, float(advantage), options)
                 policy_sum += policy_weight * sampler_ratio * loss
             if distill_weight:
-                weight = _raw_weight(rollout, t, options) / mean_raw_weight
+                weight = _raw_weight(rollout, t, options) / mean_unnormalized_weight
                 loss = _distillation_loss(rollout, t, options)
                 distillation_sum += distill_weight * sampler_ratio * weight * loss
     loss = (policy_sum + distillation_sum) / num_routed_tokens if num_routed_tokens else 0.0
@@ -297,7 +297,7 @@ def joint_objective(rollouts: Sequence[Rollout], options: Options) -> Objective:
         distillation_sum,
         num_routed_tokens,
         len(raw_weights),
-        mean_raw_weight,
+        mean_unnormalized_weight,
         routes,
         advantages,
     )
@@ -372,7 +372,7 @@ def _distillation_loss(rollout: Rollout, t: int, options: Options) -> float:
     teacher_logps = _logps(rollout.teacher_logits, t, options)
     frozen_logp = _frozen_logp(rollout, t, options)
     token = rollout.token_ids[t]
-    if options.distillation_mode == "sampled_token":
+    if options.distillation_estimator == "sampled":
         loss = (frozen_logp - float(teacher_logps[token])) * float(student_logps[token])
     else:
         loss = divergence(

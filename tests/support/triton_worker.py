@@ -10,7 +10,7 @@ import sys
 import torch
 
 from loss_problems import CountLiveBytes, Problem, make_problem
-from srpo_trl.loss.ops import DistillationSpec, Head, teacher_entropy
+from srpo_trl.loss.ops import DistillationSpec, Head, projection, teacher_entropy
 
 ALPHAS = (0.0, 0.3, 1.0)
 MODES = {
@@ -70,7 +70,7 @@ class Case:
 
 
 def _spec(mode: str, alpha: float = 0.5, **options) -> DistillationSpec:
-    return DistillationSpec(alpha=alpha, **{**MODES.get(mode, {"mode": mode}), **options})
+    return DistillationSpec(alpha=alpha, **{**MODES.get(mode, {"estimator": mode}), **options})
 
 
 def make_cases() -> dict[str, Case]:
@@ -80,9 +80,9 @@ def make_cases() -> dict[str, Case]:
             spec = _spec(mode, alpha, temperature=(1.0, 0.6)[j % 2])
             cases[f"{mode} {alpha}"] = Case(spec, head=HEADS[(i + j) % 3])
             cases[f"identical {mode} {alpha}"] = Case(_spec(mode, alpha), noise=0.0, num_tokens=3)
-    cases["sampled_token"] = Case(_spec("sampled_token", temperature=0.6), head=HEADS[2])
-    cases["sampled_token narrow"] = Case(_spec("sampled_token"), vocab_size=5)
-    cases["identical sampled_token"] = Case(_spec("sampled_token"), noise=0.0, num_tokens=3)
+    cases["sampled"] = Case(_spec("sampled", temperature=0.6), head=HEADS[2])
+    cases["sampled narrow"] = Case(_spec("sampled"), vocab_size=5)
+    cases["identical sampled"] = Case(_spec("sampled"), noise=0.0, num_tokens=3)
     for mode in ("tail", "full"):
         for num_tokens in (0, 1):
             cases[f"{mode}, {num_tokens} tokens"] = Case(_spec(mode), num_tokens, head=HEADS[0])
@@ -93,12 +93,12 @@ def make_cases() -> dict[str, Case]:
     for vocab_size, topk in ((5, 1), (5, 4), (1001, 1), (1001, 100), (1001, 1000), (4099, 100)):
         cases[f"V={vocab_size} K={topk}"] = Case(_spec("tail", topk=topk), 3, vocab_size)
     # Several segments to a row, and several tiles of the teacher's products.
-    for mode in ("tail", "sampled_token", "full"):
+    for mode in ("tail", "sampled", "full"):
         cases[f"segments {mode}"] = Case(_spec(mode), 2, 20_011, head=HEADS[1])
     cases["clip off"] = Case(_spec("tail", importance_clip=None), num_tokens=3)
     cases["frozen head"] = Case(_spec("tail"), trained=(True, False), num_tokens=3)
     cases["head alone"] = Case(_spec("tail"), trained=(False, True), num_tokens=3)
-    for mode in ("tail", "renormalized", "sampled_token", "full"):
+    for mode in ("tail", "renormalized", "sampled", "full"):
         bfloat16 = {
             "dtype": torch.bfloat16,
             "noise": 0.05,
@@ -180,17 +180,17 @@ def entropy_problems() -> dict[str, tuple[Problem, float, int]]:
 
 def _stand_in_for_cuda() -> None:
     """CPUs have no bfloat16 product in float32: here one stands in for it, in everything around it."""
-    from srpo_trl.loss.ops import fused_plan, fused_steps, products
+    from srpo_trl.loss.ops import fused_plan, fused_steps
 
     def mixed_mm(left, right, *, out, accumulate=False):
         product = left.float() @ right.float()
         out.copy_(out + product if accumulate else product)
 
-    def product_way(hidden, weight, dtype):
+    def matmul_precision(hidden, weight, dtype):
         return "mixed" if hidden.dtype == weight.dtype == torch.bfloat16 else "convert"
 
-    products._mixed_mm = mixed_mm
-    fused_plan.product_way = fused_steps.product_way = product_way
+    projection._mixed_mm = mixed_mm
+    fused_plan.matmul_precision = fused_steps.matmul_precision = matmul_precision
 
 
 def _refusal(spec: DistillationSpec, dtype: torch.dtype, vocab_size: int) -> str:
@@ -264,7 +264,7 @@ def main(path: str) -> None:
     }
     results["memory"] = {
         (mode, dtype): _memory(mode, dtype)
-        for mode in ("tail", "full", "sampled_token")
+        for mode in ("tail", "full", "sampled")
         for dtype in (torch.float32, torch.bfloat16)
     }
     _stand_in_for_cuda()

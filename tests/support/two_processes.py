@@ -67,7 +67,10 @@ def results(folder, num_processes):
             found[f"{name}/{split}"] = {
                 "update": flat_parameters(trainer.model) - before,
                 "teacher": teacher,
-                "routes": [logged(trainer, f"srpo/route/{route}_frac") for route in ("grpo", "sdpo", "skip")],
+                "routes": [
+                    logged(trainer, f"srpo/route/{route}_frac")
+                    for route in ("policy", "distilled", "skipped")
+                ],
                 "loss": logged(trainer, "loss"),
             }
     return found

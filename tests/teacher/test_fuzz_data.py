@@ -20,7 +20,7 @@ from srpo_trl.commands.smoke_model import build_byte_tokenizer
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 from srpo_trl.rewards import format_reward, get_math_reward, get_multiple_choice_reward, get_tool_use_reward
 from srpo_trl.rewards.grading import completion_text
-from srpo_trl.rollout.solved_prompts import EarlierAnswers, prompt_key
+from srpo_trl.rollout.solved_prompts import SolvedPrompts, prompt_key
 from srpo_trl.runs.log import EXAMPLES_FILE, RunLog, read_run_log
 from srpo_trl.teacher.context import (
     ContextTemplates,
@@ -195,10 +195,10 @@ def can_be_shown(completion, keep_thinking, step, folder):
     text = demonstration_text(completion, keep_thinking=keep_thinking)
     assert text == text.strip()
     assert keep_thinking or "<think>" not in text
-    answers = EarlierAnswers(2)
+    answers = SolvedPrompts(2)
     answers.remember([(prompt_key(completion), text)], step)
     answers.save(folder)
-    restored = EarlierAnswers(2)
+    restored = SolvedPrompts(2)
     restored.load(folder)
     joined = text.encode("utf-16", "surrogatepass").decode(
         "utf-16", "surrogatepass"
@@ -326,7 +326,7 @@ def test_a_run_takes_any_feedback_and_any_column(tmp_path, texts):
     )
     trainer.train()
     assert torch.isfinite(flat_parameters(trainer.model)).all()
-    assert logged(trainer, "srpo/route/sdpo_frac")[0] > 0
+    assert logged(trainer, "srpo/route/distilled_frac")[0] > 0
     lines = (
         (tmp_path / EXAMPLES_FILE).read_text(encoding="utf-8").split("\n")
     )  # splitlines splits at U+2028, too
@@ -344,5 +344,5 @@ def test_scores_of_any_kind_are_numbers_or_refused(tmp_path):
 
         trainer = make_trainer(tmp_path, reward_funcs=constant)
         trainer.train()
-        counted = logged(trainer, "srpo/route/skip_frac")[0]
+        counted = logged(trainer, "srpo/route/skipped_frac")[0]
         assert counted == (1.0 if taken is None else 0.0), given_score

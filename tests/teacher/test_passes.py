@@ -8,7 +8,7 @@ from srpo_trl.loss.head import lm_head_of
 from srpo_trl.loss.ops import DistillationSpec, distillation_loss
 from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.seams.trl import add_fused_lm_head
-from srpo_trl.teacher.scoring import TeacherRow, num_backbone_calls, plan_passes, row_layout, score_pass
+from srpo_trl.teacher.scoring import TeacherRow, forward_rows, num_backbone_calls, plan_passes, row_layout
 
 LAYOUTS = ["shared", "packed", "padded"]
 ROWS = [
@@ -34,7 +34,7 @@ def score(model, rows, layout, max_tokens=1000):
     with torch.no_grad():
         for batch in plan_passes(rows, max_tokens=max_tokens, layout=layout):
             states |= dict(
-                zip(batch, score_pass(model.base_model, [rows[i] for i in batch], layout), strict=True)
+                zip(batch, forward_rows(model.base_model, [rows[i] for i in batch], layout), strict=True)
             )
     return [states[i] for i in range(len(rows))]
 
@@ -94,7 +94,7 @@ def test_number_of_backbone_calls_is_known_before_the_pass(layout, rows):
     model, calls = tiny_model().eval(), []
     model.base_model.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        score_pass(model.base_model, rows, layout)
+        forward_rows(model.base_model, rows, layout)
     assert len(calls) == num_backbone_calls(rows, layout)
 
 

@@ -25,7 +25,7 @@ from srpo_trl.seams.trl import add_fused_lm_head
 from srpo_trl.teacher.positions import give_positions, positions_of
 from srpo_trl.teacher.probe import ModelProblemError, probe_model
 from srpo_trl.teacher.probe_rows import probe_rows
-from srpo_trl.teacher.scoring import row_layout, score_pass
+from srpo_trl.teacher.scoring import forward_rows, row_layout
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()
@@ -301,8 +301,8 @@ def test_the_trainer_takes_the_layout_that_was_found(tmp_path, monkeypatch, capl
     assert "teacher rows in layout 'packed'" in caplog.text
     layouts = []
     monkeypatch.setattr(
-        "srpo_trl.teacher.scoring.score_pass",
-        lambda *args: layouts.append(args[2]) or score_pass(*args),
+        "srpo_trl.teacher.scoring.forward_rows",
+        lambda *args: layouts.append(args[2]) or forward_rows(*args),
     )
     trainer.train()
     assert set(layouts) == {"padded"}

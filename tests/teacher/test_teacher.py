@@ -30,7 +30,7 @@ def test_a_moved_student_does_not_move_the_teacher():
     initial = logits(model)
     move(model, 0.3)
     assert not torch.allclose(logits(model), initial)
-    with teacher.installed():
+    with teacher.swapped_in():
         assert torch.equal(logits(model), initial)
 
 
@@ -42,7 +42,7 @@ def test_the_student_is_restored_to_the_bit(dtype):
     student, stored = flat_parameters(model), values(teacher)
 
     def fail_in_the_middle():
-        with teacher.installed():
+        with teacher.swapped_in():
             assert not torch.equal(flat_parameters(model), student)
             raise KeyError
 
@@ -63,7 +63,7 @@ def test_ema_follows_one_minus_point_95_to_the_n(dtype):
             parameter.mul_(1.01)
     target = flat_parameters(model)
     for n in range(1, 201):
-        teacher.tick()
+        teacher.update()
         if n in (1, 10, 200):
             moved = float((values(teacher) - initial).norm() / (target - initial).norm())
             assert moved == pytest.approx(1 - 0.95**n, abs=2e-4)
@@ -74,7 +74,7 @@ def test_ema_direction_is_toward_the_student_at_the_rate_given():
     teacher = TeacherWeights(model, "ema", 0.25)
     before = values(teacher)
     move(model, 1.0)
-    teacher.tick()
+    teacher.update()
     torch.testing.assert_close(values(teacher), 0.75 * before + 0.25 * flat_parameters(model))
 
 
@@ -83,12 +83,12 @@ def test_frozen_teacher_never_moves_and_live_teacher_stores_nothing():
     base, live = TeacherWeights(model, "base", 0.05), TeacherWeights(model, "live", 0.05)
     before = values(base)
     move(model, 1.0)
-    base.tick()
-    live.tick()
+    base.update()
+    live.update()
     assert torch.equal(values(base), before)
     assert live.state_dict() == {}
     student = logits(model)
-    with live.installed():
+    with live.swapped_in():
         assert torch.equal(logits(model), student)
 
 
@@ -104,7 +104,7 @@ def test_lora_teacher_stores_the_adapter_alone_and_starts_as_its_copy():
     assert all("lora" in name for name in trainable)
     before = logits(model)
     move(model, 0.5)
-    with teacher.installed():
+    with teacher.swapped_in():
         assert torch.equal(logits(model), before)
 
 
@@ -121,7 +121,7 @@ def test_value_of_a_parameter_is_the_teachers_and_of_a_frozen_one_the_students()
 
 
 @pytest.mark.parametrize(
-    ("options", "num_ticks"),
+    ("options", "num_updates"),
     [
         ({"max_steps": 3}, 3),
         ({"max_steps": 4, "num_iterations": 2}, 2),
@@ -153,11 +153,11 @@ def test_value_of_a_parameter_is_the_teachers_and_of_a_frozen_one_the_students()
         "iterations of an accumulated step",
     ],
 )
-def test_trainer_ticks_once_per_rollout_batch_after_its_last_step(tmp_path, options, num_ticks):
+def test_trainer_ticks_once_per_rollout_batch_after_its_last_step(tmp_path, options, num_updates):
     trainer = make_trainer(tmp_path, learning_rate=0.1, **options)
     initial = values(trainer._teacher)
     trainer.train()
-    assert trainer._teacher.num_ticks == num_ticks
+    assert trainer._teacher.num_updates == num_updates
     assert not torch.equal(values(trainer._teacher), initial)
     assert logged(trainer, "srpo/teacher/distance")[-1] > 0
 
@@ -165,15 +165,15 @@ def test_trainer_ticks_once_per_rollout_batch_after_its_last_step(tmp_path, opti
 def test_trainer_teacher_moves_by_the_ema_law_of_its_students(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=3, learning_rate=0.1, teacher_update_rate=0.2)
     expected = values(trainer._teacher)
-    original = trainer._teacher.tick
+    original = trainer._teacher.update
 
-    def tick(num_updates):
+    def update(num_updates):
         nonlocal expected
         assert num_updates == 1
         expected = 0.8 * expected + 0.2 * flat_parameters(trainer.model)
         return original()
 
-    trainer._teacher.tick = tick
+    trainer._teacher.update = update
     trainer.train()
     torch.testing.assert_close(values(trainer._teacher), expected, rtol=1e-6, atol=1e-7)
 

@@ -126,7 +126,7 @@ def test_saved_embeddings_and_head_train_as_the_modules_themselves(tmp_path, cas
         torch.testing.assert_close(value, wanted_teacher[module], rtol=1e-4, atol=1e-6)
     for name in ("loss", "srpo/distillation/divergence", "srpo/teacher/entropy"):
         assert logged(trainer, name) == pytest.approx(logged(expected, name), rel=1e-4)
-    assert logged(trainer, "srpo/route/sdpo_frac")[0] > 0
+    assert logged(trainer, "srpo/route/distilled_frac")[0] > 0
 
 
 def test_head_is_the_adapters_copy_that_the_forward_uses():
@@ -189,7 +189,7 @@ def test_every_tuner_trains_and_the_teacher_is_an_average_of_all_that_it_trains(
     )
     trainable = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     expected = {name: value.double() for name, value in trainable.items()}
-    tick = trainer._teacher.tick
+    tick = trainer._teacher.update
 
     def follow(num_updates):
         assert num_updates == 1
@@ -198,7 +198,7 @@ def test_every_tuner_trains_and_the_teacher_is_an_average_of_all_that_it_trains(
             expected[name] = 0.75 * expected[name] + 0.25 * parameters[name].detach().double()
         return tick(num_updates)
 
-    trainer._teacher.tick = follow
+    trainer._teacher.update = follow
     trainer.train()
     parameters, teacher = dict(trainer.model.named_parameters()), trainer._teacher.state_dict()
     assert teacher.keys() == trainable.keys()
@@ -313,18 +313,18 @@ def test_qlora_makes_the_update_of_lora_on_the_rounded_weights(tmp_path):
     assert quantized_modules(trainer.model)
     assert relative_error(*updates) < 1e-3
     assert relative_error(*teachers) < 1e-5
-    assert trainer._teacher.num_ticks == 3
+    assert trainer._teacher.num_updates == 3
     assert {v.dtype for v in trainer._teacher.state_dict().values()} == {torch.float32}
 
 
 def test_frozen_weights_of_any_kind_are_no_part_of_the_teacher():
-    """As the packed integers of a quantized base: shared, never exchanged, not even read."""
+    """As the packed integers of a quantized base: shared, never temporarily_set, not even read."""
     model = get_peft_model(tiny_model(), LORA)
     base = model.base_model.model.model.layers[0].self_attn.k_proj
     packed = torch.nn.Parameter(torch.randint(0, 255, (64, 1), dtype=torch.uint8), requires_grad=False)
     base.weight = packed
     teacher = TeacherWeights(model, "ema", 0.05)
-    teacher.tick()
-    with teacher.installed():
+    teacher.update()
+    with teacher.swapped_in():
         assert base.weight is packed
     assert not [name for name in teacher.state_dict() if "k_proj" in name]

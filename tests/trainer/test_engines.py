@@ -79,7 +79,7 @@ def test_steps_across_rollout_batches_are_ddps(tmp_path):
     expected = launch("ddp", tmp_path, ACROSS)
     for engine in ("fsdp2", "zero2", "zero3"):
         for rank, ddp in zip(launch(engine, tmp_path, ACROSS), expected, strict=True):
-            assert ddp["scenarios"][ACROSS]["num_ticks"] == 6
+            assert ddp["scenarios"][ACROSS]["num_updates"] == 6
             assert_same(rank["scenarios"][ACROSS], ddp["scenarios"][ACROSS], engine)
 
 
@@ -150,7 +150,7 @@ def test_resumed_run_equals_uninterrupted_run(engine_run, engine, name):
         for went_on, uninterrupted in zip(found["resumed"], found["uninterrupted"], strict=True):
             error = relative_error(went_on, uninterrupted)
             assert error < 1e-6 if engine in CPU_ADAMW else torch.equal(went_on, uninterrupted)
-        assert found["num_ticks"][0] == found["num_ticks"][1] > 0
+        assert found["num_updates"][0] == found["num_updates"][1] > 0
     checkpoints = [f"checkpoint-{step}" for step in range(1, 5)]
     assert sorted(p.name for p in (folder / name).iterdir() if p.is_dir()) == checkpoints
 
@@ -163,7 +163,7 @@ def test_teacher_of_two_processes_loads_on_one(engine_run, engine):
     teacher.load(folder / AT_END / "checkpoint-4")
     values = torch.cat([value.double().reshape(-1) for value in teacher.state_dict().values()])
     assert torch.equal(values, first["resume"][AT_END]["uninterrupted"][1])
-    assert teacher.num_ticks == 4
+    assert teacher.num_updates == 4
 
 
 def assert_went_on(found, uninterrupted):

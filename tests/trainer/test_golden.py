@@ -19,8 +19,8 @@ FOLDER = Path(__file__).parent / "golden"
 
 METRICS = (
     "loss",
-    "srpo/loss/grpo",
-    "srpo/loss/sdpo",
+    "srpo/loss/policy",
+    "srpo/loss/distilled",
     "srpo/distillation/divergence",
     "srpo/distillation/student_entropy",
     "srpo/distillation/topk_mass",
@@ -30,9 +30,9 @@ METRICS = (
     "srpo/teacher/distance",
     "srpo/weight/raw_mean",
     "srpo/weight/raw_std",
-    "srpo/route/grpo_frac",
-    "srpo/route/sdpo_frac",
-    "srpo/route/skip_frac",
+    "srpo/route/policy_frac",
+    "srpo/route/distilled_frac",
+    "srpo/route/skipped_frac",
 )
 
 # Rates at which five steps move every number visibly. AdamW's epsilon is far above the gradients' rounding: at its
@@ -98,7 +98,7 @@ def test_golden_runs_are_sensitive():
     for name in RUNS:
         golden = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
         assert all(len(values) >= 2 for values in golden.values())
-        assert max(golden["srpo/loss/sdpo"]) > 0.1 * max(map(abs, golden["srpo/loss/grpo"]))
+        assert max(golden["srpo/loss/distilled"]) > 0.1 * max(map(abs, golden["srpo/loss/policy"]))
         assert max(golden["srpo/teacher/distance"]) > 0.01
         assert len({round(value, 4) for value in golden["srpo/distillation/divergence"]}) >= 4
 

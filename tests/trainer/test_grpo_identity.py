@@ -118,7 +118,7 @@ def test_srpo_is_grpo_where_no_rollout_can_be_distilled(tmp_path):
         rollout_func=replay(tiny_tokenizer()),
     )
     assert relative_error(update_of_ours, update(theirs)) < 1e-7
-    assert logged(ours, "srpo/route/grpo_frac") == [1.0]
+    assert logged(ours, "srpo/route/policy_frac") == [1.0]
 
 
 # ---------------------------------------------------------------- GRPOTrainer, unless more is asked for

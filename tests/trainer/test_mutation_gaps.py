@@ -22,7 +22,7 @@ from srpo_trl.host.prompt_order import ResumableRepeatSampler
 from srpo_trl.loss.step_totals import distillation_coefficients, window_totals
 from srpo_trl.methods.routers import Route
 from srpo_trl.rollout.batch import RoutedBatch, routed_batch
-from srpo_trl.rollout.graded import Group, route_rollouts
+from srpo_trl.rollout.graded import GradedRollouts, route_rollouts
 from srpo_trl.seams.trl import RepeatSampler
 from srpo_trl.teacher.context import ContextTemplates, TeacherInformation, TeacherPromptEncoder
 
@@ -118,7 +118,7 @@ def test_markers_in_the_demonstration_of_a_text_prompt_stay_text():
 @pytest.mark.parametrize("remove", [True, False])
 def test_the_option_decides_whether_demonstrations_keep_their_thinking(remove):
     config = SRPOConfig("unused", use_cpu=True, bf16=False, remove_thinking_from_demonstration=remove)
-    group = Group(
+    group = GradedRollouts(
         prompts=[CHAT, CHAT],
         completions=[[{"role": "assistant", "content": text}] for text in ("<think>hm</think>It is 4.", "5")],
         completion_ids=[(1, 2), (3,)],
@@ -138,7 +138,7 @@ def test_the_option_decides_whether_demonstrations_keep_their_thinking(remove):
         gather=lambda tensor: tensor,
         gather_object=lambda objects: objects,
     )
-    assert rollouts.route_B.tolist() == [Route.POLICY, Route.DISTILL]
+    assert rollouts.route_B.tolist() == [Route.POLICY, Route.DISTILLED]
     text = build_byte_tokenizer().decode(list(rollouts.teacher_prompts[1].ids))
     assert "It is 4." in text
     assert ("hm" in text) != remove
@@ -157,7 +157,7 @@ def test_tool_tokens_are_no_part_of_omega(tmp_path):
     requests = spy(trainer, "_distillation_request")
     trainer.train()
     (routed,), request = requests[0]
-    distilled = routed.route_B == Route.DISTILL
+    distilled = routed.route_B == Route.DISTILLED
     assert distilled.sum() == 6
     assert routed.distilled_BT.sum(1)[distilled].tolist() == [1] * 6  # the end-of-sequence token alone
     assert len(request.coefficient_N) == 6
@@ -169,7 +169,7 @@ def test_tool_tokens_are_no_part_of_omega(tmp_path):
 def small_batch(**fields):
     """Two distilled rows of two and one tokens, and one of the policy."""
     defaults = {
-        "route_B": torch.tensor([Route.DISTILL, Route.POLICY, Route.DISTILL]),
+        "route_B": torch.tensor([Route.DISTILLED, Route.POLICY, Route.DISTILLED]),
         "scored_BT": torch.tensor([[True, True], [True, True], [True, False]]),
         "teacher_entropy_BT": torch.tensor([[0.0, math.log(2)], [0.0, 0.0], [math.log(4), 0.0]]),
         "teacher_hidden": [],

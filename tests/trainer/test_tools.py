@@ -116,7 +116,7 @@ def trained(tmp_path, tokenizer, routing="srpo", **parameters):
 
 def check(trainer, seen, tokenizer):
     routes = seen["rollouts"].route_B.tolist()
-    assert routes == [Route.POLICY, Route.DISTILL, Route.POLICY, Route.DISTILL]
+    assert routes == [Route.POLICY, Route.DISTILLED, Route.POLICY, Route.DISTILLED]
     prompt = tokenizer.decode(list(seen["rollouts"].teacher_prompts[1].ids))
     assert (
         '"name": "add"' in prompt.split("<|im_start|>user")[0]
@@ -143,7 +143,7 @@ def test_tool_tokens_reach_the_teacher_and_carry_no_loss(tmp_path, tokenizer):
     """With every rollout distilled, the teacher reads the tool's tokens; only the model's own have hidden states."""
     _, seen = trained(tmp_path, tokenizer, routing="sdpo", reward_funcs=answer, tools=[add])
     output, rollouts = seen["output"], seen["rollouts"]
-    assert rollouts.route_B.tolist() == [Route.DISTILL] * 4
+    assert rollouts.route_B.tolist() == [Route.DISTILLED] * 4
     text = tokenizer.decode(output["completion_ids"][0][output["completion_mask"][0].bool()])
     assert "<tool_response>\n4\n</tool_response>" in text
     assert json.loads(text.split("<tool_call>\n")[1].split("\n</tool_call>")[0])["name"] == "add"

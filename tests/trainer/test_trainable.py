@@ -49,14 +49,14 @@ def values_of(model):
 
 def teacher_values(trainer):
     """All values that the teacher's pass runs with."""
-    with trainer._teacher.installed():
+    with trainer._teacher.swapped_in():
         return values_of(trainer.model)
 
 
 def follow(trainer, rate, every=1):
     """The teacher by its law, for every parameter of the model, moved beside the trainer's after so many steps."""
     expected = values_of(trainer.model)
-    tick = trainer._tick_teacher  # the teacher itself is made at its first use, with what trains then
+    tick = trainer._update_teacher  # the teacher itself is made at its first use, with what trains then
 
     def both():
         for name, student in (
@@ -65,7 +65,7 @@ def follow(trainer, rate, every=1):
             expected[name] = (1 - rate) * expected[name] + rate * student
         tick()
 
-    trainer._tick_teacher = both
+    trainer._update_teacher = both
     return expected
 
 
@@ -244,7 +244,7 @@ def test_a_frozen_parameter_still_draws_the_average():
         model.weight.add_(1.0)
     model.weight.requires_grad_(False)
     for gap in (0.5, 0.25):
-        distance = teacher.tick()
+        distance = teacher.update()
         torch.testing.assert_close(teacher.state_dict()["weight"], first + 1.0 - gap)
         assert float(distance.squared_distance) == pytest.approx(4 * gap**2)
 
@@ -263,13 +263,13 @@ def test_what_becomes_trainable_starts_as_it_is_and_only_once(kind):
         model.weight.add_(1.0)
     assert not teacher.hold_trainable()
     assert torch.equal(teacher.state_dict()["weight"], first)
-    with teacher.installed():
+    with teacher.swapped_in():
         assert torch.equal(model.weight, first)
 
 
 def test_a_teacher_of_a_model_that_is_frozen_as_a_whole_has_no_distance():
     teacher = TeacherWeights(torch.nn.Linear(2, 2).requires_grad_(False), "ema", 0.5)
-    assert float(teacher.tick().squared_distance) == 0.0
+    assert float(teacher.update().squared_distance) == 0.0
 
 
 @pytest.mark.parametrize("kind", ["ema", "base", "live"])
@@ -304,7 +304,7 @@ def saved(folder, frozen, **changes):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)
-    teacher.tick()
+    teacher.update()
     teacher.save(folder)
     return model, teacher
 
@@ -333,12 +333,12 @@ def test_a_parameter_that_is_gone_or_resized_is_named(kind):
     teacher = TeacherWeights(model, kind, 0.5)
     model[1].weight = torch.nn.Parameter(torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"1.weight had the shape \(2, 2\) .* has \(3, 2\) now"):
-        teacher.tick()
+        teacher.update()
     del model[1]
     with pytest.raises(
         ValueError, match=r"2 parameters .* are gone from the model, \['1.weight', '1.bias'\]"
     ):
-        teacher.tick()
+        teacher.update()
 
 
 def test_a_parameter_that_is_replaced_is_followed_by_its_name():
@@ -346,9 +346,9 @@ def test_a_parameter_that_is_replaced_is_followed_by_its_name():
     teacher = TeacherWeights(model, "ema", 0.5)
     first = model.weight.detach().clone()
     model.weight = torch.nn.Parameter(first + 1.0)
-    teacher.tick()
+    teacher.update()
     torch.testing.assert_close(teacher.state_dict()["weight"], first + 0.5)
-    with teacher.installed():
+    with teacher.swapped_in():
         torch.testing.assert_close(model.weight.detach(), first + 0.5)
 
 
@@ -423,17 +423,17 @@ def test_gradient_shares_follow_what_is_trainable(tmp_path):
     }
     trainer = make_trainer(tmp_path, callbacks=[Trains(SCHEDULES["one block at a time"])], **options)
     trainer.train()
-    assert len(logged(trainer, "srpo/gradient/grpo_norm")) == 2
+    assert len(logged(trainer, "srpo/gradient/policy_norm")) == 2
 
 
 def test_branch_gradients_are_of_the_parameters_trainable_when_a_loss_is_added():
     model = torch.nn.Linear(2, 1)
     gradients = BranchGradients(model)
     inputs = torch.tensor([[3.0, 4.0]])
-    gradients.add(grpo=model(inputs).sum())
+    gradients.add(policy=model(inputs).sum())
     model.bias.requires_grad_(False)
-    gradients.add(grpo=model(inputs).sum())
+    gradients.add(policy=model(inputs).sum())
     norms = gradients.norms(lambda gradient: gradient)
-    assert float(norms["grpo"]) == pytest.approx((6**2 + 8**2 + 1) ** 0.5)
-    gradients.add(grpo=model(inputs).sum())
-    assert float(gradients.norms(lambda gradient: gradient)["grpo"]) == pytest.approx(5.0)
+    assert float(norms["policy"]) == pytest.approx((6**2 + 8**2 + 1) ** 0.5)
+    gradients.add(policy=model(inputs).sum())
+    assert float(gradients.norms(lambda gradient: gradient)["policy"]) == pytest.approx(5.0)

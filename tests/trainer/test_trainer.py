@@ -144,7 +144,7 @@ def test_correctness_by_one_named_reward(tmp_path):
     )
     named.train()
     assert logged(named, "srpo/correct_frac") == [5 / 16]
-    assert logged(named, "srpo/route/skip_frac") == [1 / 16]  # its own function could not score it
+    assert logged(named, "srpo/route/skipped_frac") == [1 / 16]  # its own function could not score it
 
 
 # ------------------------------------------------------------------ faults
@@ -172,7 +172,7 @@ def test_a_batch_that_fails_as_a_whole_trains_on(tmp_path, routing):
     change = update(trainer)
     assert torch.isfinite(flat_parameters(trainer.model)).all()
     assert not change.any()  # equal rewards: no advantage, and no teacher
-    assert logged(trainer, "srpo/route/sdpo_frac") == [0.0]
+    assert logged(trainer, "srpo/route/distilled_frac") == [0.0]
     assert "srpo/distillation/divergence" not in trainer.state.log_history[0]
 
 
@@ -205,7 +205,7 @@ def test_a_question_longer_than_the_limit_leaves_no_teacher(tmp_path):
     trainer = make_trainer(tmp_path, max_reprompt_length=5)
     trainer.train()
     assert logged(trainer, "srpo/teacher/prompts_too_long") == [6.0]
-    assert logged(trainer, "srpo/route/sdpo_frac") == [0.0]
+    assert logged(trainer, "srpo/route/distilled_frac") == [0.0]
 
 
 # ------------------------------------------------------------------ what else GRPOTrainer does
@@ -243,7 +243,7 @@ def test_tool_tokens_are_seen_and_not_scored(tmp_path):
     trainer.train()
     routed = distilled[0]
     for row in range(16):
-        if routed.route_B[row] == Route.DISTILL:
+        if routed.route_B[row] == Route.DISTILLED:
             num_scored = int(routed.scored_BT[row].sum())
             assert len(routed.teacher_hidden[row]) == num_scored
     assert logged(trainer, "srpo/distillation/divergence")[0] > 0
@@ -293,7 +293,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"teacher_states_on_host": True}, {"teacher_tokens_per_pass": 1}, {"teacher_tokens_per_pass": 60}],
+    [{"teacher_states_on_cpu": True}, {"teacher_tokens_per_pass": 1}, {"teacher_tokens_per_pass": 60}],
     ids=str,
 )
 def test_options_of_memory_and_speed_change_nothing(tmp_path, options):
@@ -316,10 +316,10 @@ def test_completions_table_names_each_rollouts_route(tmp_path):
     trainer.train()
     table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
     assert table["route"].tolist() == [
-        *("grpo", "sdpo", "sdpo", "sdpo"),
-        *("grpo", "grpo", "sdpo", "sdpo"),
-        *("grpo",) * 4,
-        *("grpo", "skip", "grpo", "sdpo"),
+        *("policy", "distilled", "distilled", "distilled"),
+        *("policy", "policy", "distilled", "distilled"),
+        *("policy",) * 4,
+        *("policy", "skipped", "policy", "distilled"),
     ]
 
 
@@ -334,12 +334,12 @@ def test_every_metric_is_logged(tmp_path):
     derived = {
         "srpo/weight/raw_std",
         "srpo/weight/ess_frac",
-        "srpo/loss/sdpo_share",
-        "srpo/gradient/sdpo_share",
+        "srpo/loss/distilled_share",
+        "srpo/gradient/distilled_share",
     }
     assert derived <= set(entry)
-    assert entry["loss"] == pytest.approx(entry["srpo/loss/grpo"] + entry["srpo/loss/sdpo"], rel=1e-5)
-    assert 0 < entry["srpo/gradient/sdpo_share"] < 1
+    assert entry["loss"] == pytest.approx(entry["srpo/loss/policy"] + entry["srpo/loss/distilled"], rel=1e-5)
+    assert 0 < entry["srpo/gradient/distilled_share"] < 1
     assert entry["srpo/weight/ess_frac"] <= 1
 
 
@@ -354,13 +354,13 @@ def test_gradient_shares_are_the_branches_norms_and_leave_the_update_alone(tmp_p
     num_distilled = sum(length[a] for a in ("33;12", "0", "4;4;4;4;4;4;4", "9", "8;8", "7;7;7"))
     num_routed = sum(length[a] for _, answers in ROLLOUTS for a in answers if a != "=")
     expected = float(alone.norm()) * num_distilled / num_routed
-    assert logged(measured, "srpo/gradient/sdpo_norm")[0] == pytest.approx(expected, rel=1e-4)
+    assert logged(measured, "srpo/gradient/distilled_norm")[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradient_shares_are_measured_at_their_interval(tmp_path):
     trainer = make_trainer(tmp_path, gradient_share_steps=2, max_steps=4)
     trainer.train()
-    assert len(logged(trainer, "srpo/gradient/sdpo_norm")) == 2
+    assert len(logged(trainer, "srpo/gradient/distilled_norm")) == 2
 
 
 def test_metrics_are_means_over_everything_since_the_last_log(tmp_path):
@@ -397,9 +397,9 @@ def test_routes_travel_with_their_rows(tmp_path):
     assert sum(len(batch.route_B) for batch in seen) == 16
     for batch in seen:
         for row, route in enumerate(batch.route_B.tolist()):
-            expected = int(batch.scored_BT[row].sum()) if route >= Route.DISTILL else 0
+            expected = int(batch.scored_BT[row].sum()) if route >= Route.DISTILLED else 0
             assert len(batch.teacher_hidden[row]) == expected
-            assert bool(batch.teacher_entropy_BT[row].any()) == (route >= Route.DISTILL)
+            assert bool(batch.teacher_entropy_BT[row].any()) == (route >= Route.DISTILLED)
 
 
 class LiveTensors(TrainerCallback):

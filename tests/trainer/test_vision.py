@@ -194,7 +194,9 @@ def test_teacher_states_and_loss_equal_plain_forwards_with_the_images(tmp_path, 
     )
     total = expected.num_routed_tokens
     assert logged(trainer, "loss")[0] == pytest.approx(expected.loss, rel=1e-4, abs=2e-6)
-    assert logged(trainer, "srpo/loss/sdpo")[0] == pytest.approx(expected.distillation_sum / total, rel=1e-4)
+    assert logged(trainer, "srpo/loss/distilled")[0] == pytest.approx(
+        expected.distillation_sum / total, rel=1e-4
+    )
     towers = [flat_parameters(model.model.vision_tower) for model in (trainer.model, before)]
     assert relative_error(*towers) > 0
 
@@ -226,8 +228,8 @@ def test_a_step_trains_on_rollouts_that_trl_samples(tmp_path, peft_config):
     )
     before = flat_parameters(trainer.model)
     trainer.train()
-    assert logged(trainer, "srpo/route/sdpo_frac")[0] > 0
-    assert logged(trainer, "srpo/loss/sdpo")[0] > 0
+    assert logged(trainer, "srpo/route/distilled_frac")[0] > 0
+    assert logged(trainer, "srpo/loss/distilled")[0] > 0
     assert relative_error(flat_parameters(trainer.model), before) > 0
 
 
@@ -352,5 +354,5 @@ def test_rows_without_images_train_beside_rows_with_them(tmp_path, images):
     change = flat_parameters(trainer.model) - before
     assert torch.isfinite(change).all()
     assert change.any()
-    assert logged(trainer, "srpo/route/sdpo_frac") == [0.5]
+    assert logged(trainer, "srpo/route/distilled_frac") == [0.5]
     assert logged(trainer, "rows/excluded_frac") == []

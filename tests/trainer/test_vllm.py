@@ -45,7 +45,7 @@ class Students(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.students.append(probe(self.trainer.model, PROBE))
-        with self.trainer._teacher.installed():
+        with self.trainer._teacher.swapped_in():
             self.teachers.append(probe(self.trainer.model, PROBE))
 
     on_step_end = on_train_begin
@@ -71,7 +71,7 @@ def test_engine_is_sent_the_students_weights_before_every_rollout_batch(monkeypa
     for bound in ("min", "max"):
         ratios = logged(trainer, f"sampling/importance_sampling_ratio/{bound}")
         assert ratios == pytest.approx([1.0] * 3, abs=1e-4)
-    assert all(loss > 0 for loss in logged(trainer, "srpo/loss/sdpo"))
+    assert all(loss > 0 for loss in logged(trainer, "srpo/loss/distilled"))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,10 @@ def test_ratio_of_a_sampler_that_is_off_multiplies_both_branches(monkeypatch, tm
     expected = oracle.joint_objective(rollouts, OPTIONS)
     total = expected.num_routed_tokens
     assert max(ratio.max() for ratio in ratios.values()) == 2.0
-    assert logged(trainer, "srpo/loss/grpo")[0] == pytest.approx(expected.policy_sum / total, rel=1e-4)
-    assert logged(trainer, "srpo/loss/sdpo")[0] == pytest.approx(expected.distillation_sum / total, rel=1e-4)
+    assert logged(trainer, "srpo/loss/policy")[0] == pytest.approx(expected.policy_sum / total, rel=1e-4)
+    assert logged(trainer, "srpo/loss/distilled")[0] == pytest.approx(
+        expected.distillation_sum / total, rel=1e-4
+    )
     assert not torch.equal(flat_parameters(trainer.model), flat_parameters(before))
 
 

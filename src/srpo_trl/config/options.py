@@ -99,7 +99,7 @@ class SRPOConfig(GRPOConfig):
         },
     )
 
-    redraw_failed_frac: float = field(
+    resample_failed_frac: float = field(
         default=0.0,
         metadata={
             "help": "Largest share of a rollout batch's prompts that may be prompts drawn once more because their "
@@ -122,10 +122,10 @@ class SRPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "One more bucket with the mass outside the top K. False: renormalise the top K."},
     )
-    distillation_mode: Literal["logits", "sampled_token"] = field(
-        default="logits",
+    distillation_estimator: Literal["exact", "sampled"] = field(
+        default="exact",
         metadata={
-            "help": "'logits': a divergence over the support. 'sampled_token': the reverse KL's estimate on the "
+            "help": "'exact': a divergence over the support. 'sampled': the reverse KL's estimate on the "
             "sampled token alone (needs distillation_alpha=1)."
         },
     )
@@ -137,18 +137,18 @@ class SRPOConfig(GRPOConfig):
         default=1.0,
         metadata={"help": "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1."},
     )
-    distillation_hold_steps: int = field(
+    distilled_frac_hold_steps: int = field(
         default=0,
         metadata={"help": "Optimizer steps before the share of distilled rollouts starts to fall."},
     )
-    distillation_decay_steps: int | None = field(
+    distilled_frac_decay_steps: int | None = field(
         default=None,
         metadata={
             "help": "Optimizer steps over which the share of rollouts that may be distilled then falls from 1 to 0, "
             "linearly. None: it stays 1."
         },
     )
-    distillation_until_accuracy: float | None = field(
+    distilled_frac_until_accuracy: float | None = field(
         default=None,
         metadata={
             "help": "Distil nothing any more once the running mean of srpo/correct_frac has reached this. None: never "
@@ -215,7 +215,7 @@ class SRPOConfig(GRPOConfig):
             "memory and speed depend on it."
         },
     )
-    teacher_states_on_host: bool = field(
+    teacher_states_on_cpu: bool = field(
         default=False,
         metadata={
             "help": "Keep the teacher's hidden states (2 bytes x hidden size per distilled token in bfloat16) in "
@@ -291,13 +291,13 @@ class SRPOConfig(GRPOConfig):
     )
 
     guard_action: (
-        Literal["off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop"] | None
+        Literal["off", "warn", "lower_distillation", "freeze_teacher", "reset_teacher", "stop"] | None
     ) = field(
         default=None,
         metadata={
             "help": "What the guards (srpo_trl.runs.guards) do when a run goes wrong in a known way: 'warn'; besides, "
             "where it is a remedy, 'lower_distillation' (halve the share of distilled rollouts), 'freeze_teacher', "
-            "'resynchronise_teacher' (give it the student's weights) or 'stop'. None: 'warn'; with 'grpo' 'off'."
+            "'reset_teacher' (give it the student's weights) or 'stop'. None: 'warn'; with 'grpo' 'off'."
         },
     )
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 ROUTINGS = ("srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix")
 TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference", "earlier")
 JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
-GUARD_ACTIONS = ("off", "warn", "lower_distillation", "freeze_teacher", "resynchronise_teacher", "stop")
+GUARD_ACTIONS = ("off", "warn", "lower_distillation", "freeze_teacher", "reset_teacher", "stop")
 MAX_ENTROPY_WEIGHT_BETA = (
     50.0  # exp(-beta * H) stays a normal float64 for every vocabulary up to a million tokens
 )
@@ -56,9 +56,9 @@ def _positive_int(name: str, value: object) -> Iterator[str]:
 def _routing_problems(config: "SRPOConfig") -> Iterator[str]:
     yield from _one_of("routing", config.routing, ROUTINGS)
     yield from _in_range("advantage_mix_lambda", config.advantage_mix_lambda, 0.0, 1.0)
-    yield from _in_range("redraw_failed_frac", config.redraw_failed_frac, 0.0, 1.0)
-    if config.redraw_failed_frac and config.routing == "grpo":
-        yield "redraw_failed_frac needs a routing other than 'grpo', which decides what has failed. Set it to 0."
+    yield from _in_range("resample_failed_frac", config.resample_failed_frac, 0.0, 1.0)
+    if config.resample_failed_frac and config.routing == "grpo":
+        yield "resample_failed_frac needs a routing other than 'grpo', which decides what has failed. Set it to 0."
     yield from _in_range("success_reward_threshold", config.success_reward_threshold, -1e30, 1e30)
     if config.correctness_reward is not None and not isinstance(config.correctness_reward, str):
         yield (
@@ -72,11 +72,11 @@ def _distillation_problems(config: "SRPOConfig") -> Iterator[str]:
         yield from _positive_int("distillation_topk", config.distillation_topk)
     if not isinstance(config.distillation_add_tail, bool):
         yield f"distillation_add_tail={config.distillation_add_tail!r} must be true or false."
-    yield from _one_of("distillation_mode", config.distillation_mode, ("logits", "sampled_token"))
-    if config.distillation_mode == "sampled_token" and config.distillation_alpha != 1.0:
+    yield from _one_of("distillation_estimator", config.distillation_estimator, ("exact", "sampled"))
+    if config.distillation_estimator == "sampled" and config.distillation_alpha != 1.0:
         yield (
-            f"distillation_mode='sampled_token' estimates the reverse KL, but distillation_alpha="
-            f"{config.distillation_alpha!r}. Set distillation_alpha=1.0, or distillation_mode='logits'."
+            f"distillation_estimator='sampled' estimates the reverse KL, but distillation_alpha="
+            f"{config.distillation_alpha!r}. Set distillation_alpha=1.0, or distillation_estimator='exact'."
         )
     if config.distillation_is_clip is not None:
         yield from _in_range("distillation_is_clip", config.distillation_is_clip, 0.0, 1e30, open_low=True)
@@ -87,19 +87,19 @@ def _distillation_problems(config: "SRPOConfig") -> Iterator[str]:
 
 
 def _share_problems(config: "SRPOConfig") -> Iterator[str]:
-    hold, decay = config.distillation_hold_steps, config.distillation_decay_steps
+    hold, decay = config.distilled_frac_hold_steps, config.distilled_frac_decay_steps
     if not isinstance(hold, int) or isinstance(hold, bool) or hold < 0:
-        yield f"distillation_hold_steps={hold!r} must be a whole number of at least 0."
+        yield f"distilled_frac_hold_steps={hold!r} must be a whole number of at least 0."
     if decay is not None:
-        yield from _positive_int("distillation_decay_steps", decay)
+        yield from _positive_int("distilled_frac_decay_steps", decay)
     elif hold:
         yield (
-            f"distillation_hold_steps={hold!r} does nothing without distillation_decay_steps: give the number of steps "
-            "over which the share then falls to 0."
+            f"distilled_frac_hold_steps={hold!r} does nothing without distilled_frac_decay_steps: give the number of "
+            "steps over which the share then falls to 0."
         )
-    if config.distillation_until_accuracy is not None:
+    if config.distilled_frac_until_accuracy is not None:
         yield from _in_range(
-            "distillation_until_accuracy", config.distillation_until_accuracy, 0.0, 1.0, open_low=True
+            "distilled_frac_until_accuracy", config.distilled_frac_until_accuracy, 0.0, 1.0, open_low=True
         )
 
 
@@ -109,7 +109,7 @@ def _teacher_problems(config: "SRPOConfig") -> Iterator[str]:
     yield from _positive_int("max_reprompt_length", config.max_reprompt_length)
     yield from _positive_int("teacher_tokens_per_pass", config.teacher_tokens_per_pass)
     yield from _positive_int("earlier_answers_kept", config.earlier_answers_kept)
-    for name in ("teacher_states_on_host", "liger_layers", "remove_thinking_from_demonstration"):
+    for name in ("teacher_states_on_cpu", "liger_layers", "remove_thinking_from_demonstration"):
         if not isinstance(getattr(config, name), bool):
             yield f"{name}={getattr(config, name)!r} must be true or false."
     if config.reference_column is not None and not isinstance(config.reference_column, str):
@@ -196,10 +196,12 @@ def derived_problems(config: "SRPOConfig") -> Iterator[str]:
     assert config.steps_per_generation is not None
     assert config.generation_batch_size is not None
     num_prompts = config.generation_batch_size // (config.num_generations or 1)
-    is_frac = not list(_in_range("redraw_failed_frac", config.redraw_failed_frac, 0.0, 1.0, open_low=True))
-    if is_frac and int(config.redraw_failed_frac * num_prompts) < 1:
+    is_frac = not list(
+        _in_range("resample_failed_frac", config.resample_failed_frac, 0.0, 1.0, open_low=True)
+    )
+    if is_frac and int(config.resample_failed_frac * num_prompts) < 1:
         yield (
-            f"redraw_failed_frac={config.redraw_failed_frac!r} of the {num_prompts} prompts of a rollout batch is "
+            f"resample_failed_frac={config.resample_failed_frac!r} of the {num_prompts} prompts of a rollout batch is "
             f"none. Give at least {1 / num_prompts:.3g}, or 0."
         )
     if config.generation_batch_size > MAX_COUNT:

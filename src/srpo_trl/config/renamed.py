@@ -37,6 +37,12 @@ RENAMED = {
     "init_kl_coef": "beta",
     "cliprange": "epsilon",
     "ppo_epochs": "num_iterations",
+    # srpo-trl before 0.1.0
+    "distillation_hold_steps": "distilled_frac_hold_steps",
+    "distillation_decay_steps": "distilled_frac_decay_steps",
+    "distillation_until_accuracy": "distilled_frac_until_accuracy",
+    "redraw_failed_frac": "resample_failed_frac",
+    "teacher_states_on_host": "teacher_states_on_cpu",
     # what people write for them
     "lr": "learning_rate",
     "optimizer": "optim",

@@ -16,7 +16,7 @@ class PlannedSample(NamedTuple):
     is_padding: bool = False
 
 
-def plan_batches(
+def batch_by_tokens(
     prompt_lengths: Sequence[int],
     *,
     num_samples: int,

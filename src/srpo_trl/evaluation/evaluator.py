@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from srpo_trl.evaluation.batches import plan_batches
-from srpo_trl.evaluation.samples import Sample, reading_of, scores_of
-from srpo_trl.evaluation.sampling import Questions, SampleCollector, exchanged
+from srpo_trl.evaluation.batches import batch_by_tokens
+from srpo_trl.evaluation.samples import Sample, answer_parser, score_samples
+from srpo_trl.evaluation.sampling import Questions, SampleCollector, temporarily_set
 from srpo_trl.evaluation.scores import Estimate, mean_of_estimates, named
 from srpo_trl.rewards.grading import completion_text
 from srpo_trl.rollout.step_window import StepWindowGRPOTrainer
@@ -24,8 +24,8 @@ from srpo_trl.rollout.step_window import StepWindowGRPOTrainer
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
-# TRL's means over batches beside those that `scores_of` takes over questions. Batches differ in size here, and every
-# row is a group of its own.
+# TRL's means over batches beside those that `score_samples` takes over questions. Batches differ in size here, and
+# every row is a group of its own.
 TRLS_BATCH_MEANS = (
     "reward_std",
     "frac_reward_zero_std",
@@ -59,7 +59,7 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
             raise ValueError("There is nothing to evaluate on: give SRPOTrainer an eval_dataset.")
         questions = Questions(eval_dataset)
         schedules_itself = self.use_vllm or self.use_transformers_continuous_batching
-        batches = plan_batches(
+        batches = batch_by_tokens(
             self._prompt_lengths(questions.rows),
             num_samples=self.num_generations_eval,
             max_completion_length=self.max_completion_length,
@@ -128,7 +128,7 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
         # A stable sort of the same list: every process has the same scores and takes the same checkpoint for the best.
         self.evaluated_samples = sorted(gather_object(collector.samples), key=lambda sample: sample.question)
         has_answers = collector.reading.extract_answer is not None
-        scores = scores_of(self.evaluated_samples, num_samples, has_answers=has_answers)
+        scores = score_samples(self.evaluated_samples, num_samples, has_answers=has_answers)
         for name in (*TRLS_BATCH_MEANS, *(f"rewards/{name}/std" for name in self.reward_func_names), *scores):
             self._metrics["eval"].pop(name, None)
         assert output.metrics is not None
@@ -139,7 +139,7 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
         named = zip(self.reward_func_names, self.reward_funcs, strict=True)
         deciding = [function for name, function in named if name == self.args.correctness_reward]
         return SampleCollector(
-            reading_of([*deciding, *self.reward_funcs]),
+            answer_parser([*deciding, *self.reward_funcs]),
             reward_names=self.reward_func_names,
             reward_weights_F=self.reward_weights,
             correctness_reward=self.args.correctness_reward,
@@ -157,12 +157,14 @@ class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
             torch.manual_seed(args.seed + self.accelerator.process_index)
             # Rows are planned one by one: a group has one. No loss is made of them, so no importance ratio either.
             one_by_one = {"num_generations_eval": 1, "vllm_importance_sampling_correction": False}
-            stack.enter_context(exchanged(self, **sampling, **one_by_one))
+            stack.enter_context(temporarily_set(self, **sampling, **one_by_one))
             if self.use_vllm:
                 options = {**self.vllm_generation.generation_kwargs, **sampling}
-                stack.enter_context(exchanged(self.vllm_generation, **sampling, generation_kwargs=options))
+                stack.enter_context(
+                    temporarily_set(self.vllm_generation, **sampling, generation_kwargs=options)
+                )
             else:
-                stack.enter_context(exchanged(self.generation_config, **sampling))
+                stack.enter_context(temporarily_set(self.generation_config, **sampling))
             yield
 
     def prediction_step(

@@ -47,7 +47,7 @@ class Sample:
     follows_format: bool | None
 
 
-class Reading(NamedTuple):
+class AnswerParser(NamedTuple):
     """How the reward functions let a completion's text be read; None where none of them says.
 
     Attributes:
@@ -59,17 +59,17 @@ class Reading(NamedTuple):
     follows_format: Callable[[str], bool] | None
 
 
-def reading_of(reward_functions: Sequence[Any]) -> Reading:
+def answer_parser(reward_functions: Sequence[Any]) -> AnswerParser:
     """Return the first `extract_answer` and the first `follows_format` that a reward function has as an attribute."""
 
     def first(name: str) -> Any:
         found = (getattr(function, name, None) for function in reward_functions)
         return next((attribute for attribute in found if attribute is not None), None)
 
-    return Reading(first("extract_answer"), first("follows_format"))
+    return AnswerParser(first("extract_answer"), first("follows_format"))
 
 
-def scores_of(samples: Sequence[Sample], num_samples: int, *, has_answers: bool) -> dict[str, float]:
+def score_samples(samples: Sequence[Sample], num_samples: int, *, has_answers: bool) -> dict[str, float]:
     """Return every score of an evaluation by name; a score that nothing has a value for is left out.
 
     Args:

@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from transformers.trainer_utils import has_length
 
 from srpo_trl.evaluation.batches import PlannedSample
-from srpo_trl.evaluation.samples import Reading, Sample
+from srpo_trl.evaluation.samples import AnswerParser, Sample
 from srpo_trl.evaluation.scores import repeated_ngram_share
 from srpo_trl.methods.routers import judge_correctness
 from srpo_trl.rewards.grading import GRADER_ERRORS
-from srpo_trl.rollout.graded import deciding_score
+from srpo_trl.rollout.graded import correctness_score
 
 
 class Questions(Dataset):
@@ -47,7 +47,7 @@ class SampleCollector:
 
     def __init__(
         self,
-        reading: Reading,
+        reading: AnswerParser,
         *,
         reward_names: Sequence[str],
         reward_weights_F: Tensor,
@@ -85,7 +85,7 @@ class SampleCollector:
 
     def keep(self, planned: Sequence[PlannedSample]) -> None:
         """Keep the samples of the batch in hand, all but the padding."""
-        score_B = deciding_score(
+        score_B = correctness_score(
             self._rewards_BF, self._reward_weights_F, self._reward_names, self._correctness_reward
         )
         verdict = judge_correctness(score_B, self._threshold)
@@ -112,7 +112,7 @@ class SampleCollector:
 
 
 @contextmanager
-def exchanged(target: Any, **values: Any) -> Iterator[None]:
+def temporarily_set(target: Any, **values: Any) -> Iterator[None]:
     """Give attributes of `target` these values, and their own ones back at the end, also after an error."""
     own = {name: getattr(target, name) for name in values}
     try:

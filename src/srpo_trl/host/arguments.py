@@ -65,9 +65,9 @@ def check_arguments(
         problems.append(
             f"remove_unused_columns=True would drop reference_column={args.reference_column!r}; set it to False."
         )
-    if args.redraw_failed_frac and train_dataset is not None and not hasattr(train_dataset, "__len__"):
+    if args.resample_failed_frac and train_dataset is not None and not hasattr(train_dataset, "__len__"):
         problems.append(
-            f"redraw_failed_frac={args.redraw_failed_frac!r} needs a dataset whose rows can be looked up, not an "
+            f"resample_failed_frac={args.resample_failed_frac!r} needs a dataset whose rows can be looked up, not an "
             f"{type(train_dataset).__name__}; load it whole, or set it to 0."
         )
     if peft_config is not None and args.routing != "grpo":

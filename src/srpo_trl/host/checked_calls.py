@@ -17,8 +17,8 @@ from srpo_trl.host.datasets import (
     chat_template_problems,
     environment_problems,
     image_problems,
+    max_prompt_length,
     named_datasets,
-    prompt_room,
     row_problems,
     size_problems,
 )
@@ -98,15 +98,15 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
             without_template = list(chat_template_problems(prompt, self.processing_class, self.chat_template))
             yield from without_template
             if self.rollout_func is None and not without_template:
-                room = self._prompt_room if name == "train_dataset" else None
+                room = self._max_prompt_length if name == "train_dataset" else None
                 yield from row_problems(name, dataset, self._tokens_of, room)
 
     @property
-    def _prompt_room(self) -> int | None:
+    def _max_prompt_length(self) -> int | None:
         """Most tokens of a prompt beside a completion of full length; `GRPOTrainer` itself does not look at it."""
         if self.args.routing == "grpo":
             return None
-        return prompt_room(self.model.config, self.max_completion_length)
+        return max_prompt_length(self.model.config, self.max_completion_length)
 
     def _tokens_of(self, row: dict[str, Any]) -> Sequence[int]:
         """Return a row's prompt as TRL tokenizes it; raises one of `ROW_ERRORS` where it cannot."""
@@ -139,7 +139,7 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
             num_tokens = len(self._tokens_of(row))
         except ROW_ERRORS as error:
             return f"{type(error).__name__}: {error}"
-        room = self._prompt_room
+        room = self._max_prompt_length
         if room is not None and num_tokens > room:
             return f"its {num_tokens} tokens are more than the {room} for which the model's context has room"
         return None if num_tokens else "its prompt has no tokens"

@@ -40,7 +40,7 @@ class RunState:
         num_rollouts: generated so far, on all processes.
         engine: that wrote it: "FSDP", "DEEPSPEED", or "" for whole files, as one process and DDP write them.
         has_rollouts: the checkpoint lies inside a rollout batch, whose rest is saved beside it.
-        distillation_share: `DistillationShare.state`.
+        distilled_fraction: `DistilledFraction.state`.
         correctness: `CorrectnessWatch.state`.
         prompts: `ResumableRepeatSampler.state`; None for an iterable data set.
     """
@@ -50,7 +50,7 @@ class RunState:
     num_rollouts: int
     engine: str
     has_rollouts: bool
-    distillation_share: dict[str, Any]
+    distilled_fraction: dict[str, Any]
     correctness: dict[str, Any]
     prompts: dict[str, Any] | None
 

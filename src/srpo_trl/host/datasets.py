@@ -266,7 +266,7 @@ def environment_problems(name: str, dataset: Any, environments: Sequence[str]) -
         )
 
 
-def prompt_room(config: PretrainedConfig, max_completion_length: int | None) -> int | None:
+def max_prompt_length(config: PretrainedConfig, max_completion_length: int | None) -> int | None:
     """Return how many tokens of a prompt the model's context has room for before a completion of full length.
 
     Rotary embeddings that are stretched by a factor count. None: the model's positions are not bounded.
@@ -287,7 +287,7 @@ def prompt_room(config: PretrainedConfig, max_completion_length: int | None) -> 
 
 def context_problems(config: PretrainedConfig, max_completion_length: int | None) -> Iterator[str]:
     """Yield whether the model's context leaves no room for a prompt before a completion of full length."""
-    room = prompt_room(config, max_completion_length)
+    room = max_prompt_length(config, max_completion_length)
     if room is not None and room < 1:
         yield (
             f"max_completion_length={max_completion_length} leaves no room for a prompt in the model's context of "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from srpo_trl.rollout.batch import TEACHER_ENTROPY, TrlBatch
-from srpo_trl.seams.parameters import named_trainable, part_of
+from srpo_trl.seams.parameters import local_shard, named_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def nonfinite_gradients(model: nn.Module) -> tuple[list[str], int]:
 
     Of a sharded gradient this process's part is looked at.
     """
-    gradients = [(name, part_of(p.grad)) for name, p in named_trainable(model) if p.grad is not None]
+    gradients = [(name, local_shard(p.grad)) for name, p in named_trainable(model) if p.grad is not None]
     if not gradients:  # DeepSpeed keeps them to itself
         return [], 0
     is_finite = torch.stack([gradient.isfinite().all() for _, gradient in gradients]).tolist()
@@ -166,7 +166,11 @@ _TEACHER_ADVICE = (
     "the teacher's logits are not finite there. Look at these rows; take a smaller teacher_update_rate, or "
     "teacher_model_kind='base'; then resume from the last checkpoint."
 )
-_LOSS_NAMES = {"loss": "loss", "grpo": "loss of the GRPO branch", "sdpo": "loss of the distillation branch"}
+_LOSS_NAMES = {
+    "loss": "loss",
+    "policy": "loss of the policy branch",
+    "distilled": "loss of the distillation branch",
+}
 
 
 def _findings(

@@ -52,7 +52,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
     args: GRPOConfig
     _is_saving = False
     _lists_files = True  # in a manifest, by which a later run sees whether a checkpoint is whole
-    _redrawn_frac = 0.0  # largest share of a rollout batch's prompts that may be drawn again
+    _resampled_frac = 0.0  # largest share of a rollout batch's prompts that may be drawn again
     _train_sampler: ResumableRepeatSampler | None = None  # iterable datasets have none
     _run_lock: RunLock | None = None  # of the processes that write into output_dir, while they train
     _is_training = False
@@ -218,7 +218,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         self._train_sampler = ResumableRepeatSampler.like(super()._get_train_sampler(dataset))
-        self._train_sampler.max_again = int(self._redrawn_frac * self._train_sampler.batch_size)
+        self._train_sampler.max_again = int(self._resampled_frac * self._train_sampler.batch_size)
         return self._train_sampler
 
     def _get_output_dir(self, trial: Any) -> str:

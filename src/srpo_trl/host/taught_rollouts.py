@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from srpo_trl.evaluation.evaluator import EvaluatingGRPOTrainer
 from srpo_trl.host import checkpoints as checkpointing
 from srpo_trl.host.arguments import check_correctness_reward, refuse_adapted_head, refuse_unsupported
-from srpo_trl.host.datasets import prompt_room
+from srpo_trl.host.datasets import max_prompt_length
 from srpo_trl.host.rows import first_row
 from srpo_trl.host.step_boundary import AtStepEnd
 from srpo_trl.logs.completions_table import NUMBER_COLUMN
@@ -38,23 +38,23 @@ from srpo_trl.rollout.batch_counter import (
     resume_note,
     resumed_micro_batches,
 )
-from srpo_trl.rollout.distilled_fraction import DistillationShare
+from srpo_trl.rollout.distilled_fraction import DistilledFraction
 from srpo_trl.rollout.feedback import feedback_texts, joined_feedback
 from srpo_trl.rollout.graded import (
-    Group,
+    GradedRollouts,
     RoutedRollouts,
-    deciding_score,
+    correctness_score,
     rollout_counts,
     route_rollouts,
     shown_to_teachers,
 )
 from srpo_trl.rollout.references import reference_text
-from srpo_trl.rollout.solved_prompts import EarlierAnswers
-from srpo_trl.seams.parameters import part_of, release_gathered, shards_parameters
+from srpo_trl.rollout.solved_prompts import SolvedPrompts
+from srpo_trl.seams.parameters import local_shard, release_gathered, shards_parameters
 from srpo_trl.teacher.context import ContextTemplates, TeacherPromptEncoder, whole_characters
 from srpo_trl.teacher.heads import HeadsInUse
 from srpo_trl.teacher.places import check_first_prompt
-from srpo_trl.teacher.scoring import Layout, ShardedBackbone, score_rollouts, teacher_head
+from srpo_trl.teacher.scoring import Layout, ShardedBackbone, rescore_rollouts, teacher_head
 from srpo_trl.teacher.weights import TeacherWeights
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     def __init__(self, *, args: "SRPOConfig", **kwargs: Any) -> None:
         self._is_routed = self._has_step_window = args.routing != "grpo"
         self._lists_files = self._is_routed  # with "grpo" a checkpoint has GRPOTrainer's files
-        self._redrawn_frac = args.redraw_failed_frac
+        self._resampled_frac = args.resample_failed_frac
         super().__init__(args=args, **kwargs)
         if not self._is_routed:
             return
@@ -94,16 +94,18 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         if self.environment_factories is None:
             row = first_row(self.train_dataset, drops_unused=False) or {}
             check_first_prompt(row.get("prompt"), self._encoder)
-        self._share = DistillationShare(
-            args.distillation_hold_steps, args.distillation_decay_steps, args.distillation_until_accuracy
+        self._share = DistilledFraction(
+            args.distilled_frac_hold_steps,
+            args.distilled_frac_decay_steps,
+            args.distilled_frac_until_accuracy,
         )
         self._earlier_answers = (
-            EarlierAnswers(args.earlier_answers_kept) if "earlier" in args.teacher_context else None
+            SolvedPrompts(args.earlier_answers_kept) if "earlier" in args.teacher_context else None
         )
         self._rollouts: RoutedRollouts | None = None  # of the rollout batch being generated
         self._sums = MetricSums()
         self._rollout_log = RolloutLog(args, self.accelerator, self._tokenizer)
-        self.add_callback(AtStepEnd(lambda: self._tick_teacher()))  # before the step is logged or saved
+        self.add_callback(AtStepEnd(lambda: self._update_teacher()))  # before the step is logged or saved
 
     # ---------------------------------------------------------------- the pieces
 
@@ -126,7 +128,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     def _teacher_prompt_encoder(self) -> TeacherPromptEncoder:
         args = self.args
-        room = prompt_room(self._student.config, args.max_completion_length)
+        room = max_prompt_length(self._student.config, args.max_completion_length)
         return TeacherPromptEncoder(
             tokenizer=self._tokenizer,
             templates=ContextTemplates(
@@ -158,7 +160,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     def _teacher_state(self) -> tuple[int, int]:
         """A name for the teacher's present weights; the live teacher's change with every optimizer step."""
         is_live = self.args.teacher_model_kind == "live"
-        return self._teacher.num_ticks, self._counter.num_steps if is_live else 0
+        return self._teacher.num_updates, self._counter.num_steps if is_live else 0
 
     @property
     def _steps_per_generation(self) -> int:
@@ -223,12 +225,12 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         else:
             tools = [self.tools] * num_rows
         share = self._share.at(self.state.global_step)
-        score_B = deciding_score(
+        score_B = correctness_score(
             rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward
         )
         self._tell(self._correctness_watch.observe(score_B.tolist()))
         rollouts = route_rollouts(
-            Group(
+            GradedRollouts(
                 prompts=prompts,
                 completions=completions,
                 completion_ids=completion_ids_list,
@@ -244,7 +246,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             num_generations=self.num_generations,
             step=self.state.global_step,
             share=share,
-            earlier_answers=self._earlier_answers,
+            solved_prompts=self._earlier_answers,
             gather=gather,
             gather_object=gather_object,
         )
@@ -252,7 +254,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             self._train_sampler.report(rollouts.has_failed_P)
         if rollouts.accuracy is not None:
             self._share.observe(rollouts.accuracy)
-        self._sums.add(**rollout_counts(rollouts), distillation_share=share)
+        self._sums.add(**rollout_counts(rollouts), distilled_fraction=share)
         return rollouts
 
     # ---------------------------------------------------------------- teacher pass
@@ -269,8 +271,8 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         return output
 
     def _score_with_teacher(self, output: trl_batch.TrlBatch, rollouts: RoutedRollouts) -> None:
-        distilled_BT = trl_batch.scored_tokens(output) & (rollouts.route_B >= Route.DISTILL).unsqueeze(1)
-        scores = score_rollouts(
+        distilled_BT = trl_batch.scored_tokens(output) & (rollouts.route_B >= Route.DISTILLED).unsqueeze(1)
+        scores = rescore_rollouts(
             self._student,
             self._teacher,
             self.accelerator.autocast(),
@@ -280,7 +282,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             layout=self._teacher_layout,
             max_tokens=self.args.teacher_tokens_per_pass,
             temperature=self.args.temperature,
-            on_host=self.args.teacher_states_on_host,
+            on_cpu=self.args.teacher_states_on_cpu,
             vision=trl_batch.vision_rows(output) if self._is_vlm else None,
             sharded=(
                 ShardedBackbone(self.model, self._student, self.accelerator.device)
@@ -310,13 +312,13 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             return
         refuse_adapted_head(self._student)
         self._heads.keep_apart_from(
-            part_of(tensor) for tensor in lm_head_of(self._student)[:2] if tensor is not None
+            local_shard(tensor) for tensor in lm_head_of(self._student)[:2] if tensor is not None
         )
         self._heads.give_own(teacher_head(self._student, self._teacher))
 
     # ---------------------------------------------------------------- teacher ticks and checkpoints
 
-    def _tick_teacher(self) -> None:
+    def _update_teacher(self) -> None:
         """Move the teacher once per rollout batch, after its last optimizer step (SDPO), unless that was skipped."""
         self._sums.add(nonfinite_steps=self._is_nonfinite_step)
         num_complete = self._counter.take_complete(self._step)
@@ -324,7 +326,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         if self._step_was_skipped or not num_complete:
             return
         self._heads.keep_apart_from(self._teacher.state_dict().values())
-        distance = self._teacher.tick(num_complete)
+        distance = self._teacher.update(num_complete)
         if distance is not None:
             self._sums.add(
                 teacher_squared_distance=distance.squared_distance,
@@ -367,7 +369,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             return
         state = checkpointing.load_state(folder)
         self._teacher.load(folder)
-        self._share.restore(state.distillation_share)
+        self._share.restore(state.distilled_fraction)
         self._correctness_watch.restore(state.correctness)
         if self._train_sampler is not None and state.prompts is not None:
             self._train_sampler.restore(state.prompts)

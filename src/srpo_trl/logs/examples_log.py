@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srpo_trl.loss.ops import DistillationResult, Head
-from srpo_trl.loss.ops.products import product_way, project_
+from srpo_trl.loss.ops.projection import matmul_precision, project_
 from srpo_trl.methods.routers import ROUTE_NAMES, Route
 from srpo_trl.rollout.batch import RoutedBatch, TrlBatch, rollout_numbers, shown_to_teachers
 from srpo_trl.runs.log import RunLog
@@ -119,7 +119,7 @@ class ExamplesLog:
             return []
         hidden_CD = batch.routed.teacher_hidden[row].to(head.weight_VD.device)[chosen_C]
         logits_CV = hidden_CD.new_empty(len(chosen_C), len(head.weight_VD), dtype=torch.float32)
-        way = product_way(hidden_CD, head.weight_VD, torch.float32)
+        way = matmul_precision(hidden_CD, head.weight_VD, torch.float32)
         project_(logits_CV, hidden_CD, head, batch.temperature, way, _TILE_ROWS)
         probability_C, token_C = logits_CV.softmax(-1).max(-1)
         return [

@@ -15,12 +15,12 @@ from srpo_trl.loss.token_weights import effective_sample_size
 
 # Logged metric: (sum, count). A metric whose count is 0 is left out of the log.
 RATIOS: dict[str, tuple[str, str]] = {
-    "srpo/route/grpo_frac": ("rollouts_grpo", "rollouts"),
-    "srpo/route/sdpo_frac": ("rollouts_sdpo", "rollouts"),
-    "srpo/route/mix_frac": ("rollouts_mix", "rollouts"),
-    "srpo/route/skip_frac": ("rollouts_skip", "rollouts"),
+    "srpo/route/policy_frac": ("rollouts_policy", "rollouts"),
+    "srpo/route/distilled_frac": ("rollouts_distilled", "rollouts"),
+    "srpo/route/both_frac": ("rollouts_both", "rollouts"),
+    "srpo/route/skipped_frac": ("rollouts_skipped", "rollouts"),
     "srpo/correct_frac": ("rollouts_correct", "rollouts"),
-    "srpo/teacher/available_frac": ("teacher_prompts", "rollouts_wanting_teacher"),
+    "srpo/teacher/available_frac": ("teacher_prompts", "rollouts_needing_teacher"),
     "srpo/teacher/prompt_length": ("teacher_prompt_tokens", "teacher_prompts"),
     "srpo/teacher/prompts_cut_frac": ("teacher_prompts_cut", "teacher_prompts"),
     "srpo/teacher/cut_tokens": ("teacher_cut_tokens", "rollout_batches"),
@@ -30,15 +30,15 @@ RATIOS: dict[str, tuple[str, str]] = {
     "srpo/teacher/earlier_age": ("teacher_earlier_age", "teacher_prompts_earlier"),
     "srpo/teacher/entropy": ("teacher_entropy", "teacher_tokens"),
     "srpo/weight/raw_mean": ("raw_weight", "teacher_tokens"),
-    "srpo/distillation/share": ("distillation_share", "rollout_batches"),
-    "srpo/loss/grpo": ("loss_grpo", "optimizer_steps"),
-    "srpo/loss/sdpo": ("loss_sdpo", "optimizer_steps"),
+    "srpo/distillation/share": ("distilled_fraction", "rollout_batches"),
+    "srpo/loss/policy": ("loss_policy", "optimizer_steps"),
+    "srpo/loss/distilled": ("loss_distilled", "optimizer_steps"),
     "srpo/distillation/divergence": ("divergence", "distilled_tokens"),
     "srpo/distillation/student_entropy": ("student_entropy", "distilled_tokens"),
     "srpo/distillation/topk_mass": ("topk_mass", "distilled_tokens"),
     "srpo/distillation/importance_ratio": ("importance_ratio", "distilled_tokens"),
-    "srpo/gradient/grpo_norm": ("gradient_norm_grpo", "gradient_measurements"),
-    "srpo/gradient/sdpo_norm": ("gradient_norm_sdpo", "gradient_measurements"),
+    "srpo/gradient/policy_norm": ("gradient_norm_policy", "gradient_measurements"),
+    "srpo/gradient/distilled_norm": ("gradient_norm_distilled", "gradient_measurements"),
     "srpo/nonfinite_steps": ("nonfinite_steps", "processes"),
     "srpo/seconds/generation": ("seconds_generation", "rollout_batches"),
     "srpo/seconds/rewards": ("seconds_rewards", "rollout_batches"),
@@ -111,10 +111,10 @@ def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
     if squared_norm:
         metrics["srpo/teacher/distance"] = math.sqrt(squared_distance / squared_norm)
     for kind, total, part in (
-        ("loss", "srpo/loss/grpo", "srpo/loss/sdpo"),
-        ("gradient", "srpo/gradient/grpo_norm", "srpo/gradient/sdpo_norm"),
+        ("loss", "srpo/loss/policy", "srpo/loss/distilled"),
+        ("gradient", "srpo/gradient/policy_norm", "srpo/gradient/distilled_norm"),
     ):
         both = abs(metrics.get(total, 0.0)) + abs(metrics.get(part, 0.0))
         if both:
-            metrics[f"srpo/{kind}/sdpo_share"] = abs(metrics[part]) / both
+            metrics[f"srpo/{kind}/distilled_share"] = abs(metrics[part]) / both
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -75,7 +75,7 @@ class RolloutLog:
         inputs: TrlBatch,
         routed: RoutedBatch,
         result: DistillationResult,
-        mean_raw_weight: Tensor,
+        mean_unnormalized_weight: Tensor,
         head: Head | None,
     ) -> None:
         """Take a micro-batch after its loss.
@@ -84,7 +84,7 @@ class RolloutLog:
             step: optimizer steps before this one.
             inputs, routed: the micro-batch.
             result: of its distillation.
-            mean_raw_weight: of the optimizer step.
+            mean_unnormalized_weight: of the optimizer step.
             head: the teacher's; None where it is sharded.
         """
         if self._means is not None:
@@ -93,7 +93,7 @@ class RolloutLog:
             )
         if self._examples is not None and self._examples.wants(step):
             weight_BT = entropy_weights(
-                routed.teacher_entropy_BT, self._config.entropy_weight_beta, mean_raw_weight
+                routed.teacher_entropy_BT, self._config.entropy_weight_beta, mean_unnormalized_weight
             )
             batch = TrainedBatch(inputs, routed, result, weight_BT, head, self._config.temperature)
             self._examples.write(step, batch)

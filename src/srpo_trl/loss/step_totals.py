@@ -22,7 +22,7 @@ class WindowTotals(NamedTuple):
     sum_raw_weights: Tensor
 
     @property
-    def mean_raw_weight(self) -> Tensor:
+    def mean_unnormalized_weight(self) -> Tensor:
         """Mean of w~ over Omega; 1 where Omega is empty."""
         count = self.num_distilled_tokens
         return torch.where(count > 0, self.sum_raw_weights / count.clamp(min=1), torch.ones_like(count))
@@ -73,7 +73,7 @@ def distillation_coefficients(
         (N,) float64, packed row by row.
     """
     distilled_BT = batch.distilled_BT
-    weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, totals.mean_raw_weight)
+    weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, totals.mean_unnormalized_weight)
     if batch.sampler_ratio_BT is not None:
         weights_BT = weights_BT * batch.sampler_ratio_BT
     denominator = totals.num_routed_tokens.clamp(min=1) / num_processes

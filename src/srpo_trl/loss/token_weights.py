@@ -28,7 +28,7 @@ def raw_entropy_weights(teacher_entropy: Tensor, beta: float) -> Tensor:
     return torch.exp(-beta * teacher_entropy.detach().double())
 
 
-def entropy_weights(teacher_entropy: Tensor, beta: float, mean_raw_weight: Tensor | float) -> Tensor:
+def entropy_weights(teacher_entropy: Tensor, beta: float, mean_unnormalized_weight: Tensor | float) -> Tensor:
     """Weights whose mean over Omega is 1.
 
         w = exp(-beta H) / mean over Omega of exp(-beta H)                  (SRPO, arXiv:2604.02288, sec. 3.2)
@@ -36,7 +36,7 @@ def entropy_weights(teacher_entropy: Tensor, beta: float, mean_raw_weight: Tenso
     Args:
         teacher_entropy: H, entropy over the full vocabulary in nats, >= 0; detached here.
         beta: >= 0. 0 gives exactly 1, whatever the mean.
-        mean_raw_weight: mean of `raw_entropy_weights` over Omega, () and float64; above 0.
+        mean_unnormalized_weight: mean of `raw_entropy_weights` over Omega, () and float64; above 0.
 
     Returns:
         The argument's shape, in its dtype but float32 at least (computed in float64), >= 0, no gradient.
@@ -48,7 +48,7 @@ def entropy_weights(teacher_entropy: Tensor, beta: float, mean_raw_weight: Tenso
     raw_weights = raw_entropy_weights(teacher_entropy, beta)
     if beta == 0:
         return raw_weights.to(dtype)
-    return (raw_weights / mean_raw_weight).to(dtype)
+    return (raw_weights / mean_unnormalized_weight).to(dtype)
 
 
 def effective_sample_size(sum_w: Tensor | float, sum_w2: Tensor | float) -> Tensor:

@@ -11,20 +11,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NOT_A_DEMONSTRATION = torch.iinfo(torch.int64).max
-NO_DEMONSTRATION = -1
+INELIGIBLE_RANK = torch.iinfo(torch.int64).max
+NO_SIBLING = -1
 
 
 class Route(IntEnum):
     """The one destination of a rollout."""
 
-    SKIP = 0  # trained by nothing, counted in no denominator
+    SKIPPED = 0  # trained by nothing, counted in no denominator
     POLICY = 1  # GRPO's reward-driven update
-    DISTILL = 2  # self-distillation
-    MIX = 3  # both, weighted per token (advantage mix)
+    DISTILLED = 2  # self-distillation
+    BOTH = 3  # both, weighted per token (advantage mix)
 
 
-ROUTE_NAMES = {Route.SKIP: "skip", Route.POLICY: "grpo", Route.DISTILL: "sdpo", Route.MIX: "mix"}
+ROUTE_NAMES = {
+    Route.SKIPPED: "skipped",
+    Route.POLICY: "policy",
+    Route.DISTILLED: "distilled",
+    Route.BOTH: "both",
+}
 
 
 class Correctness(NamedTuple):
@@ -48,7 +53,7 @@ def judge_correctness(score_B: Tensor, threshold: float) -> Correctness:
 
 
 def _srpo(is_correct: Tensor, has_teacher: Tensor) -> Tensor:
-    return torch.where(~is_correct & has_teacher, Route.DISTILL, Route.POLICY)
+    return torch.where(~is_correct & has_teacher, Route.DISTILLED, Route.POLICY)
 
 
 def _grpo(is_correct: Tensor, has_teacher: Tensor) -> Tensor:
@@ -56,19 +61,19 @@ def _grpo(is_correct: Tensor, has_teacher: Tensor) -> Tensor:
 
 
 def _sdpo(is_correct: Tensor, has_teacher: Tensor) -> Tensor:
-    return torch.where(has_teacher, Route.DISTILL, Route.SKIP)
+    return torch.where(has_teacher, Route.DISTILLED, Route.SKIPPED)
 
 
 def _sdpo_failed(is_correct: Tensor, has_teacher: Tensor) -> Tensor:
-    return torch.where(has_teacher & ~is_correct, Route.DISTILL, Route.SKIP)
+    return torch.where(has_teacher & ~is_correct, Route.DISTILLED, Route.SKIPPED)
 
 
 def _sdpo_correct(is_correct: Tensor, has_teacher: Tensor) -> Tensor:
-    return torch.where(has_teacher & is_correct, Route.DISTILL, Route.SKIP)
+    return torch.where(has_teacher & is_correct, Route.DISTILLED, Route.SKIPPED)
 
 
 def _advantage_mix(is_correct: Tensor, has_teacher: Tensor) -> Tensor:
-    return torch.where(has_teacher, Route.MIX, Route.POLICY)
+    return torch.where(has_teacher, Route.BOTH, Route.POLICY)
 
 
 ROUTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -81,11 +86,11 @@ ROUTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def wants_teacher(routing: str, correctness: Correctness) -> Tensor:
+def needs_teacher(routing: str, correctness: Correctness) -> Tensor:
     """Return which rollouts this routing would distil if teacher information exists for them, (B,) bool."""
     everywhere = torch.ones_like(correctness.is_correct_B)
     routes_B = ROUTERS[routing](correctness.is_correct_B, everywhere)
-    return correctness.is_scored_B & (routes_B >= Route.DISTILL)
+    return correctness.is_scored_B & (routes_B >= Route.DISTILLED)
 
 
 def route_samples(routing: str, correctness: Correctness, has_teacher_B: Tensor) -> Tensor:
@@ -99,10 +104,10 @@ def route_samples(routing: str, correctness: Correctness, has_teacher_B: Tensor)
         (B,) int64 of `Route` values; every rollout without a score is SKIP.
     """
     routes_B = ROUTERS[routing](correctness.is_correct_B, has_teacher_B)
-    return torch.where(correctness.is_scored_B, routes_B, Route.SKIP)
+    return torch.where(correctness.is_scored_B, routes_B, Route.SKIPPED)
 
 
-def demonstration_key(completion_ids: Sequence[int], seed: int, step: int) -> int:
+def demonstration_rank(completion_ids: Sequence[int], seed: int, step: int) -> int:
     """Return a pseudo-random rank of a completion as demonstration, in [0, 2**63 - 2].
 
     It depends on the completion's tokens, the seed and the optimizer step alone, so the choice is the same in
@@ -110,7 +115,7 @@ def demonstration_key(completion_ids: Sequence[int], seed: int, step: int) -> in
     """
     digest = hashlib.blake2b(f"{seed}:{step}:".encode(), digest_size=8)
     digest.update(torch.tensor(completion_ids, dtype=torch.int64).numpy().tobytes())
-    return int.from_bytes(digest.digest(), "little") % NOT_A_DEMONSTRATION
+    return int.from_bytes(digest.digest(), "little") % INELIGIBLE_RANK
 
 
 def choose_demonstrations(key_B: Tensor, num_generations: int) -> Tensor:
@@ -120,10 +125,10 @@ def choose_demonstrations(key_B: Tensor, num_generations: int) -> Tensor:
     the group; that rollout itself is shown the second smallest.
 
     Args:
-        key_B: int64, `demonstration_key` of each eligible rollout, `NOT_A_DEMONSTRATION` elsewhere.
+        key_B: int64, `demonstration_rank` of each eligible rollout, `INELIGIBLE_RANK` elsewhere.
         num_generations: G; divides B.
     Returns:
-        (B,) int64 rows in [0, B), `NO_DEMONSTRATION` where no eligible sibling exists.
+        (B,) int64 rows in [0, B), `NO_SIBLING` where no eligible sibling exists.
     Raises:
         ValueError: B is not a multiple of G.
     """
@@ -140,5 +145,5 @@ def choose_demonstrations(key_B: Tensor, num_generations: int) -> Tensor:
     is_best_PG = own_PG == best_P1
     chosen_PG = torch.where(is_best_PG, second_P1, best_P1)
     chosen_key_PG = torch.where(is_best_PG, sorted_key_PG[:, 1:2], sorted_key_PG[:, :1])
-    rows_PG = torch.where(chosen_key_PG < NOT_A_DEMONSTRATION, chosen_PG + first_row_P1, NO_DEMONSTRATION)
+    rows_PG = torch.where(chosen_key_PG < INELIGIBLE_RANK, chosen_PG + first_row_P1, NO_SIBLING)
     return rows_PG.reshape(-1)

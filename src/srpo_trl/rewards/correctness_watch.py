@@ -82,7 +82,7 @@ class Scores(NamedTuple):
 NO_SCORES = Scores(0, math.inf, -math.inf)
 
 
-def scores_of(values: Sequence[float]) -> Scores:
+def score_samples(values: Sequence[float]) -> Scores:
     """Return the finite ones among the scores of some rollouts."""
     finite = [value for value in values if math.isfinite(value)]
     return Scores(len(finite), min(finite), max(finite)) if finite else NO_SCORES
@@ -129,7 +129,10 @@ class CorrectnessWatch:
 
     def observe(self, values: Sequence[float]) -> str:
         """Take the deciding scores of one rollout batch of all processes; return what to tell, mostly nothing."""
-        self._scores, self._num_batches = self._scores.with_others(scores_of(values)), self._num_batches + 1
+        self._scores, self._num_batches = (
+            self._scores.with_others(score_samples(values)),
+            self._num_batches + 1,
+        )
         verdict = one_verdict(self._scores, self._threshold)
         if verdict and (not self._was_told or self._num_batches == REMINDER_BATCHES):
             self._was_told = True

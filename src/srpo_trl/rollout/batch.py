@@ -60,12 +60,12 @@ class RoutedBatch:
     @property
     def is_policy_B(self) -> Tensor:
         """Rows that the policy branch trains."""
-        return (self.route_B == Route.POLICY) | (self.route_B == Route.MIX)
+        return (self.route_B == Route.POLICY) | (self.route_B == Route.BOTH)
 
     @property
     def is_distilled_B(self) -> Tensor:
         """Rows that the distillation branch trains."""
-        return self.route_B >= Route.DISTILL
+        return self.route_B >= Route.DISTILLED
 
     @property
     def distilled_BT(self) -> Tensor:
@@ -75,7 +75,7 @@ class RoutedBatch:
     @property
     def routed_BT(self) -> Tensor:
         """Tokens that count in the joint denominator: valid tokens of every row that something trains."""
-        return self.scored_BT & (self.route_B != Route.SKIP).unsqueeze(1)
+        return self.scored_BT & (self.route_B != Route.SKIPPED).unsqueeze(1)
 
 
 def scored_tokens(batch: TrlBatch) -> Tensor:

@@ -28,7 +28,7 @@ def scheduled_share(step: int, hold_steps: int, decay_steps: int | None) -> floa
     return min(1.0, max(0.0, 1.0 - (step - hold_steps) / decay_steps))
 
 
-def within_share(num_rollouts: int, share: float, seed: int, step: int) -> Tensor:
+def sample_fraction(num_rollouts: int, share: float, seed: int, step: int) -> Tensor:
     """Return which rollouts are within the share, (B,) bool on the CPU, each with probability `share`.
 
     It depends on the seed, the optimizer step and the rollout's place alone, so every process draws the same.
@@ -38,7 +38,7 @@ def within_share(num_rollouts: int, share: float, seed: int, step: int) -> Tenso
 
 
 @dataclass
-class DistillationShare:
+class DistilledFraction:
     """The share in force, from the schedule, the accuracy reached and what a guard has taken away.
 
     Attributes:

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.methods.routers import (
-    NOT_A_DEMONSTRATION,
+    INELIGIBLE_RANK,
     Correctness,
     Route,
     choose_demonstrations,
-    demonstration_key,
+    demonstration_rank,
     judge_correctness,
+    needs_teacher,
     route_samples,
-    wants_teacher,
 )
-from srpo_trl.rollout.distilled_fraction import within_share
-from srpo_trl.rollout.solved_prompts import EarlierAnswer, EarlierAnswers, prompt_key
+from srpo_trl.rollout.distilled_fraction import sample_fraction
+from srpo_trl.rollout.solved_prompts import SolvedPrompt, SolvedPrompts, prompt_key
 from srpo_trl.teacher.context import (
     Completion,
     Messages,
@@ -37,7 +37,7 @@ from srpo_trl.teacher.context import (
 
 
 @dataclass(frozen=True)
-class Group:
+class GradedRollouts:
     """What this process knows of its rollouts, and where they lie among those of all processes.
 
     Attributes:
@@ -66,7 +66,7 @@ class RoutedRollouts:
     Attributes:
         route_B: int64 of `Route` (here B = n).
         teacher_prompts: of the distilled rollouts, None elsewhere.
-        is_correct_B, wants_teacher_B: bool.
+        is_correct_B, needs_teacher_B: bool.
         num_too_long: rollouts whose teacher prompt could not hold any information.
         num_without_turn: rollouts whose prompt has no user turn, or none that the chat template renders once.
         earlier_ages: optimizer steps since the answer was sampled, of each earlier answer that is shown.
@@ -77,7 +77,7 @@ class RoutedRollouts:
     route_B: Tensor
     teacher_prompts: Sequence[TeacherPrompt | None]
     is_correct_B: Tensor
-    wants_teacher_B: Tensor
+    needs_teacher_B: Tensor
     num_too_long: int
     num_without_turn: int
     earlier_ages: Sequence[int]
@@ -85,7 +85,7 @@ class RoutedRollouts:
     accuracy: float | None
 
 
-def deciding_score(
+def correctness_score(
     rewards_BF: Tensor, reward_weights_F: Tensor, names: Sequence[str], correctness_reward: str | None
 ) -> Tensor:
     """Return the score that is compared with the threshold, (B,), NaN where nothing could score the rollout.
@@ -99,7 +99,7 @@ def deciding_score(
 
 
 def route_rollouts(
-    group: Group,
+    group: GradedRollouts,
     score_B: Tensor,
     config: SRPOConfig,
     encoder: TeacherPromptEncoder,
@@ -107,7 +107,7 @@ def route_rollouts(
     num_generations: int,
     step: int,
     share: float = 1.0,
-    earlier_answers: EarlierAnswers | None = None,
+    solved_prompts: SolvedPrompts | None = None,
     gather: Callable[[Tensor], Tensor],
     gather_object: Callable[[list[Any]], list[Any]],
 ) -> RoutedRollouts:
@@ -115,31 +115,31 @@ def route_rollouts(
 
     Args:
         group: this process's rollouts.
-        score_B: of all processes, from `deciding_score`.
+        score_B: of all processes, from `correctness_score`.
         config: routing, threshold, sources, seed.
         encoder: of teacher prompts.
         num_generations: G.
         step: optimizer steps so far; with the seed it decides which demonstration is chosen.
         share: of the rollouts that want a teacher, how many may have one.
-        earlier_answers: for the source "earlier"; takes this batch's correct answers.
+        solved_prompts: for the source "earlier"; takes this batch's correct answers.
         gather, gather_object: over all processes, in their order; every process calls both alike.
     """
     num_rows = len(group.completions)
     local = slice(group.first_row, group.first_row + num_rows)
     correctness = judge_correctness(score_B, config.success_reward_threshold)
-    wanted_B = wants_teacher(config.routing, correctness)
+    wanted_B = needs_teacher(config.routing, correctness)
     if share < 1.0:
-        wanted_B &= within_share(len(wanted_B), share, config.seed, step).to(wanted_B.device)
+        wanted_B &= sample_fraction(len(wanted_B), share, config.seed, step).to(wanted_B.device)
     siblings = _sibling_texts(
         group, correctness, wanted_B, local, config, num_generations, step, gather, gather_object
     )
-    earlier = [EarlierAnswer("", step)] * num_rows
-    if earlier_answers is not None:
+    earlier = [SolvedPrompt("", step)] * num_rows
+    if solved_prompts is not None:
         keys = [prompt_key(prompt) for prompt in group.prompts]
-        earlier = [earlier_answers.recall(key) or nothing for key, nothing in zip(keys, earlier, strict=True)]
+        earlier = [solved_prompts.recall(key) or nothing for key, nothing in zip(keys, earlier, strict=True)]
         texts = _demonstration_texts(group, correctness, local, config)
         solved = [(keys[row - group.first_row], text) for row, text in texts.items() if text]
-        earlier_answers.remember(gather_object(list(dict(solved).items())), step)
+        solved_prompts.remember(gather_object(list(dict(solved).items())), step)
 
     prompts: list[TeacherPrompt | None] = [None] * num_rows
     num_too_long, num_without_turn, earlier_ages = 0, 0, []
@@ -158,7 +158,9 @@ def route_rollouts(
     local_correctness = Correctness(*(verdict[local] for verdict in correctness))
     has_teacher_B = torch.tensor([prompt is not None for prompt in prompts], device=score_B.device)
     route_B = route_samples(config.routing, local_correctness, has_teacher_B)
-    kept = [p if route >= Route.DISTILL else None for p, route in zip(prompts, route_B.tolist(), strict=True)]
+    kept = [
+        p if route >= Route.DISTILLED else None for p, route in zip(prompts, route_B.tolist(), strict=True)
+    ]
     is_scored_PG, is_correct_PG = (verdict.view(-1, num_generations) for verdict in correctness)
     num_scored = int(is_scored_PG.sum())
     return RoutedRollouts(
@@ -181,12 +183,12 @@ def rollout_counts(rollouts: RoutedRollouts) -> dict[str, float | Tensor]:
     return {
         "rollout_batches": 1,
         "rollouts": len(route_B),
-        "rollouts_grpo": route_B == Route.POLICY,
-        "rollouts_sdpo": route_B == Route.DISTILL,
-        "rollouts_mix": route_B == Route.MIX,
-        "rollouts_skip": route_B == Route.SKIP,
+        "rollouts_policy": route_B == Route.POLICY,
+        "rollouts_distilled": route_B == Route.DISTILLED,
+        "rollouts_both": route_B == Route.BOTH,
+        "rollouts_skipped": route_B == Route.SKIPPED,
         "rollouts_correct": rollouts.is_correct_B,
-        "rollouts_wanting_teacher": rollouts.wants_teacher_B,
+        "rollouts_needing_teacher": rollouts.needs_teacher_B,
         "teacher_prompts": len(prompts),
         "teacher_prompt_tokens": sum(len(prompt.ids) for prompt in prompts),
         "teacher_prompts_cut": sum(prompt.num_cut > 0 for prompt in prompts),
@@ -207,7 +209,7 @@ def shown_to_teachers(rollouts: RoutedRollouts) -> list[dict[str, Any]]:
 
 
 def _sibling_texts(
-    group: Group,
+    group: GradedRollouts,
     correctness: Correctness,
     wanted_B: Tensor,
     local: slice,
@@ -222,7 +224,7 @@ def _sibling_texts(
         return [""] * len(group.completions)
     texts = _demonstration_texts(group, correctness, local, config)
     keys = [
-        demonstration_key(ids, config.seed, step) if texts.get(group.first_row + i) else NOT_A_DEMONSTRATION
+        demonstration_rank(ids, config.seed, step) if texts.get(group.first_row + i) else INELIGIBLE_RANK
         for i, ids in enumerate(group.completion_ids)
     ]
     key_B = gather(torch.tensor(keys, dtype=torch.int64, device=correctness.is_correct_B.device))
@@ -234,7 +236,7 @@ def _sibling_texts(
 
 
 def _demonstration_texts(
-    group: Group, correctness: Correctness, local: slice, config: SRPOConfig
+    group: GradedRollouts, correctness: Correctness, local: slice, config: SRPOConfig
 ) -> dict[int, str]:
     """Return each correct local rollout as the text of a demonstration, by its row; empty where nothing is left."""
     keep_thinking = not config.remove_thinking_from_demonstration

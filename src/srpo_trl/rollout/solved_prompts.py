@@ -15,7 +15,7 @@ from PIL import Image
 EARLIER_ANSWERS_FILE = "srpo_earlier_answers.json"
 
 
-class EarlierAnswer(NamedTuple):
+class SolvedPrompt(NamedTuple):
     """A correct answer to a prompt and the optimizer step at which it was sampled."""
 
     text: str
@@ -36,7 +36,7 @@ def _written_content(value: Any) -> Any:
     return [value.mode, value.size, value.getpalette(), pixels]
 
 
-class EarlierAnswers:
+class SolvedPrompts:
     """The newest correct answer to each of the `capacity` prompts that were solved last.
 
     Args:
@@ -45,7 +45,7 @@ class EarlierAnswers:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._answers: OrderedDict[str, EarlierAnswer] = OrderedDict()
+        self._answers: OrderedDict[str, SolvedPrompt] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -53,12 +53,12 @@ class EarlierAnswers:
     def remember(self, solved: Iterable[tuple[str, str]], step: int) -> None:
         """Take (prompt key, correct answer) pairs of one rollout batch, of all processes in one order."""
         for key, text in solved:
-            self._answers[key] = EarlierAnswer(text, step)
+            self._answers[key] = SolvedPrompt(text, step)
             self._answers.move_to_end(key)
         while len(self._answers) > self._capacity:
             self._answers.popitem(last=False)
 
-    def recall(self, key: str) -> EarlierAnswer | None:
+    def recall(self, key: str) -> SolvedPrompt | None:
         """Return the answer to a prompt, or None."""
         return self._answers.get(key)
 

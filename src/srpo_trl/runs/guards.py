@@ -122,7 +122,7 @@ def _entropy(history: History, limits: GuardThresholds) -> str | None:
 
 
 def _distilled_share(history: History, limits: GuardThresholds) -> str | None:
-    shares = history.first_and_last("srpo/route/sdpo_frac", limits.window)
+    shares = history.first_and_last("srpo/route/distilled_frac", limits.window)
     correct = history.first_and_last("srpo/correct_frac", limits.window)
     allowed = history.values("srpo/distillation/share")
     if shares is None or correct is None or (allowed and allowed[-1] < 1.0):
@@ -224,7 +224,7 @@ GUARDS: dict[str, Guard] = {
     "teacher_drifts": Guard(
         _teacher_drifts,
         "Lower the learning rate, or raise teacher_update_rate",
-        ("resynchronise_teacher", "lower_distillation", "stop"),
+        ("reset_teacher", "lower_distillation", "stop"),
     ),
     "reward_without_score": Guard(
         _reward_without_score,

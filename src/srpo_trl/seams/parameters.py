@@ -62,7 +62,7 @@ def release_gathered(model: nn.Module, accelerator: Accelerator) -> None:
         wrapped.engine.optimizer.empty_partition_cache()
 
 
-def part_of(parameter: Any) -> Tensor:
+def local_shard(parameter: Any) -> Tensor:
     """Return this process's part of a parameter, detached, in the parameter's own memory."""
     if isinstance(parameter, DTensor):
         return parameter.detach().to_local()  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ def whole_shape(parameter: Any) -> torch.Size:
     return torch.Size(parameter.ds_shape) if is_sharded_by_zero3(parameter) else parameter.shape
 
 
-def whole_of(parameter: Any, part: Tensor, device: torch.device) -> Tensor:
+def full_tensor(parameter: Any, part: Tensor, device: torch.device) -> Tensor:
     """Return the whole value of which each process holds a part laid out like the parameter's.
 
     Where the parameter is sharded the result is new and every process calls this alike; else it is `part`.
@@ -105,7 +105,7 @@ def whole_of(parameter: Any, part: Tensor, device: torch.device) -> Tensor:
     return part
 
 
-def own_part(parameter: Any, whole: Tensor) -> Tensor:
+def shard_of_full(parameter: Any, whole: Tensor) -> Tensor:
     """Return this process's part of a whole value that every process has; no process waits for another."""
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from srpo_trl.loss.head import head_logits, lm_head_of
 from srpo_trl.teacher.positions import positions_of, takes_positions
 from srpo_trl.teacher.probe_rows import PROMPT, ProbeRows, num_embeddings, probe_rows
-from srpo_trl.teacher.scoring import Layout, ShardedBackbone, TeacherRow, score_pass
+from srpo_trl.teacher.scoring import Layout, ShardedBackbone, TeacherRow, forward_rows
 
 _SPREAD = 8.0  # standard deviation of logits at which a softcap shows
 
@@ -359,7 +359,7 @@ def _layout_difference(
     ]
     try:
         with passes.running():
-            states = score_pass(passes.backbone(), teacher_rows, layout)
+            states = forward_rows(passes.backbone(), teacher_rows, layout)
     except Exception:  # a model may raise whatever it likes in a layout that it does not support
         if layout == "padded":
             raise

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from srpo_trl.loss.head import lm_head_of
 from srpo_trl.loss.ops import Head, teacher_entropy
 from srpo_trl.loss.student import last_hidden_state
-from srpo_trl.seams.parameters import part_of, whole_of
+from srpo_trl.seams.parameters import full_tensor, local_shard
 from srpo_trl.teacher.context import TeacherPrompt
 from srpo_trl.teacher.images import VisionRow, vision_inputs
 from srpo_trl.teacher.padding import left_pad, right_pad
@@ -78,7 +78,7 @@ class ShardedBackbone:
 
 
 @torch.no_grad()
-def score_rollouts(
+def rescore_rollouts(
     student: PreTrainedModel,
     teacher: TeacherWeights,
     autocast: AbstractContextManager,
@@ -89,7 +89,7 @@ def score_rollouts(
     layout: Layout,
     max_tokens: int,
     temperature: float,
-    on_host: bool = False,
+    on_cpu: bool = False,
     vision: Sequence[VisionRow] | None = None,
     sharded: ShardedBackbone | None = None,
     max_over_processes: Callable[[int], int] = lambda number: number,
@@ -106,7 +106,7 @@ def score_rollouts(
         layout: of the rows, as the probe of the model found it; "padded" for a vision-language model.
         max_tokens: most tokens of one pass.
         temperature: that logits are divided by.
-        on_host: keep the hidden states in the host's memory until they are needed.
+        on_cpu: keep the hidden states in the host's memory until they are needed.
         vision: what each rollout's student reads beside token ids; None for a text model.
         sharded: how the backbone is called where its parameters are sharded; every process then makes as many
             calls as the one with most.
@@ -124,7 +124,7 @@ def score_rollouts(
         num_idle = max_over_processes(num_calls) - num_calls
     hidden: dict[int, Tensor] = {}
     entropies: dict[int, Tensor] = {}
-    with _in_evaluation(student), teacher.installed(), autocast:
+    with _in_evaluation(student), teacher.swapped_in(), autocast:
         pass_head = _whole_head(lm_head_of(student), distilled_BT.device)
         for batch in passes:
             numbers = [chosen[i] for i in batch]
@@ -135,10 +135,10 @@ def score_rollouts(
                     [len(completions[i]) for i in numbers],
                     [vision[i] for i in numbers],
                 )
-            states = score_pass(backbone, [rows[i] for i in batch], layout, images)
+            states = forward_rows(backbone, [rows[i] for i in batch], layout, images)
             kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(numbers, states, strict=True)]
             entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature, refuse_nonfinite=False)
-            hidden |= {i: state.cpu() if on_host else state for i, state in zip(numbers, kept, strict=True)}
+            hidden |= {i: state.cpu() if on_cpu else state for i, state in zip(numbers, kept, strict=True)}
             entropies |= dict(zip(numbers, entropy_N.split([len(state) for state in kept]), strict=True))
         if sharded is not None:
             assert sharded.num_calls == num_calls
@@ -168,7 +168,7 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head | None:
-    """Return the teacher's LM head, valid until the teacher's next tick; None where it is the student's.
+    """Return the teacher's LM head, valid until the teacher's next EMA update; None where it is the student's.
 
     It is the student's where it has never trained. Every process calls it alike.
     """
@@ -176,7 +176,7 @@ def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head | No
         return None
     head = lm_head_of(student)
     if not isinstance(head.weight_VD, nn.Parameter):  # computed from parameters, here from the teacher's
-        with torch.no_grad(), teacher.installed():
+        with torch.no_grad(), teacher.swapped_in():
             head = lm_head_of(student)
             bias_V = None if head.bias_V is None else head.bias_V.clone()
             return head._replace(weight_VD=head.weight_VD.clone(), bias_V=bias_V)
@@ -196,7 +196,7 @@ def _has_own_head(student: PreTrainedModel, teacher: TeacherWeights) -> bool:
 
 def _whole_head(head: Head, device: torch.device) -> Head:
     """Return the head of gathered parameters, or itself where nothing is sharded."""
-    weight_VD, bias_V = (None if p is None else whole_of(p, part_of(p), device) for p in head[:2])
+    weight_VD, bias_V = (None if p is None else full_tensor(p, local_shard(p), device) for p in head[:2])
     return Head(weight_VD, bias_V, *head[2:])  # type: ignore[arg-type]
 
 
@@ -294,7 +294,7 @@ class _PassSize(NamedTuple):
 
 
 def num_backbone_calls(rows: Sequence[TeacherRow], layout: Layout) -> int:
-    """Return how often `score_pass` calls the backbone: a shared prompt, then what is left to run after it."""
+    """Return how often `forward_rows` calls the backbone: a shared prompt, then what is left to run after it."""
     shares = _shares_prompts(rows, layout)
     return 2 if shares and any(len(row.completion_ids) > 1 for row in rows) else 1
 
@@ -303,7 +303,7 @@ def _shares_prompts(rows: Sequence[TeacherRow], layout: Layout) -> bool:
     return layout == "shared" and len({row.prompt_ids for row in rows}) < len(rows)
 
 
-def score_pass(
+def forward_rows(
     backbone: nn.Module | ShardedBackbone,
     rows: Sequence[TeacherRow],
     layout: Layout,

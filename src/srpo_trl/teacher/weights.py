@@ -1,9 +1,9 @@
 """Whose weights the teacher has: an exponential moving average of the student, its initial weights, or itself.
 
-The teacher is no second module. It is one tensor per trainable parameter, exchanged with the student's values
+The teacher is no second module. It is one tensor per trainable parameter, temporarily_set with the student's values
 for the length of a teacher pass. Parameters that never trained (the base model under LoRA, say) are shared by
 construction, so the same few lines serve full fine-tuning, LoRA and QLoRA, a copied module can never keep running
-the student's weights, and each process holds and ticks just its part of the parameters (FSDP2, ZeRO-3).
+the student's weights, and each process holds and updates just its part of the parameters (FSDP2, ZeRO-3).
 
 Layers may be frozen and unfrozen while training. Until a parameter is trainable for the first time, its value is the
 initial one of student and teacher alike; from then on the teacher has a value of its own, also while it is frozen.
@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srpo_trl.seams.parameters import (
+    full_tensor,
+    local_shard,
     named_trainable,
-    own_part,
     parameters_by_name,
-    part_of,
-    whole_of,
+    shard_of_full,
     whole_shape,
 )
 
@@ -63,9 +63,9 @@ class TeacherWeights:
     ) -> None:
         self.kind = kind
         self.update_rate = update_rate
-        self.num_ticks = 0
+        self.num_updates = 0
         self.is_frozen = False  # an average that moves no more
-        self._resynchronises = False
+        self._resets_to_student = False
         self._model = model
         self._release_gathered = release_gathered
         self._device = device or torch.device("cpu")
@@ -87,7 +87,7 @@ class TeacherWeights:
         return bool(new)
 
     def _initial(self, parameter: Tensor) -> Tensor:
-        return part_of(parameter).to(self._store_dtype(parameter), copy=True)
+        return local_shard(parameter).to(self._store_dtype(parameter), copy=True)
 
     def _store_dtype(self, parameter: Tensor) -> torch.dtype:
         # A bfloat16 average at rate 0.05 does not move for updates of RL's size: average in float32.
@@ -111,7 +111,7 @@ class TeacherWeights:
 
         Some engines move the model after the teacher was made.
         """
-        parts = {name: part_of(parameter) for name, parameter in self._parameters().items()}
+        parts = {name: local_shard(parameter) for name, parameter in self._parameters().items()}
         for name, value in self._values.items():
             if value.shape != parts[name].shape:
                 raise ValueError(
@@ -122,7 +122,7 @@ class TeacherWeights:
         return parts
 
     @torch.no_grad()
-    def tick(self, num_updates: int = 1) -> TeacherDistance | None:
+    def update(self, num_updates: int = 1) -> TeacherDistance | None:
         """Move the average: `teacher <- (1 - rate) * teacher + rate * student`, in float32 (SDPO, section 3).
 
         Args:
@@ -130,7 +130,7 @@ class TeacherWeights:
         Returns:
             The distance to the student afterwards; None for the live teacher, which has none.
         """
-        self.num_ticks += num_updates
+        self.num_updates += num_updates
         if self.kind == "live":
             return None
         rate = self.update_rate if num_updates == 1 else 1.0 - (1.0 - self.update_rate) ** num_updates
@@ -139,28 +139,28 @@ class TeacherWeights:
         distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         for name, value in self._values.items():
             student = parts[name].to(value.dtype)
-            if self._resynchronises:
+            if self._resets_to_student:
                 value.copy_(student)
             elif self.kind == "ema" and not self.is_frozen:
                 value.lerp_(student, rate)
             distance += (value - student).square().sum(dtype=torch.float64)
             norm += student.square().sum(dtype=torch.float64)
-        self._resynchronises = False
+        self._resets_to_student = False
         return TeacherDistance(distance, norm)
 
     def freeze(self) -> None:
         """Let the average stay as it is."""
         self.is_frozen = True
 
-    def resynchronise(self) -> None:
-        """Let the next tick give the teacher the student's values; rollouts in use belong to the ones it has now."""
-        self._resynchronises = True
+    def reset_to_student(self) -> None:
+        """Let the next update give the teacher the student's values; rollouts in use belong to the ones it has now."""
+        self._resets_to_student = True
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Run the block with the teacher's values in the student's parameters; restore them exactly afterwards.
 
-        Values of the parameter's own dtype are exchanged in place, which needs memory for one parameter; a
+        Values of the parameter's own dtype are temporarily_set in place, which needs memory for one parameter; a
         float32 average of a bfloat16 parameter stays, and the student's value is set aside.
         """
         parts = self._parts()
@@ -190,11 +190,11 @@ class TeacherWeights:
         Parameters that never trained, and all of the live teacher's, are the student's own. Every process calls it
         alike.
         """
-        part = part_of(parameter)
+        part = local_shard(parameter)
         for name, own in self._parameters().items():
             if own is parameter and name in self._values:
                 part = self._values[name].to(parameter.dtype)
-        return whole_of(parameter, part, self._device)
+        return full_tensor(parameter, part, self._device)
 
     def holds(self, parameter: Tensor) -> bool:
         """Return whether a parameter is, or has been, trainable. Where parameters are sharded, give the sharded one."""
@@ -205,23 +205,23 @@ class TeacherWeights:
         return dict(self._values)
 
     def save(self, folder: Path, *, writes: bool = True) -> None:
-        """Write the whole values and the number of ticks to `TEACHER_FILE` in an existing folder.
+        """Write the whole values and the number of updates to `TEACHER_FILE` in an existing folder.
 
         Every process calls it alike, since values are gathered one by one; those with `writes` write the file.
         """
         parameters = self._parameters()
         values = {}
         for name, value in self._values.items():
-            whole = whole_of(parameters[name], value, self._device)
+            whole = full_tensor(parameters[name], value, self._device)
             if writes:
                 values[name] = whole.contiguous().cpu()
         if writes:
             metadata = {
                 "kind": self.kind,
-                "num_ticks": str(self.num_ticks),
+                "num_updates": str(self.num_updates),
                 "update_rate": str(self.update_rate),
                 "is_frozen": str(int(self.is_frozen)),
-                "resynchronises": str(int(self._resynchronises)),
+                "resets_to_student": str(int(self._resets_to_student)),
             }
             save_file(values, folder / TEACHER_FILE, metadata=metadata)
 
@@ -248,9 +248,9 @@ class TeacherWeights:
                     f"{self.kind!r}. Resume with the kind that the run was started with."
                 )
             self._load_values(path, file)
-        self.num_ticks = int(metadata["num_ticks"])
-        self.is_frozen, self._resynchronises = (
-            metadata.get(name) == "1" for name in ("is_frozen", "resynchronises")
+        self.num_updates = int(metadata["num_updates"])
+        self.is_frozen, self._resets_to_student = (
+            metadata.get(name) == "1" for name in ("is_frozen", "resets_to_student")
         )
 
     def _load_values(self, path: Path, file: Any) -> None:
@@ -273,5 +273,5 @@ class TeacherWeights:
         for name in self._held if self.kind != "live" else ():
             value = self._initial(parameters[name])
             if name in names:
-                value.copy_(own_part(parameters[name], file.get_tensor(name)))
+                value.copy_(shard_of_full(parameters[name], file.get_tensor(name)))
             self._values[name] = value

@@ -12,7 +12,7 @@ from typing import Any
 
 from srpo_trl.commands.compare.start import (
     as_json,
-    begun_otherwise,
+    changed_since_start,
     different_starts,
     differing,
     options_of,
@@ -91,7 +91,7 @@ def make_plan(options: argparse.Namespace, training_options: Sequence[str]) -> t
             words += [] if limit is None else ["--max_training_time", f"{limit:g}s"]
             runs.append(Run(name, seed, folder, tuple(words), as_json(values[name])))
     for run in runs:
-        problems += begun_otherwise(run.output_dir, run.options)
+        problems += changed_since_start(run.output_dir, run.options)
     if problems:
         return None, problems
     return Plan(

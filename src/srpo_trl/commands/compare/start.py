@@ -56,7 +56,7 @@ def as_json(options: Mapping[str, Any]) -> str:
     return json.dumps(options, indent=1, sort_keys=True, default=str) + "\n"
 
 
-def begun_otherwise(folder: Path, options: str) -> Iterator[str]:
+def changed_since_start(folder: Path, options: str) -> Iterator[str]:
     """Yield what differs where an earlier call has begun a run in `folder` with other options."""
     path = folder / OPTIONS_FILE
     if path.is_file():

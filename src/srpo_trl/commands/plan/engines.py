@@ -33,8 +33,8 @@ class Engine:
         num_processes: over all machines.
         num_machines: they have the same number of processes each.
         reshards: FSDP2 frees a layer's gathered parameters after its forward.
-        parameters_on_host: parameters, and with them gradients, optimizer state and teacher, wait in the host's memory.
-        optimizer_on_host: the optimizer state does.
+        parameters_on_cpu: parameters, and with them gradients, optimizer state and teacher, wait in the host's memory.
+        optimizer_on_cpu: the optimizer state does.
         reduce_bucket: ZeRO's elements of a gradient bucket; None: the hidden size squared.
         max_live: ZeRO-3's most elements of gathered parameters.
         sub_group: ZeRO-3's elements of one process that are updated at a time.
@@ -44,8 +44,8 @@ class Engine:
     num_processes: int = 1
     num_machines: int = 1
     reshards: bool = True
-    parameters_on_host: bool = False
-    optimizer_on_host: bool = False
+    parameters_on_cpu: bool = False
+    optimizer_on_cpu: bool = False
     reduce_bucket: int | None = _DEFAULT_BUCKET
     max_live: int = _DEFAULT_LIVE
     sub_group: int = _DEFAULT_SUB_GROUP
@@ -118,8 +118,8 @@ def _engine_options(config: Any, folder: Path) -> dict[str, Any]:
         return {
             "kind": "fsdp2",
             "reshards": bool(given.get("fsdp_reshard_after_forward", True)),
-            "parameters_on_host": bool(given.get("fsdp_offload_params", False)),
-            "optimizer_on_host": bool(given.get("fsdp_offload_params", False)),
+            "parameters_on_cpu": bool(given.get("fsdp_offload_params", False)),
+            "optimizer_on_cpu": bool(given.get("fsdp_offload_params", False)),
         }
     if kind == DistributedType.DEEPSPEED:
         return _zero_options(config.deepspeed_config, folder)
@@ -146,8 +146,8 @@ def _zero_options(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     live = zero.get("stage3_max_live_parameters", _DEFAULT_LIVE)
     return {
         "kind": f"zero{zero['stage']}",
-        "optimizer_on_host": _device(zero, "offload_optimizer") == "cpu",
-        "parameters_on_host": zero["stage"] == 3 and _device(zero, "offload_param") == "cpu",
+        "optimizer_on_cpu": _device(zero, "offload_optimizer") == "cpu",
+        "parameters_on_cpu": zero["stage"] == 3 and _device(zero, "offload_param") == "cpu",
         "reduce_bucket": None if bucket == "auto" else int(bucket),
         "max_live": _DEFAULT_LIVE if live == "auto" else int(live),
         "sub_group": int(zero.get("sub_group_size", _DEFAULT_SUB_GROUP)),

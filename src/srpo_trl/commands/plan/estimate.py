@@ -16,13 +16,13 @@ class Component(NamedTuple):
     Attributes:
         name: what it is.
         num_parts: processes that hold equal parts of it; 1: every process holds all of it.
-        on_host: it lies in the host's memory.
+        on_cpu: it lies in the host's memory.
         moments: bytes on one process at each moment at which there are any.
     """
 
     name: str
     num_parts: int
-    on_host: bool
+    on_cpu: bool
     moments: dict[str, int]
 
 
@@ -40,9 +40,9 @@ class Plan:
     accumulation: int
     components: tuple[Component, ...] = field(repr=False)
 
-    def total(self, moment: str, *, on_host: bool = False) -> int:
+    def total(self, moment: str, *, on_cpu: bool = False) -> int:
         """Bytes of one process at a moment."""
-        return sum(c.moments.get(moment, 0) for c in self.components if c.on_host == on_host)
+        return sum(c.moments.get(moment, 0) for c in self.components if c.on_cpu == on_cpu)
 
     @property
     def peak_moment(self) -> str:
@@ -57,4 +57,4 @@ class Plan:
     @property
     def host_peak(self) -> int:
         """Most bytes that one process puts into the host's memory."""
-        return max(self.total(moment, on_host=True) for moment in MOMENTS)
+        return max(self.total(moment, on_cpu=True) for moment in MOMENTS)

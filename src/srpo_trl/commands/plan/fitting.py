@@ -112,8 +112,8 @@ def _changes(run: Run) -> Iterator[tuple[str, Callable[[Run], Run]]]:
             f"teacher_tokens_per_pass: {longest} (one of the longest rollouts a pass)",
             lambda r: _with_options(r, teacher_tokens_per_pass=longest),
         )
-    if run.has_teacher and not training.teacher_states_on_host:
-        yield "teacher_states_on_host: true", lambda r: _with_options(r, teacher_states_on_host=True)
+    if run.has_teacher and not training.teacher_states_on_cpu:
+        yield "teacher_states_on_cpu: true", lambda r: _with_options(r, teacher_states_on_cpu=True)
     if engine.num_processes > 1 and not engine.shards_parameters:
         yield (
             f"--accelerate_config configs/accelerate/fsdp2.yaml --num_processes {engine.num_processes}",
@@ -126,10 +126,10 @@ def _changes(run: Run) -> Iterator[tuple[str, Callable[[Run], Run]]]:
                 r, model_config=dataclasses.replace(r.model_config, use_peft=True, dtype="bfloat16")
             ),
         )
-    if not engine.parameters_on_host:
+    if not engine.parameters_on_cpu:
         yield (
             f"--accelerate_config configs/accelerate/zero3_offload.yaml --num_processes {engine.num_processes}",
-            lambda r: dataclasses.replace(r, engine=_sharded(r.engine, "zero3", on_host=True)),
+            lambda r: dataclasses.replace(r, engine=_sharded(r.engine, "zero3", on_cpu=True)),
         )
 
 
@@ -151,7 +151,7 @@ def _with_options(run: Run, **options: Any) -> Run:
     return dataclasses.replace(run, training=training)
 
 
-def _sharded(engine: Engine, kind: Any, *, on_host: bool = False) -> Engine:
+def _sharded(engine: Engine, kind: Any, *, on_cpu: bool = False) -> Engine:
     return dataclasses.replace(
-        engine, kind=kind, reshards=True, parameters_on_host=on_host, optimizer_on_host=on_host
+        engine, kind=kind, reshards=True, parameters_on_cpu=on_cpu, optimizer_on_cpu=on_cpu
     )

@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, tuple[float, int]] = {
 }
 
 
-class Formats(NamedTuple):
+class StorageDtypes(NamedTuple):
     """How an engine stores and computes parameters.
 
     Attributes:
@@ -66,13 +66,13 @@ def part(num_bytes: float, num_processes: int) -> int:
     return math.ceil(num_bytes / num_processes)
 
 
-def weight_bytes(parameters: Iterable[Parameter], formats: Formats) -> int:
+def weight_bytes(parameters: Iterable[Parameter], formats: StorageDtypes) -> int:
     """The weights on one process: whole, or 1/n where the engine shards parameters."""
     total = sum(p.numel * formats.stored(p) for p in parameters)
     return part(total, formats.engine.num_processes if formats.engine.shards_parameters else 1)
 
 
-def gradient_bytes(trainable: Iterable[Parameter], formats: Formats, accumulation: int) -> int:
+def gradient_bytes(trainable: Iterable[Parameter], formats: StorageDtypes, accumulation: int) -> int:
     """Complete gradients on one process, in the format of the weights they belong to.
 
     ZeRO-2 and -3 keep 1/n. So does FSDP2, but with several micro-batches a step transformers switches its reduction off
@@ -88,13 +88,13 @@ def gradient_bytes(trainable: Iterable[Parameter], formats: Formats, accumulatio
     return own
 
 
-def master_bytes(trainable: Iterable[Parameter], formats: Formats) -> int:
+def master_bytes(trainable: Iterable[Parameter], formats: StorageDtypes) -> int:
     """DeepSpeed's own fp32 copy of the weights, 1/n on each process; no other engine keeps one."""
     engine = formats.engine
     return part(FP32 * sum(p.numel for p in trainable), engine.num_processes) if engine.is_zero else 0
 
 
-def optimizer_bytes(trainable: Iterable[Parameter], formats: Formats, optimizer: str) -> int:
+def optimizer_bytes(trainable: Iterable[Parameter], formats: StorageDtypes, optimizer: str) -> int:
     """The optimizer's state on one process: AdamW keeps two numbers per parameter, in the format of what it updates."""
     fixed, numbers = OPTIMIZERS[optimizer]
     engine = formats.engine
@@ -105,7 +105,7 @@ def optimizer_bytes(trainable: Iterable[Parameter], formats: Formats, optimizer:
     return part(total, engine.num_processes if shards else 1)
 
 
-def teacher_bytes(trainable: Iterable[Parameter], formats: Formats, kind: str) -> int:
+def teacher_bytes(trainable: Iterable[Parameter], formats: StorageDtypes, kind: str) -> int:
     """One tensor per trainable parameter, laid out like it (`srpo_trl.teacher.weights.TeacherWeights`).
 
     In fp32 for the moving average, in the weight's format for "base"; the live teacher is the student.
@@ -117,7 +117,7 @@ def teacher_bytes(trainable: Iterable[Parameter], formats: Formats, kind: str) -
     return part(total, formats.engine.num_processes if formats.engine.shards_parameters else 1)
 
 
-def set_aside_bytes(trainable: Iterable[Parameter], formats: Formats, kind: str) -> int:
+def set_aside_bytes(trainable: Iterable[Parameter], formats: StorageDtypes, kind: str) -> int:
     """The student's values that wait while the teacher's are in its parameters.
 
     All of them where the moving average has another format than the parameters. Values of one format change places one
@@ -129,7 +129,7 @@ def set_aside_bytes(trainable: Iterable[Parameter], formats: Formats, kind: str)
     return part(aside, formats.engine.num_processes if formats.engine.shards_parameters else 1)
 
 
-def bucket_bytes(trainable: Iterable[Parameter], formats: Formats, hidden_size: int) -> int:
+def bucket_bytes(trainable: Iterable[Parameter], formats: StorageDtypes, hidden_size: int) -> int:
     """Buffers in which gradients are reduced over processes.
 
     DDP copies all gradients into buckets that stay from the first backward on (torch's gradient_as_bucket_view is
@@ -144,7 +144,9 @@ def bucket_bytes(trainable: Iterable[Parameter], formats: Formats, hidden_size: 
     return elements * (MIXED if formats.mixed else FP32)
 
 
-def whole_bytes(parameters: Iterable[Parameter], formats: Formats, *, sampling: bool, backward: bool) -> int:
+def whole_bytes(
+    parameters: Iterable[Parameter], formats: StorageDtypes, *, sampling: bool, backward: bool
+) -> int:
     """Weights that a pass holds whole for a while, beside the parts or quantised values that lie there.
 
     FSDP2: the unit outside of the layers for the whole pass, and three times a layer: the one that computes, the one
@@ -178,7 +180,7 @@ def hidden_state_bytes(num_tokens: int, hidden_size: int, itemsize: int) -> int:
 
 
 def teacher_head_bytes(
-    vocab_size: int, hidden_size: int, itemsize: float, formats: Formats, kind: str
+    vocab_size: int, hidden_size: int, itemsize: float, formats: StorageDtypes, kind: str
 ) -> int:
     """The teacher's own LM head, kept while its rollouts are trained on; only where the student's is trained.
 
@@ -194,8 +196,8 @@ def sampling_bytes(num_rows: int, vocab_size: int) -> int:
     return 4 * num_rows * vocab_size * FP32
 
 
-def tick_bytes(trainable: Iterable[Parameter], formats: Formats, kind: str) -> int:
-    """Temporaries of the teacher's tick and distance, one parameter at a time: a square and its copy in float64.
+def update_bytes(trainable: Iterable[Parameter], formats: StorageDtypes, kind: str) -> int:
+    """Temporaries of the teacher's update and distance, one parameter at a time: a square and its copy in float64.
 
     The square has the teacher's format; a student of another format is copied to it.
     """
@@ -211,14 +213,14 @@ def tick_bytes(trainable: Iterable[Parameter], formats: Formats, kind: str) -> i
     return part(max(map(of_one, trainable), default=0), n)
 
 
-def step_bytes(trainable: Iterable[Parameter], formats: Formats) -> int:
+def step_bytes(trainable: Iterable[Parameter], formats: StorageDtypes) -> int:
     """Temporaries of the optimizer's step: none where it is fused.
 
     ZeRO raises its part of the gradients to fp32, ZeRO-3 in groups of `sub_group` elements; in the host's memory it
     does so where the optimizer is.
     """
     engine = formats.engine
-    if not engine.is_zero or engine.optimizer_on_host:
+    if not engine.is_zero or engine.optimizer_on_cpu:
         return 0
     own = part(sum(p.numel for p in trainable), engine.num_processes)
     return FP32 * (min(own, engine.sub_group) if engine.kind == "zero3" else own)

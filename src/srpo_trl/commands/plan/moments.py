@@ -14,7 +14,7 @@ from srpo_trl.commands.plan.estimate import (
     Component,
     Plan,
 )
-from srpo_trl.commands.plan.formulas import MIXED, Formats
+from srpo_trl.commands.plan.formulas import MIXED, StorageDtypes
 from srpo_trl.commands.plan.passes import Passes
 from srpo_trl.commands.plan.run import Run
 from srpo_trl.commands.plan.shape import Parameter
@@ -38,7 +38,7 @@ class _Sizes:
         self.run, self.engine, self.passes = run, run.engine, passes
         self.shape = passes.shape(run)
         self.trainable = self.shape.trainable
-        self.formats = Formats(run.training.bf16 or run.training.fp16, run.engine)
+        self.formats = StorageDtypes(run.training.bf16 or run.training.fp16, run.engine)
         self.num_parts = run.engine.num_processes if run.engine.shards_parameters else 1
 
     @property
@@ -74,13 +74,13 @@ def _lasting(s: _Sizes) -> Iterator[Component]:
     engine, training = s.engine, s.run.training
     state_parts = engine.num_processes if engine.is_zero else s.num_parts
     weights = formulas.weight_bytes(s.shape.parameters, s.formats)
-    yield Component("weights", s.num_parts, engine.parameters_on_host, _at(MOMENTS, weights))
+    yield Component("weights", s.num_parts, engine.parameters_on_cpu, _at(MOMENTS, weights))
     master = formulas.master_bytes(s.trainable, s.formats)
-    yield Component("optimizer's fp32 weights", state_parts, engine.optimizer_on_host, _at(MOMENTS, master))
+    yield Component("optimizer's fp32 weights", state_parts, engine.optimizer_on_cpu, _at(MOMENTS, master))
     state = formulas.optimizer_bytes(s.trainable, s.formats, s.run.optimizer)
-    yield Component("optimizer state", state_parts, engine.optimizer_on_host, _at(MOMENTS, state))
+    yield Component("optimizer state", state_parts, engine.optimizer_on_cpu, _at(MOMENTS, state))
     if s.run.has_reference:
-        yield Component("reference model", s.num_parts, engine.parameters_on_host, _at(MOMENTS, weights))
+        yield Component("reference model", s.num_parts, engine.parameters_on_cpu, _at(MOMENTS, weights))
     buckets = formulas.bucket_bytes(s.trainable, s.formats, s.shape.hidden_size)
     at = (BACKWARD,) if engine.kind in ("zero1", "zero2") else MOMENTS
     yield Component("gradient buckets", 1, False, _at(at, buckets))
@@ -95,9 +95,9 @@ def _of_teacher(s: _Sizes) -> Iterator[Component]:
         return
     run, shape, kind = s.run, s.shape, s.run.training.teacher_model_kind
     teacher = formulas.teacher_bytes(s.trainable, s.formats, kind)
-    yield Component("teacher", s.num_parts, s.engine.parameters_on_host, _at(MOMENTS, teacher))
+    yield Component("teacher", s.num_parts, s.engine.parameters_on_cpu, _at(MOMENTS, teacher))
     aside = formulas.set_aside_bytes(s.trainable, s.formats, kind)
-    yield Component("student's weights set aside", s.num_parts, s.engine.parameters_on_host, {TEACHER: aside})
+    yield Component("student's weights set aside", s.num_parts, s.engine.parameters_on_cpu, {TEACHER: aside})
 
     def states(num_rollouts: int) -> int:
         num_tokens = num_rollouts * run.completion_length
@@ -106,7 +106,7 @@ def _of_teacher(s: _Sizes) -> Iterator[Component]:
     # TRL lets go of the last rollouts when the new ones have been scored.
     held = _at(MOMENTS, states(run.rollouts_held))
     held[TEACHER] += states(run.rollouts_per_sampling)
-    yield Component("teacher's hidden states", 1, run.training.teacher_states_on_host, held)
+    yield Component("teacher's hidden states", 1, run.training.teacher_states_on_cpu, held)
     if shape.head_is_trainable:
         itemsize = s.formats.stored(s.largest_outside)
         head = formulas.teacher_head_bytes(shape.vocab_size, shape.hidden_size, itemsize, s.formats, kind)
@@ -132,7 +132,7 @@ def _of_passes(s: _Sizes, micro_batch: int, accumulation: int) -> Iterator[Compo
         moments = _at(MOMENTS, gradients.at_update)
     is_shared = s.engine.kind in ("zero2", "zero3") or (s.engine.kind == "fsdp2" and accumulation == 1)
     parts = s.engine.num_processes if is_shared else 1
-    yield Component("gradients", parts, s.engine.parameters_on_host, moments)
+    yield Component("gradients", parts, s.engine.parameters_on_cpu, moments)
     for name, values in zip(_PassBytes._fields, zip(*held.values(), strict=True), strict=True):
         yield Component(_PASS_NAMES[name], 1, False, dict(zip(held, values, strict=True)))
 
@@ -216,7 +216,7 @@ def _loss(s: _Sizes, trained: TrainingPass, micro_batch: int) -> heads.Loss:
     spec = DistillationSpec(
         topk=training.distillation_topk,
         add_tail=training.distillation_add_tail,
-        mode=training.distillation_mode,
+        estimator=training.distillation_estimator,
     )
     return heads.loss_bytes(
         s.heads(trained.hidden_itemsize),
@@ -262,7 +262,7 @@ def _backward(
 
 
 def _update(s: _Sizes, gradients: int) -> int:
-    """The optimizer's step has the gradients beside it, the teacher's tick after it has not."""
+    """The optimizer's step has the gradients beside it, the teacher's update after it has not."""
     kind = s.run.training.teacher_model_kind if s.run.has_teacher else "live"
-    tick = 0 if s.engine.parameters_on_host else formulas.tick_bytes(s.trainable, s.formats, kind)
-    return max(formulas.step_bytes(s.trainable, s.formats), tick - gradients)
+    update = 0 if s.engine.parameters_on_cpu else formulas.update_bytes(s.trainable, s.formats, kind)
+    return max(formulas.step_bytes(s.trainable, s.formats), update - gradients)

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from srpo_trl.commands.plan.allocations import Held, LiveBytes, without_data
 from srpo_trl.commands.plan.shape import student_of
-from srpo_trl.teacher.scoring import TeacherRow, plan_passes, row_layout, score_pass
+from srpo_trl.teacher.scoring import TeacherRow, forward_rows, plan_passes, row_layout
 
 
 class Precision(NamedTuple):
@@ -147,7 +147,7 @@ class Simulation:
         largest = max(passes, key=lambda batch: sum(len(row.completion_ids) for row in batch))
         self._student.eval()
         with self._counting() as live, self._autocast():
-            states = score_pass(self._student.base_model, largest, layout)
+            states = forward_rows(self._student.base_model, largest, layout)
             return TeacherPass(
                 live.take_peak(), live.now, sum(len(state) for state in states), states[0].element_size()
             )

@@ -53,19 +53,19 @@ def table(plan: Plan, run: Run) -> Table:
     made.add_column("part", no_wrap=True)
     for moment in MOMENTS:
         made.add_column(moment, justify="right", no_wrap=True)
-    on_host = [c for c in plan.components if c.on_host]
+    on_cpu = [c for c in plan.components if c.on_cpu]
     for component in plan.components:
-        if not component.on_host:
+        if not component.on_cpu:
             made.add_row(component.name, _held(component), *_cells(component.moments))
     made.add_section()
     totals = {moment: plan.total(moment) for moment in MOMENTS}
     made.add_row(f"total of one {where}", "", *_cells(totals, peak=plan.peak_moment), style="bold")
-    if on_host:
+    if on_cpu:
         made.add_section()
-        for component in on_host:
+        for component in on_cpu:
             made.add_row(component.name, "on the host, " + _held(component), *_cells(component.moments))
         count = run.engine.processes_per_machine
-        host = {moment: count * plan.total(moment, on_host=True) for moment in MOMENTS}
+        host = {moment: count * plan.total(moment, on_cpu=True) for moment in MOMENTS}
         made.add_row("total of one host", f"{count} processes", *_cells(host), style="bold")
     return made
 

@@ -164,5 +164,5 @@ class _Measure(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         """Keep the share of rollouts that were distilled since the last measurement."""
-        if logs and "srpo/route/sdpo_frac" in logs and state.global_step == self._curve.steps[-1]:
-            self._curve.routed_frac[-1] = logs["srpo/route/sdpo_frac"]
+        if logs and "srpo/route/distilled_frac" in logs and state.global_step == self._curve.steps[-1]:
+            self._curve.routed_frac[-1] = logs["srpo/route/distilled_frac"]

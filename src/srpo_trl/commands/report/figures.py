@@ -77,10 +77,10 @@ FIGURES = (
         "routes",
         "Routes",
         (
-            _share("srpo/route/sdpo_frac", "distilled"),
-            _share("srpo/route/grpo_frac", "trained by GRPO"),
-            _share("srpo/route/mix_frac", "trained by both branches", is_optional=True),
-            _share("srpo/route/skip_frac", "trained by nothing", is_optional=True),
+            _share("srpo/route/distilled_frac", "distilled"),
+            _share("srpo/route/policy_frac", "trained by GRPO"),
+            _share("srpo/route/both_frac", "trained by both branches", is_optional=True),
+            _share("srpo/route/skipped_frac", "trained by nothing", is_optional=True),
             _share("srpo/correct_frac", "correct, at training temperature"),
             _share("srpo/teacher/available_frac", "with something to show, of those that want a teacher"),
             _share("srpo/teacher/earlier_frac", "shown an answer of an earlier step", is_optional=True),
@@ -93,14 +93,19 @@ FIGURES = (
         "losses",
         "Losses of the two branches",
         (
-            Panel("srpo/loss/grpo", "GRPO branch", "nats per token"),
-            Panel("srpo/loss/sdpo", "distillation branch", "nats per token"),
-            Panel("srpo/gradient/grpo_norm", "gradient of the GRPO branch", "L2 norm", is_optional=True),
+            Panel("srpo/loss/policy", "GRPO branch", "nats per token"),
+            Panel("srpo/loss/distilled", "distillation branch", "nats per token"),
+            Panel("srpo/gradient/policy_norm", "gradient of the GRPO branch", "L2 norm", is_optional=True),
             Panel(
-                "srpo/gradient/sdpo_norm", "gradient of the distillation branch", "L2 norm", is_optional=True
+                "srpo/gradient/distilled_norm",
+                "gradient of the distillation branch",
+                "L2 norm",
+                is_optional=True,
             ),
             _share(
-                "srpo/gradient/sdpo_share", "distillation's share of the gradient norms", is_optional=True
+                "srpo/gradient/distilled_share",
+                "distillation's share of the gradient norms",
+                is_optional=True,
             ),
             Panel("grad_norm", "gradient of the whole loss, before clipping", "L2 norm", from_zero=True),
         ),

@@ -20,14 +20,14 @@ from srpo_trl.loss.entropy import entropy
 from srpo_trl.loss.importance import importance_ratio
 from srpo_trl.loss.ops.interface import DistillationResult, DistillationSpec, Head, compute_dtype
 from srpo_trl.loss.ops.plan import plan_distillation, plan_entropy, slices
-from srpo_trl.loss.ops.products import (
+from srpo_trl.loss.ops.projection import (
     add_weight_gradient_,
     hidden_gradient_,
-    product_way,
+    matmul_precision,
     project_,
     softcap_slope_,
 )
-from srpo_trl.loss.ops.token_terms import token_terms
+from srpo_trl.loss.ops.token_losses import token_losses
 
 
 class Problem(NamedTuple):
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
         return self.needs_hidden or self.needs_weight or self.needs_bias
 
 
-class Sweep(NamedTuple):
+class ChunkedResult(NamedTuple):
     """What one pass over all chunks makes; a gradient that was not asked for is None.
 
     Attributes:
@@ -79,7 +79,7 @@ def distillation_loss(
     old_logps_N: Tensor | None,
     spec: DistillationSpec,
     chunk_bytes: int,
-    sweep: Callable[[Tensor, Tensor, Tensor | None, Problem], Sweep] | None = None,
+    sweep: Callable[[Tensor, Tensor, Tensor | None, Problem], ChunkedResult] | None = None,
 ) -> DistillationResult:
     """See `srpo_trl.loss.ops.distillation_loss`; `sweep` makes the pass over all chunks in place of this file's."""
     weight_VD, bias_V = student_head.weight_VD, student_head.bias_V
@@ -109,7 +109,7 @@ def teacher_entropy(hidden_ND: Tensor, head: Head, temperature: float, chunk_byt
     with torch.no_grad():
         dtype = compute_dtype(hidden_ND, head.weight_VD)
         plan = plan_entropy(hidden_ND, head, dtype, chunk_bytes)
-        way = product_way(hidden_ND, head.weight_VD, dtype)
+        way = matmul_precision(hidden_ND, head.weight_VD, dtype)
         entropy_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=dtype)
         buffer_CV = hidden_ND.new_empty((plan.chunk_tokens, head.weight_VD.shape[0]), dtype=dtype)
         for tokens in slices(0, hidden_ND.shape[0], plan.chunk_tokens):
@@ -131,7 +131,7 @@ class _DistillationLoss(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         problem: Problem,
-        make_sweep: Callable[[Tensor, Tensor, Tensor | None, Problem], Sweep],
+        make_sweep: Callable[[Tensor, Tensor, Tensor | None, Problem], ChunkedResult],
     ) -> tuple[Tensor, Tensor]:
         sweep = make_sweep(hidden_ND, weight_VD, bias_V, problem)
         ctx.save_for_backward(sweep.grad_hidden_ND, sweep.grad_weight_VD, sweep.grad_bias_V)
@@ -151,17 +151,17 @@ class _DistillationLoss(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: Problem) -> Sweep:
+def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: Problem) -> ChunkedResult:
     """Loss, statistics and the gradients that `problem` asks for, chunk by chunk."""
     teacher_head = problem.teacher_head
     head = Head(weight_VD, bias_V, problem.student_logit_scale, problem.student_softcap)
     dtype = compute_dtype(hidden_ND, weight_VD, problem.teacher_hidden_ND, teacher_head.weight_VD)
     sides = (
-        (hidden_ND, head, product_way(hidden_ND, weight_VD, dtype)),
+        (hidden_ND, head, matmul_precision(hidden_ND, weight_VD, dtype)),
         (
             problem.teacher_hidden_ND,
             teacher_head,
-            product_way(problem.teacher_hidden_ND, teacher_head.weight_VD, dtype),
+            matmul_precision(problem.teacher_hidden_ND, teacher_head.weight_VD, dtype),
         ),
     )
     (num_tokens, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
@@ -169,7 +169,7 @@ def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem:
     # A token's hidden gradient is complete after its chunk, so it may be rounded to bfloat16 then; in float16 small
     # ones would be lost before `backward` has multiplied by its upstream scalar.
     hidden_dtype = torch.bfloat16 if hidden_ND.dtype == torch.bfloat16 else dtype
-    sweep = Sweep(
+    sweep = ChunkedResult(
         statistics_6N=hidden_ND.new_empty((6, num_tokens), dtype=dtype),
         grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if problem.needs_hidden else None,
         grad_weight_VD=torch.zeros_like(weight_VD, dtype=dtype) if problem.needs_weight else None,
@@ -204,7 +204,7 @@ def _reduce_block_(
         block: the block's place among the N tokens.
     """
     spec, (student_RV, teacher_RV) = problem.spec, logits_2RV
-    terms = token_terms(student_RV, teacher_RV, problem.token_ids_N[block], spec, problem.needs_gradient)
+    terms = token_losses(student_RV, teacher_RV, problem.token_ids_N[block], spec, problem.needs_gradient)
     ratio_R = torch.ones_like(terms.student_logps_R)
     if problem.old_logps_N is not None:
         old_logps_R = problem.old_logps_N[block].to(student_RV.dtype)
@@ -231,12 +231,17 @@ def _reduce_block_(
 
 
 def _accumulate_gradients_(
-    sweep: Sweep, logits_2CV: Tensor, hidden_ND: Tensor, weight_VD: Tensor, tokens: slice, tile_rows: int
+    sweep: ChunkedResult,
+    logits_2CV: Tensor,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    tokens: slice,
+    tile_rows: int,
 ) -> None:
     """Add the chunk's share to the sweep's gradients; `logits_2CV[0]` is the gradient of hidden W^T +
     bias."""
     grad_product_CV, teacher_CV = logits_2CV
-    way = product_way(hidden_ND, weight_VD, logits_2CV.dtype)
+    way = matmul_precision(hidden_ND, weight_VD, logits_2CV.dtype)
     if sweep.grad_bias_V is not None:
         sweep.grad_bias_V.add_(grad_product_CV.sum(0))
     if way == "mixed":

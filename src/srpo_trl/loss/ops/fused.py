@@ -17,11 +17,11 @@ import triton
 from torch import Tensor
 
 from srpo_trl.loss.ops import chunked
-from srpo_trl.loss.ops.chunked import Problem, Sweep
+from srpo_trl.loss.ops.chunked import ChunkedResult, Problem
 from srpo_trl.loss.ops.fused_plan import FusedPlan, plan_fused, plan_fused_entropy, tiles
 from srpo_trl.loss.ops.fused_steps import (
     Buffers,
-    Side,
+    DistributionStats,
     choose_,
     gather_,
     gradient_view,
@@ -35,7 +35,7 @@ from srpo_trl.loss.ops.fused_steps import (
 )
 from srpo_trl.loss.ops.interface import DistillationResult, DistillationSpec, Head
 from srpo_trl.loss.ops.plan import slices
-from srpo_trl.loss.ops.products import add_weight_gradient_, hidden_gradient_
+from srpo_trl.loss.ops.projection import add_weight_gradient_, hidden_gradient_
 from srpo_trl.loss.ops.triton_scan import merge_segments
 
 # The choice holds the candidates of a row in the registers of one program.
@@ -93,7 +93,7 @@ def teacher_entropy(hidden_ND: Tensor, head: Head, temperature: float, chunk_byt
         return entropy_N
 
 
-def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: Problem) -> Sweep:
+def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: Problem) -> ChunkedResult:
     """Loss, statistics and the gradients that `problem` asks for, chunk by chunk."""
     spec, num_tokens = problem.spec, hidden_ND.shape[0]
     problem = problem._replace(  # kernels read neighbours
@@ -109,7 +109,7 @@ def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem:
     # A token's hidden gradient is complete after its chunk and may be rounded then; in float16 small ones would
     # be lost before `backward` has multiplied by its upstream scalar.
     hidden_dtype = torch.bfloat16 if hidden_ND.dtype == torch.bfloat16 else torch.float32
-    sweep = Sweep(
+    sweep = ChunkedResult(
         statistics_6N=hidden_ND.new_empty((6, num_tokens), dtype=torch.float32),
         grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if problem.needs_hidden else None,
         grad_weight_VD=torch.zeros_like(weight_VD, dtype=torch.float32) if problem.needs_weight else None,
@@ -129,8 +129,8 @@ def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem:
 
 def _reduce_chunk_(
     chunk: Buffers,
-    student: Side,
-    teacher: Side,
+    student: DistributionStats,
+    teacher: DistributionStats,
     tokens: slice,
     statistics_6N: Tensor,
     problem: Problem,
@@ -160,7 +160,7 @@ def _reduce_chunk_(
 
 
 def _accumulate_gradients_(
-    sweep: Sweep, chunk: Buffers, student: Side, tokens: slice, plan: FusedPlan
+    sweep: ChunkedResult, chunk: Buffers, student: DistributionStats, tokens: slice, plan: FusedPlan
 ) -> None:
     """Add the chunk's share to the sweep's gradients."""
     hidden_CD, weight_VD = student.hidden_ND[tokens], student.head.weight_VD

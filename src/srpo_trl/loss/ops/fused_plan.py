@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
 from srpo_trl.loss.ops.plan import slices
-from srpo_trl.loss.ops.products import product_way
+from srpo_trl.loss.ops.projection import matmul_precision
 
 _SEGMENT = 8192  # columns of a row that one program scans
 _TEACHER_TILES = 8  # parts that the vocabulary is cut into where the teacher's products are not kept
@@ -23,7 +23,7 @@ _WEIGHT_TILE_SHARE = (
 _ITEM = 4  # bytes of a float32
 _TOKEN_SCALARS = 16  # sums, coefficients, ratios
 
-Support = Literal["tail", "renormalized", "sampled_token", "full"]
+Support = Literal["tail", "renormalized", "sampled", "full"]
 
 
 class FusedPlan(NamedTuple):
@@ -82,8 +82,8 @@ def plan_fused(
     vocab_size = student_head.weight_VD.shape[0]
     topk = spec.support_size(vocab_size)
     support: Support = "full"
-    if spec.mode == "sampled_token":
-        support = "sampled_token"
+    if spec.estimator == "sampled":
+        support = "sampled"
     elif topk is not None:
         support = "tail" if spec.add_tail else "renormalized"
     sides = ((student_hidden_ND, student_head), (teacher_hidden_ND, teacher_head))
@@ -92,7 +92,7 @@ def plan_fused(
 
 def plan_fused_entropy(hidden_ND: Tensor, head: Head, chunk_bytes: int) -> FusedPlan:
     """The plan of `teacher_entropy`; arguments as in `plan_fused`."""
-    return _plan(((hidden_ND, head),), "sampled_token", 0, chunk_bytes, with_student=False)
+    return _plan(((hidden_ND, head),), "sampled", 0, chunk_bytes, with_student=False)
 
 
 def tiles(vocab_size: int, columns: int) -> list[slice]:
@@ -124,7 +124,9 @@ def _plan(
     hidden_size = max(1, *(hidden_ND.shape[1] for hidden_ND, _ in sides))
     if with_student:
         token_items += hidden_size  # the gradient of the hidden states
-    if any(product_way(hidden_ND, head.weight_VD, torch.float32) == "convert" for hidden_ND, head in sides):
+    if any(
+        matmul_precision(hidden_ND, head.weight_VD, torch.float32) == "convert" for hidden_ND, head in sides
+    ):
         tile_rows = max(
             chunk_bytes // _WEIGHT_TILE_SHARE // (hidden_size * _ITEM), vocab_size // hidden_size, 1
         )

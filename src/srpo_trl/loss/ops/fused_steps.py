@@ -13,8 +13,8 @@ from torch import Tensor
 from srpo_trl.loss.ops.chunked import Problem
 from srpo_trl.loss.ops.fused_plan import FusedPlan
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
-from srpo_trl.loss.ops.products import Way, product_way, project_
-from srpo_trl.loss.ops.triton_full import full_terms
+from srpo_trl.loss.ops.projection import MatmulPrecision, matmul_precision, project_
+from srpo_trl.loss.ops.triton_full import full_vocab_loss
 from srpo_trl.loss.ops.triton_scan import (
     choose_groups,
     choose_tokens,
@@ -22,18 +22,18 @@ from srpo_trl.loss.ops.triton_scan import (
     merge_segments,
     scan_segments,
 )
-from srpo_trl.loss.ops.triton_terms import scatter_support, softmax_gradient, support_terms
+from srpo_trl.loss.ops.triton_terms import scatter_support, softmax_gradient, topk_loss
 
 _ROW_BLOCK = 8192  # columns that a row kernel reads at a time
 _FULL_BLOCK = 4096  # with both sides' logits in registers
 
 
-class Side(NamedTuple):
+class DistributionStats(NamedTuple):
     """One side's inputs and the two factors that finish its logits."""
 
     hidden_ND: Tensor
     head: Head
-    way: Way
+    way: MatmulPrecision
     inner: float
     outer: float
 
@@ -80,17 +80,21 @@ def make_buffers(like: Tensor, plan: FusedPlan) -> Buffers:
     )
 
 
-def make_side(hidden_ND: Tensor, head: Head, temperature: float) -> Side:
+def make_side(hidden_ND: Tensor, head: Head, temperature: float) -> DistributionStats:
     """The side, its bias ready for kernels, which read neighbours."""
     inner, outer = 0.0, head.logit_scale / temperature
     if head.softcap is not None:
         inner, outer = head.logit_scale / head.softcap, head.softcap / temperature
     if head.bias_V is not None:
         head = head._replace(bias_V=head.bias_V.contiguous())
-    return Side(hidden_ND, head, product_way(hidden_ND, head.weight_VD, torch.float32), inner, outer)
+    return DistributionStats(
+        hidden_ND, head, matmul_precision(hidden_ND, head.weight_VD, torch.float32), inner, outer
+    )
 
 
-def project_columns_(products_CV: Tensor, side: Side, tokens: slice, columns: slice, plan: FusedPlan) -> None:
+def project_columns_(
+    products_CV: Tensor, side: DistributionStats, tokens: slice, columns: slice, plan: FusedPlan
+) -> None:
     """The bare products of some tokens with some rows of the head's weight."""
     head = Head(side.head.weight_VD[columns])
     out_CV = products_CV[:, : columns.stop - columns.start]
@@ -99,7 +103,7 @@ def project_columns_(products_CV: Tensor, side: Side, tokens: slice, columns: sl
 
 def scan_(
     products_CV: Tensor,
-    side: Side,
+    side: DistributionStats,
     columns: slice,
     partial_CS3: Tensor,
     groups_C2G: Tensor | None,
@@ -136,7 +140,7 @@ def merge_(partial_CS3: Tensor, sums_C3: Tensor) -> None:
     merge_segments[(num_tokens,)](partial_CS3, num_segments, sums_C3, BLOCK=_block(num_segments), num_warps=1)
 
 
-def choose_(chunk: Buffers, student: Side, topk: int, plan: FusedPlan) -> None:
+def choose_(chunk: Buffers, student: DistributionStats, topk: int, plan: FusedPlan) -> None:
     """Fill the top K's columns of the chunk's ids, and the sum over the tokens outside."""
     num_tokens, num_chosen = chunk.chosen_CK.shape
     block = _block(plan.num_groups)
@@ -176,7 +180,7 @@ def choose_(chunk: Buffers, student: Side, topk: int, plan: FusedPlan) -> None:
 
 def gather_(
     products_CV: Tensor,
-    side: Side,
+    side: DistributionStats,
     columns: slice,
     ids_CW: Tensor,
     support_CW: Tensor,
@@ -205,8 +209,8 @@ def gather_(
 
 def reduce_support_(
     chunk: Buffers,
-    student: Side,
-    teacher: Side,
+    student: DistributionStats,
+    teacher: DistributionStats,
     tokens: slice,
     statistics_6N: Tensor,
     problem: Problem,
@@ -217,7 +221,7 @@ def reduce_support_(
     old_logps_N, clip = _ratio_inputs(problem)
     block = _block(width)
     statistics_6C = statistics_6N[:, tokens]
-    support_terms[(num_tokens,)](
+    topk_loss[(num_tokens,)](
         chunk.student_CW,
         chunk.teacher_CW,
         width,
@@ -264,7 +268,7 @@ def reduce_support_(
             BLOCK=row_block,
             num_warps=_num_warps(row_block),
         )
-    first, last = (0, 1) if plan.support == "sampled_token" else (1, width)
+    first, last = (0, 1) if plan.support == "sampled" else (1, width)
     scatter_support[(num_tokens,)](
         chunk.ids_CW,
         chunk.gradient_CW,
@@ -280,8 +284,8 @@ def reduce_support_(
 
 def reduce_full_(
     chunk: Buffers,
-    student: Side,
-    teacher: Side,
+    student: DistributionStats,
+    teacher: DistributionStats,
     tokens: slice,
     statistics_6N: Tensor,
     problem: Problem,
@@ -292,7 +296,7 @@ def reduce_full_(
     statistics_6C = statistics_6N[:, tokens]
     gradient_CV = gradient_view(chunk.student_CV, student)
     row_block = min(_FULL_BLOCK, _block(gradient_CV.shape[1]))
-    full_terms[(chunk.ids_CW.shape[0],)](
+    full_vocab_loss[(chunk.ids_CW.shape[0],)](
         chunk.student_CV,
         chunk.teacher_CV,
         chunk.student_CV.stride(0),
@@ -327,7 +331,7 @@ def reduce_full_(
     )
 
 
-def gradient_view(student_CV: Tensor, student: Side) -> Tensor:
+def gradient_view(student_CV: Tensor, student: DistributionStats) -> Tensor:
     """Where the gradient goes: over the products, in the dtype of the products that follow."""
     weight_VD = student.head.weight_VD
     if student.way == "mixed":
@@ -345,7 +349,7 @@ def _divergence_name(spec: DistillationSpec) -> str:
     return {0.0: "forward_kl", 1.0: "reverse_kl"}.get(spec.alpha, "jsd")
 
 
-def _flags(side: Side) -> dict[str, bool]:
+def _flags(side: DistributionStats) -> dict[str, bool]:
     return {"HAS_BIAS": side.head.bias_V is not None, "HAS_SOFTCAP": side.head.softcap is not None}
 
 

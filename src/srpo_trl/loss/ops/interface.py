@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-Mode = Literal["logits", "sampled_token"]
+Estimator = Literal["exact", "sampled"]
 
 
 class Head(NamedTuple):
@@ -34,11 +34,11 @@ class DistillationSpec:
 
     Attributes:
         alpha: 0 forward KL(teacher || student), 1 reverse KL(student || teacher), between: generalised
-            Jensen-Shannon. Not used with "sampled_token", which is reverse KL.
+            Jensen-Shannon. Not used with "sampled", which is reverse KL.
         topk: size of the support, the student's most probable tokens; None, or V and more: the full
             vocabulary.
         add_tail: one more bucket for the mass outside the top K; False: both sides are renormalised.
-        mode: "logits": a divergence over the support; "sampled_token": the surrogate of the sampled token
+        estimator: "exact": a divergence over the support; "sampled": the surrogate of the sampled token
             alone.
         temperature: both sides' logits are divided by it, after scale and softcap.
         importance_clip: cap of the importance ratio; None: the ratio is exactly 1.
@@ -50,7 +50,7 @@ class DistillationSpec:
     alpha: float = 0.5
     topk: int | None = 100
     add_tail: bool = True
-    mode: Mode = "logits"
+    estimator: Estimator = "exact"
     temperature: float = 1.0
     importance_clip: float | None = 2.0
 
@@ -60,8 +60,8 @@ class DistillationSpec:
             problems.append(f"alpha is {self.alpha}; it must be from 0 (forward KL) to 1 (reverse KL)")
         if self.topk is not None and self.topk < 1:
             problems.append(f"topk is {self.topk}; it must be at least 1, or None for the full vocabulary")
-        if self.mode not in get_args(Mode):
-            problems.append(f"mode is {self.mode!r}; it must be one of {get_args(Mode)}")
+        if self.estimator not in get_args(Estimator):
+            problems.append(f"estimator is {self.estimator!r}; it must be one of {get_args(Estimator)}")
         if not self.temperature > 0.0:
             problems.append(f"temperature is {self.temperature}; it must be above 0")
         if self.importance_clip is not None and not self.importance_clip > 0.0:
@@ -73,7 +73,7 @@ class DistillationSpec:
 
     def support_size(self, vocab_size: int) -> int | None:
         """The number of tokens in the top K, or None where no top K is taken."""
-        if self.mode == "sampled_token" or self.topk is None or self.topk >= vocab_size:
+        if self.estimator == "sampled" or self.topk is None or self.topk >= vocab_size:
             return None
         return self.topk
 
@@ -85,7 +85,7 @@ class DistillationResult(NamedTuple):
 
     Attributes:
         loss: (), sum over n of coefficient_n * ratio_n * l_n; the only differentiable field.
-        divergence_N: D in nats without coefficient or ratio; for "sampled_token" log pi_theta(y) - log
+        divergence_N: D in nats without coefficient or ratio; for "sampled" log pi_theta(y) - log
             teacher(y).
         student_logps_N: log pi_theta(y_n).
         student_entropy_N: over the full vocabulary, nats.

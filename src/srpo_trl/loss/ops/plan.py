@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
-from srpo_trl.loss.ops.products import product_way
-from srpo_trl.loss.ops.token_terms import support_columns, vocabulary_rows
+from srpo_trl.loss.ops.projection import matmul_precision
+from srpo_trl.loss.ops.token_losses import support_columns, vocabulary_rows
 
 _BLOCKS_PER_CHUNK = 8
 _WEIGHT_TILE_SHARE = (
@@ -109,7 +109,7 @@ def _plan(
     """
     num_tokens, hidden_size = hidden_ND.shape
     vocab_size = head.weight_VD.shape[0]
-    way = product_way(hidden_ND, head.weight_VD, dtype)
+    way = matmul_precision(hidden_ND, head.weight_VD, dtype)
     hidden_bytes = max(1, hidden_size) * dtype.itemsize
     tile_rows, product_bytes = vocab_size, 0
     if way == "convert":

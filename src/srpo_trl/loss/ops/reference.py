@@ -56,7 +56,7 @@ def distillation_loss(
     student_logps_N = student_logps_NV.gather(-1, sampled_N1).squeeze(-1)
     teacher_logps_N = teacher_logps_NV.gather(-1, sampled_N1).squeeze(-1)
 
-    if spec.mode == "sampled_token":
+    if spec.estimator == "sampled":
         token_loss_N = sampled_token_reverse_kl(student_logps_N, teacher_logps_N)
         divergence_N = student_logps_N - teacher_logps_N
     else:

@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-defs=False
 """The Triton kernel of the divergence over the whole vocabulary and its gradient over the student's logits.
 
-Formulas: `ops.token_terms`; products, finished logits and shapes: `ops.triton_scan`.
+Formulas: `ops.token_losses`; products, finished logits and shapes: `ops.triton_scan`.
 """
 
 import triton
@@ -60,8 +60,8 @@ def _full_block(
     return logit, prob, share, gradient
 
 
-@triton.jit(do_not_specialize=["statistics_stride"])  # as in `support_terms`
-def full_terms(
+@triton.jit(do_not_specialize=["statistics_stride"])  # as in `topk_loss`
+def full_vocab_loss(
     student_ptr,
     teacher_ptr,
     stride,
@@ -98,7 +98,7 @@ def full_terms(
 
     In: both sides' products (C, V), bias (V,), sums (C, 3); sampled (C, 1), the student's logit of the sampled
         token; coefficient and old log-probabilities (C,); NUM_COLUMNS is V.
-    Out: statistics (6, C) as in `support_terms`; gradient (C, V) as in `softmax_gradient`.
+    Out: statistics (6, C) as in `topk_loss`; gradient (C, V) as in `softmax_gradient`.
     """
     row = tl.program_id(0).to(tl.int64)
     student_max = tl.load(student_sums_ptr + row * 3)

@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-defs=False
 """Triton kernels of the divergence on a support, what is reported about it, and its gradient over the logits.
 
-Formulas: `ops.token_terms`; products, finished logits and shapes: `ops.triton_scan`.
+Formulas: `ops.token_losses`; products, finished logits and shapes: `ops.triton_scan`.
 """
 
 import triton
@@ -40,7 +40,7 @@ def _bregman(weight, other, log_ratio):
 
 @triton.jit
 def divergence_terms(student_logp, teacher_logp, student_prob, teacher_prob, alpha, DIVERGENCE: tl.constexpr):
-    """Each bucket's share of the divergence, and g_k = dD/d(student_logp) as in `ops.token_terms`.
+    """Each bucket's share of the divergence, and g_k = dD/d(student_logp) as in `ops.token_losses`.
 
     Args: log-probabilities, finite, and the probabilities of the same buckets; alpha, used by "jsd".
     """
@@ -96,7 +96,7 @@ def store_statistics(
 
 # The stride is the number of tokens: every new one would compile the kernel again.
 @triton.jit(do_not_specialize=["statistics_stride"])
-def support_terms(
+def topk_loss(
     student_support_ptr,
     teacher_support_ptr,
     width,
@@ -123,10 +123,10 @@ def support_terms(
 
     In: both sides' logits on the support (C, W) and sums (C, 3); with SUPPORT "tail" the teacher's sums are those
         of the tokens outside, and outside (C,) is the student's sum exp(x - m) over them; coefficient and old
-        log-probabilities (C,); inner and outer of the student; SUPPORT "tail", "renormalized" or "sampled_token";
+        log-probabilities (C,); inner and outer of the student; SUPPORT "tail", "renormalized" or "sampled";
         BLOCK >= W.
-    Out: statistics (6, C), `statistics_stride` apart, in the order of `chunked.Sweep`; gradient (C, W) of the
-        student's products, to be stored at the support's tokens (the first alone with "sampled_token", else
+    Out: statistics (6, C), `statistics_stride` apart, in the order of `chunked.ChunkedResult`; gradient (C, W) of the
+        student's products, to be stored at the support's tokens (the first alone with "sampled", else
         all others); rest (C,), what the probability of every other token is multiplied by.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -138,7 +138,7 @@ def support_terms(
     sampled_logit = tl.load(student_support_ptr + row * width)
     sampled_logp = sampled_logit - student_max - tl.log(student_sum)
     place = tl.arange(0, BLOCK)
-    if SUPPORT == "sampled_token":
+    if SUPPORT == "sampled":
         divergence = tl.load(teacher_support_ptr + row * width) - teacher_max - tl.log(teacher_sum)
         divergence = sampled_logp - divergence
         token_loss = divergence * sampled_logp

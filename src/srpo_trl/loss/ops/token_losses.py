@@ -41,20 +41,20 @@ class TokenTerms(NamedTuple):
 
 
 def vocabulary_rows(spec: DistillationSpec, vocab_size: int) -> int:
-    """How many (R, V) matrices `token_terms` holds at once at the most, its arguments aside."""
-    if spec.mode == "sampled_token" or spec.support_size(vocab_size) is not None:
+    """How many (R, V) matrices `token_losses` holds at once at the most, its arguments aside."""
+    if spec.estimator == "sampled" or spec.support_size(vocab_size) is not None:
         return 3
     return 5
 
 
 def support_columns(spec: DistillationSpec, vocab_size: int) -> int:
-    """How many columns all (R, K) matrices of `token_terms` have together, at the most, in units of the float
+    """How many columns all (R, K) matrices of `token_losses` have together, at the most, in units of the float
     dtype."""
     topk = spec.support_size(vocab_size)
     return 8 if topk is None else 16 * (topk + 1)
 
 
-def token_terms(
+def token_losses(
     student_logits_RV: Tensor,
     teacher_logits_RV: Tensor,
     token_ids_R: Tensor,
@@ -80,7 +80,7 @@ def token_terms(
     topk_mass_R = torch.ones_like(entropy_R)
     topk = spec.support_size(student_logits_RV.shape[-1])
 
-    if spec.mode == "sampled_token":
+    if spec.estimator == "sampled":
         grad_logits_RV = student_logps_RV.exp_() if with_gradient else None
         teacher_logps_R = torch.log_softmax(teacher_logits_RV, dim=-1).gather(-1, sampled_R1).squeeze(-1)
         divergence_R = student_logps_R - teacher_logps_R

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness import ROLLOUTS, logged, make_trainer, relative_error, replay, tiny_tokenizer, update
-from srpo_trl.rollout.distilled_fraction import DistillationShare, scheduled_share, within_share
+from srpo_trl.rollout.distilled_fraction import DistilledFraction, sample_fraction, scheduled_share
 
 
 @pytest.mark.parametrize(
@@ -19,16 +19,16 @@ def test_without_decay_the_share_stays_1():
 
 
 def test_draw_is_seeded_and_has_the_shares_size():
-    drawn = within_share(20_000, 0.3, seed=1, step=2)
+    drawn = sample_fraction(20_000, 0.3, seed=1, step=2)
     assert drawn.float().mean().item() == pytest.approx(0.3, abs=0.015)
-    assert torch.equal(drawn, within_share(20_000, 0.3, seed=1, step=2))
-    assert not torch.equal(drawn, within_share(20_000, 0.3, seed=1, step=3))
-    assert not within_share(100, 0.0, seed=1, step=2).any()
-    assert within_share(100, 1.0, seed=1, step=2).all()
+    assert torch.equal(drawn, sample_fraction(20_000, 0.3, seed=1, step=2))
+    assert not torch.equal(drawn, sample_fraction(20_000, 0.3, seed=1, step=3))
+    assert not sample_fraction(100, 0.0, seed=1, step=2).any()
+    assert sample_fraction(100, 1.0, seed=1, step=2).all()
 
 
 def test_accuracy_once_reached_ends_distillation_for_good():
-    share = DistillationShare(0, None, until_accuracy=0.5)
+    share = DistilledFraction(0, None, until_accuracy=0.5)
     share.observe(0.4)
     assert share.at(0) == 1.0
     for _ in range(20):
@@ -41,31 +41,31 @@ def test_accuracy_once_reached_ends_distillation_for_good():
 
 
 def test_state_holds_what_options_do_not_say():
-    share = DistillationShare(5, 10, until_accuracy=0.9)
+    share = DistilledFraction(5, 10, until_accuracy=0.9)
     share.observe(0.25)
     share.lower()
-    restored = DistillationShare(5, 10, until_accuracy=0.9)
+    restored = DistilledFraction(5, 10, until_accuracy=0.9)
     restored.restore(share.state())
     assert restored == share
     assert restored.at(0) == 0.5
 
 
 def test_a_share_of_0_is_grpo(tmp_path):
-    over = {"distillation_until_accuracy": 1e-6, "max_steps": 2}
+    over = {"distilled_frac_until_accuracy": 1e-6, "max_steps": 2}
     trainer = make_trainer(tmp_path / "over", **over)
     trainer.train()
     assert logged(trainer, "srpo/distillation/share") == [1.0, 0.0]
-    assert logged(trainer, "srpo/route/sdpo_frac")[0] > 0.0
-    assert logged(trainer, "srpo/route/sdpo_frac")[1] == 0.0
+    assert logged(trainer, "srpo/route/distilled_frac")[0] > 0.0
+    assert logged(trainer, "srpo/route/distilled_frac")[1] == 0.0
 
-    nothing = make_trainer(tmp_path / "nothing", distillation_decay_steps=1)
+    nothing = make_trainer(tmp_path / "nothing", distilled_frac_decay_steps=1)
     nothing._share.factor = 0.0
     no_teacher = make_trainer(tmp_path / "no_teacher", teacher_context=["feedback"])
     assert relative_error(update(nothing), update(no_teacher)) < 1e-5
 
 
 def test_schedule_lowers_the_routed_share_step_by_step(tmp_path):
-    trainer = make_trainer(tmp_path, distillation_hold_steps=1, distillation_decay_steps=2, max_steps=4)
+    trainer = make_trainer(tmp_path, distilled_frac_hold_steps=1, distilled_frac_decay_steps=2, max_steps=4)
     trainer.train()
     assert logged(trainer, "srpo/distillation/share") == [1.0, 1.0, 0.5, 0.0]
 
@@ -74,20 +74,20 @@ def test_options_out_of_range_are_named_together(tmp_path):
     with pytest.raises(ValueError, match="5 problem") as error:
         make_trainer(
             tmp_path,
-            distillation_hold_steps=-1,
-            distillation_decay_steps=0,
-            distillation_until_accuracy=0.0,
+            distilled_frac_hold_steps=-1,
+            distilled_frac_decay_steps=0,
+            distilled_frac_until_accuracy=0.0,
             earlier_answers_kept=0,
             guard_action="shout",
         )
     for name in ("hold_steps", "decay_steps", "until_accuracy", "earlier_answers_kept", "guard_action"):
         assert name in str(error.value)
-    with pytest.raises(ValueError, match="does nothing without distillation_decay_steps"):
-        make_trainer(tmp_path, distillation_hold_steps=3)
+    with pytest.raises(ValueError, match="does nothing without distilled_frac_decay_steps"):
+        make_trainer(tmp_path, distilled_frac_hold_steps=3)
 
 
 def test_share_survives_a_resume(tmp_path):
-    options = {"distillation_decay_steps": 8, "save_strategy": "steps", "save_steps": 1}
+    options = {"distilled_frac_decay_steps": 8, "save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(tmp_path, **options)
     trainer._share.lower()
     trainer.train()

@@ -108,7 +108,7 @@ def test_a_run_draws_its_failed_prompt_again_and_resumes_alike(tmp_path):
             train_dataset=chat_dataset(ROLLOUTS[2:] + ROLLOUTS[:2] + ROLLOUTS[:2]),
             rollout_func=rollout,
             processing_class=tokenizer,
-            redraw_failed_frac=0.5,
+            resample_failed_frac=0.5,
             per_device_train_batch_size=8,
             learning_rate=0.1,
             save_strategy="steps",
@@ -135,9 +135,9 @@ def test_options_that_do_nothing_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"of the 4 prompts of a rollout batch is none\. Give at least 0\.25"
     ):
-        make_trainer(tmp_path, redraw_failed_frac=0.2)
+        make_trainer(tmp_path, resample_failed_frac=0.2)
     with pytest.raises(ValueError, match="needs a routing other than 'grpo'"):
-        make_trainer(tmp_path, redraw_failed_frac=0.5, routing="grpo")
+        make_trainer(tmp_path, resample_failed_frac=0.5, routing="grpo")
     stream = IterableDataset.from_generator(lambda: iter(chat_dataset()))
     with pytest.raises(ValueError, match="needs a dataset whose rows can be looked up"):
-        make_trainer(tmp_path, redraw_failed_frac=0.5, train_dataset=stream)
+        make_trainer(tmp_path, resample_failed_frac=0.5, train_dataset=stream)

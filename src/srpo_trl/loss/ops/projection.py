@@ -15,10 +15,10 @@ from torch import Tensor
 
 from srpo_trl.loss.ops.interface import Head
 
-Way = Literal["direct", "mixed", "convert"]
+MatmulPrecision = Literal["direct", "mixed", "convert"]
 
 
-def product_way(hidden_ND: Tensor, weight_VD: Tensor, dtype: torch.dtype) -> Way:
+def matmul_precision(hidden_ND: Tensor, weight_VD: Tensor, dtype: torch.dtype) -> MatmulPrecision:
     """How products of these two are made in `dtype`."""
     if hidden_ND.dtype == weight_VD.dtype == dtype:
         return "direct"
@@ -29,7 +29,7 @@ def product_way(hidden_ND: Tensor, weight_VD: Tensor, dtype: torch.dtype) -> Way
 
 
 def project_(
-    logits_CV: Tensor, hidden_CD: Tensor, head: Head, temperature: float, way: Way, tile_rows: int
+    logits_CV: Tensor, hidden_CD: Tensor, head: Head, temperature: float, way: MatmulPrecision, tile_rows: int
 ) -> None:
     """Fill `logits_CV` with softcap(logit_scale * (hidden W^T + bias)) / temperature.
 
@@ -38,7 +38,7 @@ def project_(
         hidden_CD: any float dtype.
         head: any float dtype.
         temperature: above 0.
-        way: from `product_way`.
+        way: from `matmul_precision`.
         tile_rows: vocabulary rows that are raised at a time with "convert".
     """
     if way == "direct":
@@ -75,7 +75,7 @@ def softcap_slope_(logits_CV: Tensor, softcap: float, temperature: float) -> Non
 
 
 def hidden_gradient_(
-    grad_hidden_CD: Tensor, grad_product_CV: Tensor, weight_VD: Tensor, way: Way, tile_rows: int
+    grad_hidden_CD: Tensor, grad_product_CV: Tensor, weight_VD: Tensor, way: MatmulPrecision, tile_rows: int
 ) -> None:
     """Fill `grad_hidden_CD` with (d loss / d product) W, the gradient of the hidden states.
 
@@ -83,7 +83,7 @@ def hidden_gradient_(
         grad_hidden_CD: overwritten; dtype of the computation.
         grad_product_CV: gradient of hidden W^T; with "mixed" already rounded to the weight's dtype.
         weight_VD: the head's weight.
-        way: from `product_way`.
+        way: from `matmul_precision`.
         tile_rows: vocabulary rows that are raised at a time with "convert".
     """
     if way == "direct":
@@ -99,7 +99,7 @@ def hidden_gradient_(
 
 
 def add_weight_gradient_(
-    grad_weight_VD: Tensor, grad_product_CV: Tensor, hidden_CD: Tensor, way: Way
+    grad_weight_VD: Tensor, grad_product_CV: Tensor, hidden_CD: Tensor, way: MatmulPrecision
 ) -> None:
     """Add (d loss / d product)^T hidden, the gradient of the head's weight, to `grad_weight_VD`.
 
@@ -107,7 +107,7 @@ def add_weight_gradient_(
         grad_weight_VD: added to; dtype of the computation.
         grad_product_CV: gradient of hidden W^T; with "mixed" already rounded to the hidden states' dtype.
         hidden_CD: the hidden states.
-        way: from `product_way`.
+        way: from `matmul_precision`.
     """
     if way == "mixed":
         _mixed_mm(grad_product_CV.T, hidden_CD, out=grad_weight_VD, accumulate=True)
