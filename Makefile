@@ -18,7 +18,7 @@ comma := ,
 STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart bench compare test test-all docs lint format clean
+.PHONY: help setup quickstart bench compare test test-all docs house lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,10 +56,14 @@ test-all: lint ## Everything: slow tests, other versions of the stack, then the 
 docs: setup ## Build the documentation as a site in build/site, warnings as errors
 	$(BIN)/mkdocs build --strict
 
-lint: setup ## ruff check, ruff format --check, mypy
+house: setup ## Figures of the source tree and their limits: floors, cycles, sizes, names
+	$(BIN)/python scripts/house.py
+
+lint: setup ## ruff check, ruff format --check, mypy, and the limits of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/house.py
 
 format: setup ## Let ruff fix and format the code
 	$(BIN)/ruff check --fix .

@@ -42,6 +42,11 @@ def oldest(requirement: Requirement) -> str:
     return next(s.version for s in requirement.specifier if s.operator == ">=")
 
 
+def with_floor() -> list[Requirement]:
+    """The requirements that say from which version on; the others come with these."""
+    return [requirement for requirement in requirements() if requirement.specifier]
+
+
 def versions(name: str) -> dict[str, str]:
     """Package versions of an environment; what is not named is left to pip."""
     pinned = constraints()
@@ -49,7 +54,7 @@ def versions(name: str) -> dict[str, str]:
     if name == "transformers-5.17":  # what vLLM needs
         return pinned | {"transformers": "5.17.0"}
     # The packages below the core stay at their pins: left free, pip tries them for a long time.
-    return pinned | {requirement.name: oldest(requirement) for requirement in requirements()}
+    return pinned | {requirement.name: oldest(requirement) for requirement in with_floor()}
 
 
 def path_of(test: str) -> str:

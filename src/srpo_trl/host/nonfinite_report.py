@@ -4,14 +4,13 @@ All of this runs after such a step only, so it may wait for the device.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srpo_trl.rollout.batch import TEACHER_ENTROPY, TrlBatch
 from srpo_trl.seams.parameters import local_shard, named_trainable
 
 logger = logging.getLogger(__name__)
@@ -35,11 +34,11 @@ class StepRecord:
 
     def clear(self) -> None:
         """Let go of everything."""
-        self.micro_batches: list[TrlBatch] = []
+        self.micro_batches: list[dict[str, Any]] = []
         self.losses: list[dict[str, Tensor]] = []
         self.gradients: tuple[list[str], int] | None = None
 
-    def add(self, micro_batch: TrlBatch, **losses: Tensor) -> None:
+    def add(self, micro_batch: dict[str, Any], **losses: Tensor) -> None:
         """Remember a micro-batch and its losses."""
         self.micro_batches.append(micro_batch)
         self.losses.append(losses)
@@ -106,7 +105,7 @@ def save_step(folder: Path, step: int, rank: int, record: StepRecord, grad_norm:
     return path
 
 
-def _small_tensors(micro_batch: TrlBatch) -> dict[str, Any]:
+def _small_tensors(micro_batch: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value.detach().cpu()
         for key, value in micro_batch.items()
@@ -114,7 +113,7 @@ def _small_tensors(micro_batch: TrlBatch) -> dict[str, Any]:
     }
 
 
-def report(
+def step_report(
     record: StepRecord,
     *,
     step: int,
@@ -125,6 +124,7 @@ def report(
     num_losses_of_rank: Sequence[int],
     path: Path | None,
     was_taken: bool,
+    advice: Mapping[str, str],
 ) -> str:
     """Return what is known of a step that is not finite, and what to try.
 
@@ -138,6 +138,7 @@ def report(
         num_losses_of_rank: micro-batches with a loss that is not finite, per process.
         path: of the saved batch.
         was_taken: the engine has taken the step in spite of it.
+        advice: what to try where a value of the batch is not finite, by key of the batch.
     """
     rows = record.nonfinite_rows()
     lines = [
@@ -148,8 +149,8 @@ def report(
     ]
     if path is not None:
         lines.append(f"Saved: {path}; read it with torch.load(path, weights_only=True).")
-    is_teachers = any(key == TEACHER_ENTROPY for key, _ in rows)
-    lines.append(f"What to try: {_TEACHER_ADVICE if is_teachers else _ADVICE}")
+    of_values = [text for key, text in advice.items() if any(key == found for found, _ in rows)]
+    lines.append(f"What to try: {' '.join(of_values) or _ADVICE}")
     return "\n".join(lines)
 
 
@@ -162,15 +163,6 @@ _ADVICE = (
     "a lower learning_rate, max_grad_norm where it is 0, bf16 in place of fp16, a model whose logits hold no -inf "
     "(a padded vocabulary does); then resume from the last checkpoint."
 )
-_TEACHER_ADVICE = (
-    "the teacher's logits are not finite there. Look at these rows; take a smaller teacher_update_rate, or "
-    "teacher_model_kind='base'; then resume from the last checkpoint."
-)
-_LOSS_NAMES = {
-    "loss": "loss",
-    "policy": "loss of the policy branch",
-    "distilled": "loss of the distillation branch",
-}
 
 
 def _findings(
@@ -180,7 +172,8 @@ def _findings(
     num_losses_of_rank: Sequence[int],
 ) -> Iterator[str]:
     for name, numbers in record.nonfinite_losses().items():
-        yield f"{_LOSS_NAMES[name]}: in micro-batches {_shown(numbers)} of {len(record.losses)}, counted from 0"
+        label = name if name == "loss" else f"{name} loss"
+        yield f"{label}: in micro-batches {_shown(numbers)} of {len(record.losses)}, counted from 0"
     others = [other for other, number in enumerate(num_losses_of_rank) if number and other != rank]
     if others:
         yield f"loss on processes {_shown(others)}, which report their own"

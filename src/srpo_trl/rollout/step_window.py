@@ -1,53 +1,37 @@
-"""`GRPOTrainer` that has all micro-batches of an optimizer step in hand before it trains on the first.
+"""All micro-batches of an optimizer step, in hand before the first of them is trained on.
 
-Normalisers that span the optimizer step (SRPO, sections 3.2 and 3.3) must be known before its first loss.
+Normalizers that span the optimizer step (SRPO, sections 3.2 and 3.3) must be known before its first loss.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
 
-from srpo_trl.host.finite_steps import FiniteStepGRPOTrainer
-from srpo_trl.rollout.batch import TrlBatch
+class StepWindow:
+    """The micro-batches of the optimizer step under way."""
 
+    def __init__(self) -> None:
+        self._coming: list[Any] = []
+        self._ready: list[Any] = []
 
-class StepWindowGRPOTrainer(FiniteStepGRPOTrainer):
-    """`FiniteStepGRPOTrainer` that prepares the micro-batches of an optimizer step, its window, together.
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the micro-batch handed out last is the step's last."""
+        return not self._ready
 
-    Subclasses say in `_has_step_window` whether they need it, and read the window in `_window_opened`.
-    """
+    def begin(self, batches: Sequence[Any]) -> None:
+        """Take the dataloader's batches of the optimizer step that begins."""
+        self._coming, self._ready = list(batches), []
 
-    model: PreTrainedModel
-    _has_step_window = False
-    _step: int  # TRL's count of micro-batches; it decides when TRL generates
+    def next(self, prepare: Callable[[int, Any], Any], opened: Callable[[list[Any]], None]) -> Any:
+        """Return the step's next micro-batch.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._coming_batches: list[Any] = []  # the dataloader's batches of the coming optimizer step
-        self._window: list[
-            TrlBatch
-        ] = []  # micro-batches of the optimizer step that are still to be trained on
-        super().__init__(*args, **kwargs)
-
-    def _window_opened(self, window: list[TrlBatch]) -> None:
-        """Take the micro-batches of the optimizer step that begins, in order."""
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """Remember the batches of the coming optimizer step."""
-        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._coming_batches, self._window = list(batch_samples), []
-        return batch_samples, num_items_in_batch
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Return the next micro-batch; at the start of an optimizer step, prepare all of the step's."""
-        if not (self._has_step_window and self.model.training):
-            return super()._prepare_inputs(generation_batch)
-        if not self._window:
-            first_step = self._step
-            for position, coming in enumerate(self._coming_batches):
-                self._step = first_step + position
-                self._window.append(super()._prepare_inputs(coming))
-            self._step = first_step
-            self._window_opened(self._window)
-        return self._window.pop(0)
+        Args:
+            prepare: makes the micro-batch at a position of the step out of the dataloader's batch; called for all
+                positions in order before the first micro-batch is returned.
+            opened: takes all of them, in order, before the first is returned.
+        """
+        if not self._ready:
+            self._ready = [prepare(position, batch) for position, batch in enumerate(self._coming)]
+            opened(self._ready)
+        return self._ready.pop(0)
