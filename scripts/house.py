@@ -18,9 +18,9 @@ from pathlib import Path
 
 # The floors of the house, from the ground up (docs/design.md): an import goes to a floor below, never up or sideways.
 FLOORS = (
-    ("seams", "rewards", "runs", "version.py"),
-    ("loss", "data", "evaluation"),
-    ("methods", "teacher"),
+    ("seams", "runs", "version.py"),
+    ("rewards", "loss"),
+    ("data", "evaluation", "methods", "teacher"),
     ("config", "rollout"),
     ("host", "logs"),
     ("trainer.py",),

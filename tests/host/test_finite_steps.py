@@ -56,7 +56,9 @@ def test_a_finite_step_is_taken(accelerator, tmp_path):
     assert not (tmp_path / "nonfinite").exists()
 
 
-@pytest.mark.parametrize("grad_norm", [torch.tensor(math.nan), math.inf, -1.0], ids=["nan", "inf", "DeepSpeed"])
+@pytest.mark.parametrize(
+    "grad_norm", [torch.tensor(math.nan), math.inf, -1.0], ids=["nan", "inf", "DeepSpeed"]
+)
 def test_a_step_that_is_not_finite_is_skipped_saved_and_told(accelerator, tmp_path, caplog, grad_norm):
     steps = made(accelerator, tmp_path)
     parts = {"policy": torch.tensor(0.1), "distilled": torch.tensor(math.nan)}
@@ -67,7 +69,10 @@ def test_a_step_that_is_not_finite_is_skipped_saved_and_told(accelerator, tmp_pa
     assert not accelerator.sync_gradients  # which accelerate's optimizer reads: it does nothing
     saved = torch.load(tmp_path / "nonfinite" / "step-7-rank-0.pt", weights_only=True)
     assert saved["step"] == 7
-    assert sorted(saved["micro_batches"][0]) == ["completion_ids", "teacher_entropy"]  # of two dimensions at most
+    assert sorted(saved["micro_batches"][0]) == [
+        "completion_ids",
+        "teacher_entropy",
+    ]  # of two dimensions at most
     text = caplog.text
     for said in (
         "Optimizer step 7",
@@ -103,5 +108,5 @@ def test_several_in_a_row_end_the_run_and_a_finite_one_between_does_not_count(ac
     steps = made(accelerator, tmp_path, max_in_a_row=2)
     for step, norm in enumerate([math.nan, 1.0, math.nan], start=1):
         steps.decide(norm, step)
-    with pytest.raises(NonFiniteStepsError, match="Optimizer step 4: .* for the second time in a row"):
+    with pytest.raises(NonFiniteStepsError, match=r"Optimizer step 4: .* for the second time in a row"):
         steps.decide(math.nan, 4)

@@ -115,7 +115,7 @@ def load_benchmark(
     return _from_hub(source, split, data_dir, given_name or _name_in_path(parts, source), max_rows)
 
 
-def to_row(row: dict[str, Any], name: str) -> dict[str, Any]:
+def benchmark_row(row: dict[str, Any], name: str) -> dict[str, Any]:
     """One row of the dataset from one published row.
 
     A `system` that is null, empty or the string "None" makes no system message.
@@ -188,7 +188,7 @@ def _build(
 def _checked(places: Iterable[tuple[str, dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
     for place, row in places:
         try:
-            yield to_row(row, name)
+            yield benchmark_row(row, name)
         except ValueError as error:
             raise ValueError(f"{place}: {error}.") from error
 

@@ -56,7 +56,7 @@ def load_gsm8k(
     return _build(rows, str(name_or_path), max_rows)
 
 
-def to_row(row: dict[str, Any]) -> dict[str, Any]:
+def gsm8k_row(row: dict[str, Any]) -> dict[str, Any]:
     """One row of the dataset from one published row, whose answer ends in `#### ` and the final number.
 
     Raises:
@@ -93,6 +93,6 @@ def _build(places: Iterable[tuple[str, dict[str, Any]]], source: str, max_rows: 
 def _checked(places: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     for place, row in places:
         try:
-            yield to_row(row)
+            yield gsm8k_row(row)
         except ValueError as error:
             raise ValueError(f"{place}: {error}.") from error

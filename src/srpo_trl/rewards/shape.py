@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trl.rewards import get_soft_overlong_punishment
-
 from srpo_trl.rewards.grading import completion_text
+from srpo_trl.seams.public import get_soft_overlong_punishment
 
 _ELEMENT_NAME = re.compile(r"[A-Za-z_][\w-]*")
 

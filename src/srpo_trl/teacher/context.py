@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
-from trl import prepare_multimodal_messages
 
 from srpo_trl.seams.messages import (
     Messages,
@@ -26,6 +25,7 @@ from srpo_trl.seams.messages import (
     text_after_images,
     with_text,
 )
+from srpo_trl.seams.public import prepare_multimodal_messages
 from srpo_trl.teacher.prompt_pieces import (
     Piece,
     distrusted,
