@@ -70,7 +70,8 @@ def main() -> None:
                 redirect_stderr(printed),
             ):
                 values = measure(by_name[name], Path(root) / name)
-            torch.save(values, arguments.output / f"{name}.pt")
+            torch.save(values, arguments.output / f"{name}.part")
+            (arguments.output / f"{name}.part").rename(arguments.output / f"{name}.pt")  # whole, or not there
             note = values.get(ERROR, "").strip().rpartition("\n")[2]
             print(f"{name} {time.monotonic() - start:.1f} s {note}".rstrip(), flush=True)
             gc.collect()

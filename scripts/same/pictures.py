@@ -1,5 +1,7 @@
 """A LLaVA model of a few thousand parameters with its processor, both made in code, and images to show it."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -60,7 +62,12 @@ def processor() -> LlavaProcessor:
 def model() -> LlavaForConditionalGeneration:
     """Return a random model whose answers depend on its image."""
     words = processor().tokenizer
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             **sizes, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, projection_dim=32

@@ -44,13 +44,14 @@ def new_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return recorded values with every old name replaced by the new one."""
     renamed = {}
     for key, value in values.items():
-        new_key, new_value = _new_option(key, value)
+        option_key, new_value = _new_option(key, value)
         is_name = isinstance(new_value, str) and new_value in KEYS  # a metric in a table
-        renamed[_new_key(new_key)] = KEYS[new_value] if is_name else new_value
+        renamed[new_key(option_key)] = KEYS[new_value] if is_name else new_value
     return renamed
 
 
-def _new_key(key: str) -> str:
+def new_key(key: str) -> str:
+    """Return a key under the new names; itself where no part of it has changed."""
     for old, new in KEYS.items():
         key = re.sub(f"(?<![^/]){re.escape(old)}(?![^/])", lambda _, new=new: new, key)
     return key

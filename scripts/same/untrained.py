@@ -6,13 +6,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 from recording import Values, flat, of_folder
-from renamed import KEYS, OPTIONS
+from renamed import OPTIONS, new_key
 from rows import Row
 
 from srpo_trl import SRPOConfig
@@ -88,16 +88,13 @@ def report(row: Row, folder: Path) -> Values:
 
 
 def _write_log(folder: Path, number: int, renamed: bool) -> None:
-    """Write a log of six steps; under the new names where the tree that reads it has them."""
-    keys: Mapping[str, str] = KEYS if renamed else {}
+    """Write a log of six steps, its metrics under their old and new names: a report passes over those it lacks."""
     option = OPTIONS["routing"].name if renamed else "routing"
     facts = {"model": "tiny", "options": {option: folder.name, "learning_rate": 0.01 * (number + 1)}}
     records: list[dict[str, Any]] = [{"begin": {"step": 0, "num_processes": 1, "device": "cpu", **facts}}]
     for step in range(1, 7):
-        logs = {
-            keys.get(name, name): 0.5 + 0.4 * math.sin(step + number + index)
-            for index, name in enumerate(METRICS)
-        }
+        values = {name: 0.5 + 0.4 * math.sin(step + number + i) for i, name in enumerate(METRICS)}
+        logs = values | {new_key(name): value for name, value in values.items()}
         records.append({"step": step, "seconds": 700.0 * step, "logs": logs})
         if step % 2 == 0:
             evaluated = {"eval_avg@4": 0.1 * step + 0.05 * number, "eval_avg@4_stderr": 0.02}
