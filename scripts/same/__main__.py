@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,18 +129,23 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # the commit's work tree is removed on the way out
     names = [row.name for row in ROWS if not arguments.only or row.name in arguments.only]
     if arguments.list:
         print(*names, sep="\n")
         return 0
     commit = git("rev-parse", "--verify", f"{arguments.rev}^{{commit}}")
     expected = reference(commit, names, arguments.fresh)
-    print(f"{arguments.tree.resolve()}: {len(names)} rows to measure", flush=True)
-    measure(arguments.tree.resolve(), names, RESULTS / "working")
+    tree = arguments.tree.resolve()
+    found_in = RESULTS / "working" / hashlib.sha256(str(tree).encode()).hexdigest()[:12]
+    print(f"{tree}: {len(names)} rows to measure", flush=True)
+    measure(tree, names, found_in)
 
     failed, differences = [], dict[str, Difference]()
     for name in names:
-        old, new = load(expected, name), load(RESULTS / "working", name)
+        old, new = load(expected, name), load(found_in, name)
         errors = [f"{side}: {v[ERROR]}" for side, v in (("commit", old), ("tree", new)) if ERROR in v]
         if errors:
             failed.append(name)
@@ -151,7 +157,7 @@ def main() -> int:
             f"{name}: {found.summary()}" + (f" ({len(new)} values, {digest(new)})" if not any(found) else "")
         )
         if arguments.verbose:
-            print(*(f"      {line}" for line in found.details()), sep="\n", end="")
+            print("".join(f"      {line}\n" for line in found.details()), end="")
     return conclude(names, failed, differences)
 
 
