@@ -18,7 +18,7 @@ comma := ,
 STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart bench compare test test-all docs house lint format clean
+.PHONY: help setup quickstart bench compare test test-all docs house lint format clean same
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: setup ## Time ours and its peers at CPU sizes, on one thread (minutes; a 
 
 compare: setup ## All seven variants on two offline tasks, 3 seeds, 200 steps (hours on a CPU; resumes where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.learning
+
+same: setup ## Compare short runs of this tree with those of REV=<commit>, bit for bit
+	$(BIN)/python scripts/same --rev $(REV) $(if $(ONLY),--only $(ONLY))
 
 test: lint ## Lint, type-check, run the fast tests and the notebooks
 	$(PYTEST) -m "not slow" --nbmake tests notebooks

@@ -132,7 +132,7 @@ def trl_imports(path):
             yield from ((node.module, alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if name != "trl_seams.py"])
+@pytest.mark.parametrize("name", [name for name in modules() if name != "seams/trl.py"])
 def test_no_other_module_imports_trls_inside(name):
     private = [
         f"{module}.{imported}" if imported else module
@@ -143,7 +143,7 @@ def test_no_other_module_imports_trls_inside(name):
 
 
 def test_the_seams_offer_what_they_import():
-    imported = {name for module, name in trl_imports(PACKAGE / "trl_seams.py") if module != "trl" and name}
+    imported = {name for module, name in trl_imports(PACKAGE / "seams" / "trl.py") if module != "trl" and name}
     assert imported
     assert imported <= set(trl_seams.__all__)
 
