@@ -27,8 +27,8 @@ from harness import (
     update,
 )
 from srpo_trl.host.datasets import environment_problems
+from srpo_trl.host.prompt_rows import row_images, usable_rows, without_empty_images
 from srpo_trl.host.rows import first_row, image_rows, prompt_shapes
-from srpo_trl.host.usable_rows import row_images, usable_rows, without_empty_images
 
 TOKENIZER = tiny_tokenizer()
 SAMPLED = {"rollout_func": None}  # TRL itself generates
