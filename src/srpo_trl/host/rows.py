@@ -61,6 +61,17 @@ def first_row(dataset: Any, *, drops_unused: bool) -> dict[str, Any] | None:
     return dict(dataset.__getitems__([0])[0])  # as a data loader reads it
 
 
+def reference_text(row: Mapping[str, Any], column: str | None) -> str:
+    """Return what a row holds in the column, as text; empty where it holds nothing (None, NaN, no such column).
+
+    A number is text, 0 too; an array or a tensor, as a format may give one, is the Python value that it holds.
+    """
+    value: Any = row.get(column) if column is not None else None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return "" if value is None or value != value else str(value)
+
+
 def foreign_prompt(prompt: Any) -> str | None:
     """Return what a prompt is that is neither text nor messages; None where it is, or where there is none."""
     if prompt is None or isinstance(prompt, str):
