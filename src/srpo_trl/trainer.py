@@ -1,58 +1,60 @@
-"""`SRPOTrainer`: the steps of SRPO in order, around the steps of `trl.GRPOTrainer`.
+"""`SRPOTrainer`: an optimizer step in eight steps, around those of `trl.GRPOTrainer`.
 
-    rollouts -> rewards -> routing -> teacher context -> teacher pass -> token weights -> loss -> metrics
+    sample -> grade -> route -> context -> score -> count -> loss -> update
 
-TRL generates, calls the reward functions, computes advantages and the policy loss. The class below (`taught_rollouts`)
-routes the graded rollouts and scores the routed ones with the teacher; this one adds the distillation loss. The
-mathematics is in `routing`, `normalizers`, `losses` and `ops`.
+The mathematics is elsewhere: routes and weights in `methods`, prompts and passes in `teacher`, the loss in `loss`.
+
+Legend: B rows of this process, T completion positions, N distilled tokens packed row by row, D hidden.
 """
 
 import functools
-import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import gather, gather_object
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.config.renamed import explains_unknown_arguments
-from srpo_trl.host.arguments import bound_arguments
-from srpo_trl.host.taught_rollouts import TaughtRolloutsGRPOTrainer
+from srpo_trl.host.arguments import bound_arguments, refuse_adapted_head
+from srpo_trl.host.callbacks import TrainingClock
+from srpo_trl.host.checkpoint_parts import run_parts
+from srpo_trl.host.datasets import max_prompt_length
+from srpo_trl.host.step_boundary import AtStepEnd
+from srpo_trl.host.trainer import HostTrainer
+from srpo_trl.logs.metrics import MetricSums, distance_sums, loss_sums, teacher_sums
+from srpo_trl.logs.rollout_log import RolloutLog
 from srpo_trl.loss.gradient_norms import BranchGradients
-from srpo_trl.loss.head import lm_head_of
-from srpo_trl.loss.ops import DistillationSpec, Head
-from srpo_trl.loss.step_totals import WindowTotals, distillation_coefficients, window_totals
-from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head
+from srpo_trl.loss.step_totals import WindowTotals
+from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head, distillation_spec
+from srpo_trl.methods.card import CARD
+from srpo_trl.methods.record import is_distilled, route_names
 from srpo_trl.rollout import batch as trl_batch
-from srpo_trl.rollout.batch import RoutedBatch
-from srpo_trl.runs.guards import GuardCallback
+from srpo_trl.rollout.batch_counter import BatchOptions, RolloutBatchCounter
+from srpo_trl.rollout.coefficients import coefficients, step_totals, token_weights
+from srpo_trl.rollout.graded import RoutedRollouts, context_record, rollout_counts
+from srpo_trl.rollout.router import Router, prompt_encoder
+from srpo_trl.rollout.step_window import StepWindow
 from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
 from srpo_trl.seams.own_forward import use_own_weights
-from srpo_trl.seams.parameters import shards_parameters
-from srpo_trl.seams.trl import GRPO_CARD
+from srpo_trl.teacher.in_use import TeacherInUse
 from srpo_trl.teacher.prepared_student import prepare_student
 
 
-class SRPOTrainer(TaughtRolloutsGRPOTrainer):
-    """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288).
+class SRPOTrainer(HostTrainer):
+    """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288) and the methods of `srpo_trl.methods`.
 
-    The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. With
-    `routing="grpo"` it is `GRPOTrainer`, unless one of the extras (`srpo_trl.config.defaults`) is asked for.
-
-    Example:
+    The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. A method that only has
+    TRL's policy loss makes it `GRPOTrainer`, unless one of the extras is asked for by name.
 
     ```python
-    from srpo_trl import SRPOConfig, SRPOTrainer
-    from srpo_trl.data import load_benchmark
-    from srpo_trl.rewards import multiple_choice_reward
-
     trainer = SRPOTrainer(
-        model="Qwen/Qwen3-0.6B",
+        "Qwen/Qwen3-0.6B",
         reward_funcs=multiple_choice_reward,
-        args=SRPOConfig(output_dir="chemistry", chat_template_kwargs={"enable_thinking": False}),
+        args=SRPOConfig("chemistry", chat_template_kwargs={"enable_thinking": False}),
         train_dataset=load_benchmark("chemistry", data_dir="data"),
     )
     trainer.train()
@@ -63,181 +65,251 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         ValueError: arguments that do not fit together, all in one message, before a model is loaded.
     """
 
-    _tag_names = ["trl", "srpo"]  # noqa: RUF012
-    _name = "SRPO"
-    _paper = {  # noqa: RUF012
-        "title": "Unifying Group-Relative and Self-Distillation Policy Optimization via Sample Routing",
-        "id": "2604.02288",
-        "citation": textwrap.dedent("""\
-            @article{li2026unifying,
-                title  = {{Unifying Group-Relative and Self-Distillation Policy Optimization via Sample Routing}},
-                author = {Gengsheng Li and Tianyu Yang and Junfeng Fang and Mingyang Song and Mao Zheng and
-                          Haiyun Guo and Dan Zhang and Jinqiao Wang and Tat-Seng Chua},
-                year   = 2026,
-                eprint = {arXiv:2604.02288},
-            }"""),
-    }
-
     @explains_unknown_arguments(SRPOConfig)  # type: ignore[misc]
     @functools.wraps(GRPOTrainer.__init__)
     def __init__(self, *given: Any, **keywords: Any) -> None:
         arguments = bound_arguments(given, keywords)
         args: SRPOConfig = arguments["args"]
-        if args.routing == "grpo":  # the model card says what the model was trained with
-            for name, value in GRPO_CARD.items():
-                setattr(self, name, value)
+        self._method, self._is_plain = args.method_record, args.is_plain
+        vars(self).update({} if self._is_plain else CARD)
         super().__init__(**arguments)
-        use_own_weights(self._student)
+        use_own_weights(self.student)
         if args.liger_layers:
-            check_liger_layers(self._student, args.device)
-            apply_liger_layers(self._student)
-        if args.guard_action != "off":
-            self.add_callback(GuardCallback(str(args.guard_action), self._remedies()))
-        if not self._is_routed:
-            return
-        self._spec = DistillationSpec(
-            alpha=args.distillation_alpha,
-            topk=args.distillation_topk,
-            add_tail=args.distillation_add_tail,
-            estimator=args.distillation_estimator,
-            temperature=args.temperature,
-            importance_clip=args.distillation_is_clip,
-        )
-        # Without routing both branches train a rollout, weighted per token; with routing each has weight 1.
-        is_mix = args.routing == "advantage_mix"
-        self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0
-        self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0
-        add_distillation_head(self._student)
-        self._teacher_layout = prepare_student(
-            self._student,
-            None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model),
-            temperature=self.temperature,
-            accelerator=self.accelerator,
-            reads_images=self._is_vlm,
-        )
-        self._totals: WindowTotals | None = None
-        self._branch_gradients = BranchGradients(self.model) if args.gradient_share_steps else None
+            check_liger_layers(self.student, args.device)
+            apply_liger_layers(self.student)
+        if not self._is_plain:
+            self._prepare_rollouts(args)
+            self._prepare_teacher(args)
+            self._prepare_run(args)
 
-    # ---------------------------------------------------------------- the pieces
+    def _prepare_rollouts(self, args: SRPOConfig) -> None:
+        self._window, self._sums = StepWindow(), MetricSums()
+        self.timed = self._sums.timed
+        self._batches = BatchOptions.of(
+            args,
+            num_generations=self.num_generations,
+            num_processes=self.accelerator.num_processes,
+            num_prompts=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+        )
+        self._counter = RolloutBatchCounter(self._batches.micro_batches_per_rollout_batch)
+        self._rollout_log = RolloutLog(args, self.accelerator, self._tokenizer)
+        self._router = Router(
+            self._method,
+            args,
+            prompt_encoder(
+                args,
+                self.first_prompt if self.environment_factories is None else None,
+                max_length=max_prompt_length(self.student.config, args.max_completion_length),
+                tokenizer=self._tokenizer,
+                chat_template=self.chat_template,
+                chat_template_kwargs=self.chat_template_kwargs,
+                processor=self.processing_class if self._is_vlm else None,
+            ),
+            num_generations=self.num_generations,
+            reward_names=self.reward_func_names,
+            reward_weights=self.reward_weights.tolist(),
+            tell=self.tell,
+        )
+
+    def _prepare_teacher(self, args: SRPOConfig) -> None:
+        self._spec = distillation_spec(args)
+        add_distillation_head(self.student)
+        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+        self.teacher = TeacherInUse(
+            lambda: self.model,
+            lambda: self.student,
+            self.accelerator,
+            args,
+            prepare_student(
+                self.student,
+                reference,
+                temperature=self.temperature,
+                accelerator=self.accelerator,
+                reads_images=self._is_vlm,
+            ),
+            batch_number=lambda: self._counter.number_of(self._step),
+            num_steps=lambda: self._counter.num_steps,
+            check_student=refuse_adapted_head,
+        )
+        every = args.gradient_share_steps
+        self._gradients = BranchGradients(self.model, every) if every else None
+        self._totals: WindowTotals | None = None
+
+    def _prepare_run(self, args: SRPOConfig) -> None:
+        self.add_callback(AtStepEnd(self._update))  # before the step is logged or saved
+        if args.run_log:
+            TrainingClock.of(self)  # last of the callbacks: the update's time counts
+        self.log_sources.append(self._drain)
+        self.checkpoints.parts += run_parts(
+            self._batches,
+            self._counter,
+            self.teacher,
+            self._router,
+            self.prompt_order,
+            step=(lambda: self._step, lambda step: setattr(self, "_step", step)),
+            buffered=(
+                lambda: self._buffered_inputs,
+                lambda batches: setattr(self, "_buffered_inputs", batches),
+            ),
+            accelerator=self.accelerator,
+            saves_rollouts=not args.save_only_model,
+            tell=self.tell,
+        )
 
     def _remedies(self) -> dict[str, Callable[[], None]]:
-        """Return what the guards' actions do; `routing="grpo"` has nothing that they could act on."""
-        if not self._is_routed:
-            return {}
         return {
-            "lower_distillation": self._share.lower,
-            "freeze_teacher": lambda: self._teacher.freeze(),
-            "reset_teacher": lambda: self._teacher.reset_to_student(),
+            "lower_distillation": lambda: self._router.fraction.lower(),
+            "freeze_teacher": lambda: self.teacher.weights.freeze(),
+            "reset_teacher": lambda: self.teacher.weights.reset_to_student(),
         }
 
-    @property
-    def _whole_teacher_head(self) -> Head | None:
-        """The teacher's head of the rollouts in use; None where it is the student's own and sharded."""
-        if self._teacher_head is None and not shards_parameters(self.accelerator):
-            return lm_head_of(self._student)
-        return self._teacher_head
+    # ---------------------------------------------------------------- 1 sample: the step's rollouts
 
-    # ---------------------------------------------------------------- the optimizer step's totals
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw the batches of an optimizer step."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if not self._is_plain:
+            self._window.begin(batches)
+        return batches, num_items
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        start = time.perf_counter()
-        micro_batch = super()._prepare_inputs(generation_batch)
-        if self._is_routed and self.model.training:  # rollouts are not the loss's time: see training_step
-            self._sums.add(seconds_loss=start - time.perf_counter())
+        """Return the next micro-batch; at the start of an optimizer step, all of the step's are prepared."""
+        if self._is_plain or not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        start, first = time.perf_counter(), self._step
+        prepare = super()._prepare_inputs
+
+        def prepared(position: int, batch: Any) -> trl_batch.TrlBatch:
+            self._step = first + position  # TRL's count of micro-batches decides when it generates
+            return prepare(batch)
+
+        micro_batch = self._window.next(prepared, self._count)
+        self._step = first
+        self._sums.add(seconds_loss=start - time.perf_counter())  # within `training_step`, and not the loss's
         return micro_batch
 
-    def _window_opened(self, window: list[trl_batch.TrlBatch]) -> None:
-        """Take the totals of the optimizer step, over its micro-batches and processes."""
-        self._totals = window_totals(
-            [trl_batch.routed_batch(micro_batch) for micro_batch in window],
-            self.args.entropy_weight_beta,
-            self._sum_over_processes,
+    # ---------------------------------------------------------------- 2 grade: see HostTrainer; 3 to 5
+
+    def _generate_and_score_completions(self, inputs: Any) -> trl_batch.TrlBatch:
+        """Return TRL's rollout batch with routes, the teacher's entropies and its hidden states added."""
+        self.is_training = is_training = self.model.training
+        began = time.perf_counter()
+        output: trl_batch.TrlBatch = super()._generate_and_score_completions(self.rows.fit(inputs))
+        if self._evaluator is not None:
+            self.model.train(is_training)  # generation in continuous batches leaves it in training mode
+        if self._is_plain:
+            return output
+        if not is_training:
+            nothing = [None] * len(self.graded.prompts)
+            self.add_columns(route=nothing, **dict.fromkeys(self._rollout_log.columns(), nothing))
+            return output
+        self._sums.add(
+            seconds_generation=self.rewards_began - began,
+            seconds_rewards=self.rewards_ended - self.rewards_began,
         )
+        with self._sums.timed("seconds_teacher"):
+            rollouts = self._route()
+            self._score(output, rollouts)
+        return output
+
+    def _route(self) -> RoutedRollouts:
+        """Steps 3 and 4: what trains each rollout, and what its teacher is shown."""
+        score_B = self.judge.score(self.graded.rewards_BF)
+        step = self.state.global_step
+        rollouts = self._router.route(self.graded, score_B, step, gather=gather, gather_object=gather_object)
+        self.prompt_order.report(rollouts.has_failed_P)
+        self._sums.add(**rollout_counts(rollouts), distilled_fraction=self._router.share)
+        num_rows = len(rollouts.route_B)
+        first = self._counter.take_rollouts(num_rows * self.accelerator.num_processes)
+        self._rollout_log.begin(first, num_rows)
+        self.add_columns(route=route_names(rollouts.route_B), **self._rollout_log.columns())
+        return rollouts
+
+    def _score(self, output: trl_batch.TrlBatch, rollouts: RoutedRollouts) -> None:
+        """Step 5: the teacher's pass over the student's own tokens."""
+        distilled_BT = trl_batch.scored_tokens(output) & is_distilled(rollouts.route_B).unsqueeze(1)
+        scores = self.teacher.score(
+            rollouts.teacher_prompts,
+            trl_batch.completion_rows(output),
+            distilled_BT,
+            trl_batch.vision_rows(output) if self._is_vlm else None,
+            self.accelerator.autocast(),
+        )
+        trl_batch.add_routing(output, rollouts.route_B, distilled_BT, scores.entropy_N, scores.hidden)
+        shown = context_record(rollouts) if self._rollout_log.keeps_shown else None
+        trl_batch.add_rollouts(output, self._rollout_log.numbers_B, shown)
+        tokens = trl_batch.routed_batch(output).tokens(self.state.global_step)
+        self._sums.add(**teacher_sums(scores.entropy_N, self._method.raw_weights(tokens)[distilled_BT]))
+
+    # ---------------------------------------------------------------- 6 count
+
+    def _count(self, window: list[trl_batch.TrlBatch]) -> None:
+        """Take the totals of the optimizer step, over its micro-batches and processes."""
+        micro_batches = [trl_batch.routed_batch(micro_batch) for micro_batch in window]
+        step, reduce = self.state.global_step, self.sum_over_processes
+        self._totals = step_totals(micro_batches, self._method, step, reduce)
         self._sums.add(optimizer_steps=1)
 
-    # ---------------------------------------------------------------- loss
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Train on one micro-batch; what is not spent on rollouts is counted as the loss's time."""
-        if not self._is_routed:
-            return super().training_step(model, inputs, num_items_in_batch)
-        with self._sums.timed("seconds_loss"):
-            return super().training_step(model, inputs, num_items_in_batch)
+    # ---------------------------------------------------------------- 7 loss
 
     def _compute_loss(self, model: nn.Module, inputs: trl_batch.TrlBatch) -> Tensor:
         """Return `sum(z_grpo * l_grpo) + sum(z_sdpo * w * l_sdpo)` over one joint denominator (SRPO, section 3.3)."""
         if not trl_batch.is_routed(inputs):
-            return super()._compute_loss(model, inputs)
+            loss: Tensor = super()._compute_loss(model, inputs)
+            return loss
         assert self._totals is not None
-        self._hold_trainable()
-        routed = trl_batch.routed_batch(inputs)
-        distilling = DistillingModel(model, self._distillation_request(routed), routed.is_policy_B)
+        self.teacher.hold_trainable()
+        routed, step = trl_batch.routed_batch(inputs), self.state.global_step
+        distilling = DistillingModel(model, self._request(routed), routed.is_policy_B)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
-        rescaling = self._steps_per_generation / self.current_gradient_accumulation_steps
-        policy_inputs = trl_batch.policy_inputs(
-            inputs, routed, self._totals.num_routed_tokens * rescaling, self._policy_weight
+        rescaling = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        num_items = self._totals.num_routed_tokens * rescaling
+        advantages = self._method.advantages_of(routed.tokens(step))
+        policy_loss = super()._compute_loss(
+            distilling, trl_batch.policy_inputs(inputs, routed, num_items, advantages)
         )
-        policy_loss = super()._compute_loss(distilling, policy_inputs)
         result = distilling.result
         assert result is not None
-        distillation_loss = result.loss.to(policy_loss.dtype)
-        self._branch_losses = {"policy": policy_loss.detach(), "distilled": distillation_loss.detach()}
-        self._sums.add(
-            loss_policy=policy_loss,
-            loss_distilled=distillation_loss,
-            distilled_tokens=len(result.divergence_N),
-            divergence=result.divergence_N,
-            student_entropy=result.student_entropy_N,
-            topk_mass=result.topk_mass_N,
-            importance_ratio=result.importance_ratio_N,
-        )
-        step, mean_unnormalized_weight = self.state.global_step, self._totals.mean_unnormalized_weight
-        self._rollout_log.add(
-            step, inputs, routed, result, mean_unnormalized_weight, self._whole_teacher_head
-        )
-        interval = self.args.gradient_share_steps
-        if self._branch_gradients is not None and interval and self.state.global_step % interval == 0:
-            self._measure_gradients(self._branch_gradients, policy_loss, distillation_loss)
-        return policy_loss + distillation_loss
+        distilled_loss = result.loss.to(policy_loss.dtype)
+        self.part_losses = {"policy": policy_loss.detach(), "distilled": distilled_loss.detach()}
+        self._sums.add(**loss_sums(policy_loss, distilled_loss, result))
+        weights = functools.partial(token_weights, routed, self._method, step, self._totals)
+        self._rollout_log.add(step, inputs, routed, result, weights, self.teacher.whole_head)
+        if self._gradients is not None and self._gradients.wants(step):
+            self._gradients.add(policy=policy_loss, distilled=distilled_loss)
+            if self._window.is_used_up:
+                average = functools.partial(self.accelerator.reduce, reduction="mean")
+                self._sums.add(**gradient_sums(self._gradients.norms(average)))
+        return policy_loss + distilled_loss
 
-    def _measure_gradients(
-        self, gradients: BranchGradients, policy_loss: Tensor, distillation_loss: Tensor
-    ) -> None:
-        gradients.add(policy=policy_loss, distilled=distillation_loss)
-        if not self._window:  # the optimizer step's last micro-batch
-            norms = gradients.norms(lambda g: self.accelerator.reduce(g, reduction="mean"))
-            self._sums.add(
-                gradient_norm_policy=norms["policy"],
-                gradient_norm_distilled=norms["distilled"],
-                gradient_measurements=1,
-            )
-
-    def _distillation_request(self, routed: RoutedBatch) -> DistillationRequest:
+    def _request(self, routed: trl_batch.RoutedBatch) -> DistillationRequest:
         assert self._totals is not None
-        distilled_BT = routed.distilled_BT
+        distilled_BT, step = routed.distilled_BT, self.state.global_step
+        hidden_ND = torch.cat(list(routed.teacher_hidden))
         return DistillationRequest(
             scored_BT=distilled_BT,
-            teacher_hidden_ND=torch.cat(list(routed.teacher_hidden)).to(
-                distilled_BT.device, non_blocking=True
-            ),
-            teacher_head=self._teacher_head,
-            coefficient_N=distillation_coefficients(
-                routed,
-                self._totals,
-                self.args.entropy_weight_beta,
-                self._distillation_weight,
-                self.accelerator.num_processes,
+            teacher_hidden_ND=hidden_ND.to(distilled_BT.device, non_blocking=True),
+            teacher_head=self.teacher.head,
+            coefficient_N=coefficients(
+                routed, self._method, step, self._totals, self.accelerator.num_processes
             ),
             old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],
             spec=self._spec,
         )
 
-    # ---------------------------------------------------------------- metrics
+    # ---------------------------------------------------------------- 8 update
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log TRL's metrics with those of `srpo_trl.logs.metrics` beside them."""
-        if self._is_routed and self.model.training:
-            logs.update(self._sums.drain(self._sum_over_processes, self.accelerator.device))
-        if self._is_routed:
-            self._rollout_log.fill_table(self._logs, self._sum_over_processes)
-        super().log(logs, start_time)
+    def _update(self) -> None:
+        """Update the teacher once per rollout batch, after its last optimizer step (SDPO), unless that was skipped."""
+        finite = self.finite_steps
+        self._sums.add(nonfinite_steps=finite is not None and finite.is_nonfinite)
+        num_complete = self.counter.take_complete(self._step)
+        self.teacher.forget_used()
+        if num_complete and not (finite is not None and finite.was_skipped):
+            self._sums.add(**distance_sums(self.teacher.update(num_complete)))
+
+    def _drain(self, is_training: bool) -> dict[str, float]:
+        """Return the metrics of the steps since the last log, and fill TRL's table; a collective."""
+        metrics = self._sums.drain(self.sum_over_processes, self.accelerator.device) if is_training else {}
+        self._rollout_log.fill_table(self._logs, self.sum_over_processes)
+        return metrics

@@ -11,11 +11,17 @@ class BranchGradients:
 
     Args:
         model: whose parameters count that are trainable when a loss is added.
+        every: optimizer steps from one that is measured to the next, the first one included.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, every: int = 1) -> None:
         self._model = model
+        self._every = every
         self._gradients: dict[str, dict[str, Tensor]] = {}
+
+    def wants(self, step: int) -> bool:
+        """Return whether the optimizer step after `step` others is to be measured."""
+        return step % self._every == 0
 
     def add(self, **losses: Tensor) -> None:
         """Add each branch's gradient of this micro-batch; the losses' graph is kept for the training backward."""
