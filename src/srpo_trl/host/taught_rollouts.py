@@ -9,7 +9,6 @@ its part of a checkpoint.
 import functools
 import logging
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from srpo_trl.evaluation.evaluator import EvaluatingGRPOTrainer
-from srpo_trl.host import checkpoints as checkpointing
 from srpo_trl.host.arguments import check_correctness_reward, refuse_adapted_head, refuse_unsupported
+from srpo_trl.host.checkpoint_parts import BufferedRollouts, Counters, OwnFile, StateFile, engine_of
+from srpo_trl.host.checkpoints import CheckpointPart
 from srpo_trl.host.datasets import max_prompt_length
 from srpo_trl.host.rows import first_row
 from srpo_trl.host.step_boundary import AtStepEnd
@@ -32,12 +32,7 @@ from srpo_trl.loss.token_weights import raw_entropy_weights
 from srpo_trl.methods.routers import ROUTE_NAMES, Route
 from srpo_trl.rewards.correctness_watch import CorrectnessWatch, decision_note
 from srpo_trl.rollout import batch as trl_batch
-from srpo_trl.rollout.batch_counter import (
-    BatchOptions,
-    RolloutBatchCounter,
-    resume_note,
-    resumed_micro_batches,
-)
+from srpo_trl.rollout.batch_counter import BatchOptions, RolloutBatchCounter
 from srpo_trl.rollout.distilled_fraction import DistilledFraction
 from srpo_trl.rollout.feedback import feedback_texts, joined_feedback
 from srpo_trl.rollout.graded import (
@@ -52,7 +47,7 @@ from srpo_trl.rollout.references import reference_text
 from srpo_trl.rollout.solved_prompts import SolvedPrompts
 from srpo_trl.seams.parameters import local_shard, release_gathered, shards_parameters
 from srpo_trl.teacher.context import ContextTemplates, TeacherPromptEncoder, whole_characters
-from srpo_trl.teacher.heads import HeadsInUse
+from srpo_trl.teacher.heads import HeadsInUse, PastHead
 from srpo_trl.teacher.places import check_first_prompt
 from srpo_trl.teacher.scoring import Layout, ShardedBackbone, rescore_rollouts, teacher_head
 from srpo_trl.teacher.weights import TeacherWeights
@@ -78,7 +73,6 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     def __init__(self, *, args: "SRPOConfig", **kwargs: Any) -> None:
         self._is_routed = self._has_step_window = args.routing != "grpo"
-        self._lists_files = self._is_routed  # with "grpo" a checkpoint has GRPOTrainer's files
         self._resampled_frac = args.resample_failed_frac
         super().__init__(args=args, **kwargs)
         if not self._is_routed:
@@ -106,6 +100,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         self._sums = MetricSums()
         self._rollout_log = RolloutLog(args, self.accelerator, self._tokenizer)
         self.add_callback(AtStepEnd(lambda: self._update_teacher()))  # before the step is logged or saved
+        self.checkpoints.parts += self._checkpoint_parts()
 
     # ---------------------------------------------------------------- the pieces
 
@@ -250,8 +245,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             gather=gather,
             gather_object=gather_object,
         )
-        if self._train_sampler is not None:
-            self._train_sampler.report(rollouts.has_failed_P)
+        self._prompt_order.report(rollouts.has_failed_P)
         if rollouts.accuracy is not None:
             self._share.observe(rollouts.accuracy)
         self._sums.add(**rollout_counts(rollouts), distilled_fraction=share)
@@ -333,65 +327,43 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
                 student_squared_norm=distance.squared_student_norm,
             )
 
-    def _save_run_state(self, folder: Path) -> None:
-        """Save the teacher, the counters and the rollouts that are still to be trained on."""
-        if not self._is_routed:
-            return
-        has_rollouts = self._counter.is_under_way(self._step) and not self.args.save_only_model
-        if has_rollouts:
-            assert self._buffered_inputs is not None
-            past_head = self._heads.past(self._counter.number_of(self._step), self._teacher_state)
-            rollouts = checkpointing.SavedRollouts(self._buffered_inputs, past_head)
-            checkpointing.save_rollouts(folder, self.accelerator.process_index, rollouts)
-        self._teacher.save(folder, writes=self.args.should_save)
-        if self.args.should_save:
-            epoch, sampler = self.state.epoch or 0.0, self._train_sampler
-            state = checkpointing.RunState(
-                self._step,
-                self._batch_options,
-                self._counter.num_rollouts,
-                checkpointing.engine_of(self.accelerator),
-                has_rollouts,
-                self._share.state(),
-                self._correctness_watch.state(),
-                None if sampler is None else sampler.state(is_inside_epoch=epoch != int(epoch)),
-            )
-            checkpointing.save_state(folder, state)
-            if self._earlier_answers is not None:
-                self._earlier_answers.save(folder)
-
-    def _check_run_state(self, folder: Path) -> None:
-        if self._is_routed:
-            checkpointing.load_state(folder).check(folder, self.accelerator, self._batch_options)
-
-    def _load_run_state(self, folder: Path) -> None:
-        if not self._is_routed:
-            return
-        state = checkpointing.load_state(folder)
-        self._teacher.load(folder)
-        self._share.restore(state.distilled_fraction)
-        self._correctness_watch.restore(state.correctness)
-        if self._train_sampler is not None and state.prompts is not None:
-            self._train_sampler.restore(state.prompts)
-        if self._earlier_answers is not None:
-            self._earlier_answers.load(folder)
-        self._resume_count(state)
-        self._buffered_inputs = None
-        if state.has_rollouts:
-            rollouts = checkpointing.load_rollouts(
-                folder, self.accelerator.process_index, self.accelerator.device
-            )
-            self._buffered_inputs = rollouts.batches
-            head = teacher_head(self._student, self._teacher)
-            if head is None and rollouts.head is not None:  # frozen now, and not when they were scored
-                head = lm_head_of(self._student)
-            self._heads.restore(self._counter.number_of(self._step), head, self._teacher_state, rollouts.head)
-
-    def _resume_count(self, state: checkpointing.RunState) -> None:
-        """Go on counting rollout batches where the checkpoint stopped, in today's options."""
-        saved, now = state.counted_in, self._batch_options
-        self._step = resumed_micro_batches(state.micro_step, saved, now, has_rollouts=state.has_rollouts)
-        self._counter = RolloutBatchCounter(
-            now.micro_batches_per_rollout_batch, self._step, state.num_rollouts
+    def _checkpoint_parts(self) -> list[CheckpointPart]:
+        """Return what a checkpoint holds, in the order in which it is loaded."""
+        counters = Counters(
+            self._counter,
+            self._batch_options,
+            lambda: self._step,
+            functools.partial(setattr, self, "_step"),
+            engine=engine_of(self.accelerator),
+            saves_rollouts=not self.args.save_only_model,
+            tell=self._tell,
         )
-        self._tell(resume_note(saved, now, self._counter.number_of(self._step)))
+        states = StateFile(
+            counters,
+            distilled_fraction=self._share,
+            correctness=self._correctness_watch,
+            prompts=self._prompt_order,
+        )
+        teacher = OwnFile(
+            lambda folder, writes: self._teacher.save(folder, writes=writes),
+            lambda folder: self._teacher.load(folder),
+        )
+        rollouts = BufferedRollouts(
+            counters,
+            lambda: self._buffered_inputs,
+            functools.partial(setattr, self, "_buffered_inputs"),
+            lambda: self._heads.past(self._counter.number_of(self._step), self._teacher_state),
+            self._restore_head,
+        )
+        parts: list[CheckpointPart] = [teacher, states, rollouts]
+        if self._earlier_answers is not None:
+            solved = self._earlier_answers
+            parts.append(OwnFile(lambda folder, writes: solved.save(folder) if writes else None, solved.load))
+        return parts
+
+    def _restore_head(self, past: PastHead | None) -> None:
+        """Take the head of a checkpoint's rollouts; the teacher and the counters are restored."""
+        head = teacher_head(self._student, self._teacher)
+        if head is None and past is not None:  # frozen now, and not when they were scored
+            head = lm_head_of(self._student)
+        self._heads.restore(self._counter.number_of(self._step), head, self._teacher_state, past)
