@@ -10,16 +10,14 @@ BETWEEN = "host/test_between_steps.py"
 FAULTS = "host/test_faults_checkpoints.py"
 MANIFEST = "host/manifest.py"
 RESUMABLE = "host/resumable.py"
+CHECKPOINTS = "host/checkpoints.py"
+PARTS = "host/checkpoint_parts.py"
 
 MUTANTS = [
     mutant(
         "resume_without_rollouts",
         "a run resumed inside a rollout batch samples a new one",
-        (
-            "host/taught_rollouts.py",
-            "self._buffered_inputs = rollouts.batches",
-            "self._buffered_inputs = None",
-        ),
+        (PARTS, "            self._set_batches(batches)\n", ""),
         tests=(
             "host/test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",
         ),
@@ -27,17 +25,13 @@ MUTANTS = [
     mutant(
         "resume_without_teacher",
         "a resumed run starts with a new teacher",
-        ("host/taught_rollouts.py", "        self._teacher.load(folder)\n", ""),
+        ("host/taught_rollouts.py", "lambda folder: self._teacher.load(folder)", "lambda folder: None"),
         tests=("host/test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
     ),
     mutant(
         "resume_without_counters",
         "a resumed run counts its micro-batches from 0",
-        (
-            "host/taught_rollouts.py",
-            "self._step = resumed_micro_batches(state.micro_step, saved, now, has_rollouts=state.has_rollouts)",
-            "self._step = 0",
-        ),
+        (PARTS, "        self._set_step(step)\n", "        self._set_step(0)\n"),
         tests=(
             "host/test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",
         ),
@@ -52,9 +46,9 @@ MUTANTS = [
         "resume_on_processes_without_epoch",
         "on several processes a resumed run meets the first epoch's order of prompts",
         (
-            "host/resumable.py",
-            "        if self._train_sampler is not None:",
-            "        if self.accelerator.num_processes == 1:",
+            RESUMABLE,
+            "        self._prompt_order.begin_epoch(",
+            "        if self.accelerator.num_processes == 1:\n            self._prompt_order.begin_epoch(",
         ),
         tests=("trainer/test_processes.py::test_resume_on_two_processes[epochs]",),
     ),
@@ -68,22 +62,29 @@ MUTANTS = [
         "checkpoint_published_before_the_teacher",
         "a checkpoint takes its final name before the teacher is saved in it",
         (
-            "host/resumable.py",
-            "        self._save_run_state(staged)\n        return staged",
-            "        return staged",
+            CHECKPOINTS,
+            "            for part in self.parts:\n"
+            "                part.save(staged, self._accelerator.process_index, writes=self._writes)\n",
+            "",
         ),
         (
-            "host/resumable.py",
-            "                self._publish(run_dir, staged)\n",
-            "                self._publish(run_dir, staged)\n            self._save_run_state(Path(run_dir) / name)\n",
+            CHECKPOINTS,
+            "                publish(run_dir, name)\n",
+            "                publish(run_dir, name)\n"
+            "            for part in self.parts:\n"
+            "                part.save(Path(run_dir) / name, self._accelerator.process_index, writes=self._writes)\n"
+            "            if self._writes:\n",
         ),
-        tests=("host/test_resume.py::test_interrupted_save_is_never_chosen_and_costs_nothing[save_state]",),
+        tests=(
+            "host/test_checkpoints.py::test_a_part_that_cannot_be_written_leaves_nothing",
+            "host/test_resume.py::test_interrupted_save_is_never_chosen_and_costs_nothing",
+        ),
     ),
     mutant(
         "finished_run_trains_on",
         "a finished run that is resumed takes one step more",
         (
-            "host/resumable.py",
+            RESUMABLE,
             "if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:",
             "if self.control.should_training_stop:",
         ),
@@ -93,7 +94,7 @@ MUTANTS = [
         "pickles_are_loaded",
         "rollouts of a checkpoint are unpickled",
         (
-            "host/checkpoints.py",
+            PARTS,
             'map_location="cpu", weights_only=True',
             'map_location="cpu", weights_only=False',
         ),
@@ -102,18 +103,26 @@ MUTANTS = [
     mutant(
         "checkpoint_of_another_engine",
         "a checkpoint that another engine wrote is resumed, with a new optimizer",
-        ("host/checkpoints.py", "        if self.engine != engine:\n", "        if False:\n"),
+        (PARTS, "        if saved != now:\n", "        if False:\n"),
         tests=("host/test_resume.py::test_checkpoint_of_another_engine_is_refused_before_it_is_loaded",),
     ),
     mutant(
         "last_checkpoint_removed_at_the_end",
         "a run whose best checkpoint is an earlier one ends without its last",
         (
-            "host/resumable.py",
-            "limit, self.args.save_total_limit = self.args.save_total_limit, None",
+            RESUMABLE,
+            "limit = None if self._is_routed else self.args.save_total_limit",
             "limit = self.args.save_total_limit",
         ),
         tests=("evaluation/test_evaluation.py::test_best_checkpoint_is_kept_and_loaded",),
+    ),
+    mutant(
+        "grpo_keeps_the_last_checkpoint",
+        "with grpo a finished run leaves a checkpoint that GRPOTrainer removes",
+        (RESUMABLE, "limit = None if self._is_routed else self.args.save_total_limit", "limit = None"),
+        tests=(
+            "host/test_grpo_checkpoints.py::test_grpo_leaves_the_checkpoints_and_files_that_grpo_trainer_leaves[1]",
+        ),
     ),
     mutant(
         "contents_are_not_compared",
@@ -130,25 +139,25 @@ MUTANTS = [
     mutant(
         "checkpoint_without_a_list",
         "the list of a checkpoint's files is not written",
-        (RESUMABLE, "            self._list_files(staged)\n", ""),
+        (CHECKPOINTS, "                self._manifest.write(staged)\n", "                pass\n"),
         tests=(f"{WHOLE}::test_the_list_holds_every_file_with_its_size_and_checksum",),
     ),
     mutant(
         "named_checkpoint_is_not_checked",
         "a broken checkpoint that is named is loaded",
-        (RESUMABLE, "                self._check_is_whole(str(resume_from_checkpoint))\n", ""),
+        (CHECKPOINTS, "        self.check_whole(folder)\n", ""),
         tests=(f"{WHOLE}::test_a_checkpoint_named_by_hand_is_refused_before_anything_is_loaded",),
     ),
     mutant(
         "best_checkpoint_is_not_checked",
         "a broken checkpoint is loaded as the best at the end",
-        (RESUMABLE, "        self._check_is_whole(best, to_resume=False)\n", ""),
+        (RESUMABLE, "        self.checkpoints.check_whole(best, to_resume=False)\n", ""),
         tests=(f"{WHOLE}::test_a_best_checkpoint_that_is_broken_is_not_loaded",),
     ),
     mutant(
         "model_alone_is_resumed",
         "a checkpoint of the model alone is gone on from, with a new optimizer",
-        (RESUMABLE, "is_resumable=not self.args.save_only_model", "is_resumable=True"),
+        (RESUMABLE, "is_resumable=not args_.save_only_model", "is_resumable=True"),
         tests=(f"{WHOLE}::test_a_checkpoint_of_the_model_alone_is_not_resumed",),
     ),
     mutant(
@@ -172,7 +181,11 @@ MUTANTS = [
     mutant(
         "experts_are_not_read_back",
         "a mixture of experts is resumed with the experts of the model that was passed in",
-        (RESUMABLE, "return model if read_back.conversions_of(model) else None", "return None"),
+        (
+            "host/read_back.py",
+            "if isinstance(model, PreTrainedModel) and conversions_of(model):",
+            "if False:",
+        ),
         ("host/read_back.py", "    if unread or left_over:\n", "    if False:\n"),
         tests=(f"{READ}::test_a_resumed_mixture_of_experts_ends_as_the_run_that_never_stopped[full]",),
     ),
@@ -185,12 +198,7 @@ MUTANTS = [
     mutant(
         "adapters_keys_are_passed_over",
         "parameters that an adapter's file does not hold stay as they were",
-        (
-            RESUMABLE,
-            "        super()._load_from_checkpoint(resume_from_checkpoint, model)\n"
-            "        self._check_adapters(resume_from_checkpoint)\n",
-            "        super()._load_from_checkpoint(resume_from_checkpoint, model)\n",
-        ),
+        ("host/read_back.py", "    if isinstance(model, PeftModel):\n", "    if False:\n"),
         tests=(f"{READ}::test_keys_that_do_not_fit_stop_a_resume[lora-missing]",),
     ),
     mutant(
@@ -218,16 +226,16 @@ MUTANTS = [
     mutant(
         "folder_is_not_given_back",
         "a run that ended keeps its folder from the next of its process",
-        (RESUMABLE, "                self._run_lock.release()\n", ""),
+        (CHECKPOINTS, "                self._lock.release()\n", ""),
         tests=(f"{LOCK}::test_trainers_one_after_another_share_a_folder",),
     ),
     mutant(
         "saves_inside_a_step",
         "a checkpoint is written inside an optimizer step",
         (
-            RESUMABLE,
-            "        if self._boundary.is_inside:\n            self._put_off_save()\n            return\n",
-            "",
+            CHECKPOINTS,
+            "        if not self._boundary.is_inside:\n            return False\n",
+            "        return False\n",
         ),
         tests=(f"{BETWEEN}::test_a_save_inside_a_step_comes_at_its_end",),
     ),
@@ -235,12 +243,11 @@ MUTANTS = [
         "preempted_inside_a_step",
         "a preemption signal writes a checkpoint before the optimizer's step",
         (
-            RESUMABLE,
-            "        if self._boundary.is_inside:\n            self._put_off_save()\n            return\n",
-            "",
+            CHECKPOINTS,
+            "        if not self._boundary.is_inside:\n            return False\n",
+            "        return False\n",
         ),
-        ("host/step_boundary.py", "return cls(found[0]) if found else None", "return None"),
-        ("host/step_boundary.py", "            remove(callback)\n", "            pass\n"),
+        ("host/step_boundary.py", "if isinstance(callback, JITCheckpointCallback):", "if False:"),
         tests=(f"{BETWEEN}::test_a_preempted_run_goes_on_to_the_same_weights",),
     ),
     mutant(
@@ -308,7 +315,7 @@ MUTANTS = [
     mutant(
         "best_checkpoint_lost_with_a_rename",
         "a finished run that is resumed in a renamed folder keeps its last model",
-        (RESUMABLE, "        is_lost = self.args.load_best_model_at_end", "        is_lost = False"),
+        (RESUMABLE, "            self.checkpoints.find_best(self.state)\n", "            pass\n"),
         tests=(f"{WHOLE}::test_a_run_that_was_moved_finds_its_best_checkpoint",),
     ),
 ]

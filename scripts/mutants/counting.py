@@ -96,7 +96,7 @@ MUTANTS = [
     mutant(
         "checkpoint_of_another_version_is_guessed_at",
         "fields that a checkpoint lacks end in a bare error",
-        ("host/checkpoints.py", "    if missing or unknown:\n", "    if False:\n"),
+        ("host/checkpoint_parts.py", "    if missing or unknown:\n", "    if False:\n"),
         tests=(f"{COUNT}::test_a_checkpoint_of_another_version_is_refused_by_its_fields",),
     ),
     mutant(

@@ -111,7 +111,7 @@ MUTANTS = [
     mutant(
         "share_is_not_saved",
         "a resumed run has forgotten what a guard took from the distilled share",
-        ("host/taught_rollouts.py", "        self._share.restore(state.distilled_fraction)\n", ""),
+        ("host/checkpoint_parts.py", "            other.restore(state[name])\n", "            pass\n"),
         tests=(f"{SHARE}::test_share_survives_a_resume",),
     ),
     mutant(
@@ -123,7 +123,7 @@ MUTANTS = [
     mutant(
         "earlier_answers_are_not_loaded",
         "a resumed run remembers no earlier answer",
-        ("host/taught_rollouts.py", "            self._earlier_answers.load(folder)\n", "            pass\n"),
+        ("host/taught_rollouts.py", "else None, solved.load)", "else None, lambda folder: None)"),
         tests=(f"{EARLIER}::test_resumed_runs_remember",),
     ),
     mutant(

@@ -100,8 +100,8 @@ def test_a_save_that_is_put_off_to_one_that_comes_anyway_is_written_once(tmp_pat
     saves, trainer = [], None
     ask = At("on_substep_end", 1, lambda control: trainer._save_checkpoint(trainer.model, None))
     trainer = make_trainer(tmp_path, callbacks=[ask], **OPTIONS | {"save_strategy": "steps", "max_steps": 2})
-    stage = trainer._stage
-    trainer._stage = lambda *args: saves.append(trainer.state.global_step) or stage(*args)
+    stage = trainer.checkpoints.staging
+    trainer.checkpoints.staging = lambda state: saves.append(state.global_step) or stage(state)
     trainer.train()
     assert saves == [1, 2]
 

@@ -31,9 +31,9 @@ from killed_runs import (
 )
 from srpo_trl import SRPOTrainer
 from srpo_trl.commands.train import last_complete_checkpoint, train
-from srpo_trl.host import checkpoints as checkpointing
 from srpo_trl.host.manifest import MANIFEST_FILE
 from srpo_trl.host.run_lock import RunLock
+from srpo_trl.host.staging import STAGING_FOLDER, explained_failure
 from srpo_trl.runs.log import RunLog
 
 NUM_RANDOM_KILLS = 2
@@ -87,7 +87,7 @@ def test_killed_run_goes_on(tmp_path, whole, moment):
 
     assert run(folder, options=options) == 0, log_of(folder)
     assert_same(result(folder), whole(options))
-    assert not (folder / checkpointing.STAGING_FOLDER).exists()
+    assert not (folder / STAGING_FOLDER).exists()
 
 
 def killed_at_random(parent, num_kills, duration):
@@ -125,7 +125,7 @@ def test_kill_while_a_checkpoint_is_replaced(tmp_path):
     """A save onto an existing checkpoint sets that one aside; the next trainer gives it its name back."""
     trainer = make_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
-    staging = tmp_path / checkpointing.STAGING_FOLDER
+    staging = tmp_path / STAGING_FOLDER
     staging.mkdir()
     (tmp_path / "checkpoint-1").rename(staging / "checkpoint-1.replaced")
     assert last_complete_checkpoint(str(tmp_path)) is None
@@ -213,7 +213,7 @@ def test_full_disk_loses_nothing_written_before(disk, whole):
     assert "could not be written into" in log_of(folder).splitlines()[-2]
     assert "bytes are free" in log_of(folder)
     assert checkpoints(folder) == [1, 2]
-    assert not (folder / checkpointing.STAGING_FOLDER).exists()
+    assert not (folder / STAGING_FOLDER).exists()
     remount("size=16m")
     assert run(folder, options=KEEP_ALL) == 0, log_of(folder)
     assert_same(result(folder), whole(OPTIONS))
@@ -275,9 +275,9 @@ def full_for_safetensors(*args, **kwargs):
         ("transformers.PreTrainedModel.save_pretrained", full_for_safetensors),
         ("torch.save", full_for_torch),
         ("srpo_trl.teacher.weights.save_file", full_for_safetensors),
-        ("srpo_trl.host.checkpoints.save_state", full),
-        ("srpo_trl.host.resumable.write_manifest", full),
-        ("srpo_trl.host.checkpoints._sync_to_disk", full),
+        ("srpo_trl.host.checkpoint_parts.StateFile.save", full),
+        ("srpo_trl.host.manifest.write_manifest", full),
+        ("srpo_trl.host.staging._sync_to_disk", full),
         ("os.rename", full),
     ],
 )
@@ -289,7 +289,7 @@ def test_every_write_that_fails_says_so_and_costs_nothing(tmp_path, monkeypatch,
         with pytest.raises(OSError, match="checkpoint-2 could not be written into"):
             trainer.train()
     assert checkpoints(tmp_path) == [1]
-    assert not (tmp_path / checkpointing.STAGING_FOLDER).exists()
+    assert not (tmp_path / STAGING_FOLDER).exists()
     resumed = make_trainer(tmp_path, **options)
     resumed.train(resume_from_checkpoint=last_complete_checkpoint(str(tmp_path)))
     assert checkpoints(tmp_path) == [1, 2]
@@ -335,7 +335,7 @@ def test_a_write_that_fails_is_named_as_what_it_is(tmp_path, monkeypatch, name, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    explained = checkpointing.explained_failure(str(tmp_path), "checkpoint-2", clears=True)
+    explained = explained_failure(str(tmp_path), "checkpoint-2", clears=True)
     with pytest.raises(OSError, match="checkpoint-2 could not be written into") as error, explained:
         raise SAID_BY[said_by](number)
     assert error.value.errno == number
@@ -350,7 +350,7 @@ def test_a_failure_without_a_known_cause_guesses_none(tmp_path):
         pytest.raises(
             OSError, match=r"written into .*: something else\n.*Repair the folder or make room"
         ) as error,
-        checkpointing.explained_failure(str(tmp_path), "checkpoint-2", clears=True),
+        explained_failure(str(tmp_path), "checkpoint-2", clears=True),
     ):
         raise RuntimeError("something else")
     assert error.value.errno is None

@@ -163,7 +163,7 @@ def test_the_best_mixture_of_experts_is_loaded_whole(tmp_path):
         for parameter in trainer.model.parameters():
             parameter.zero_()
     trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
-    trainer._load_best_model()
+    trainer._read_best()
     assert torch.equal(flat_parameters(trainer.model), trained)
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOTrainer
 
 from harness import LORA, make_trainer, replay, tiny_model, tiny_tokenizer
 from resumed_runs import RUN, SPLITS, half, states
 from srpo_trl.host import checkpoints as checkpointing
+from srpo_trl.host.checkpoint_parts import STATE_FILE, StateFile
 from srpo_trl.host.manifest import MANIFEST_FILE, BrokenCheckpointError, names_in, write_manifest
 from srpo_trl.host.training_clock import TrainingClock
 from srpo_trl.teacher.weights import TEACHER_FILE
@@ -97,13 +99,13 @@ def test_checkpoint_of_another_engine_is_refused_before_it_is_loaded(tmp_path, m
     """`Trainer` would find its weights at best, and begin with a new optimizer."""
     options = RUN | SPLITS["one step a batch"] | {"reward_funcs": half}
     make_trainer(tmp_path, **options).train()
-    path = tmp_path / "checkpoint-2" / checkpointing.STATE_FILE
+    path = tmp_path / "checkpoint-2" / STATE_FILE
     state = json.loads(path.read_text())
     assert state["engine"] == ""
     path.write_text(json.dumps(state | {"engine": "FSDP"}))
     write_manifest(path.parent, names_in(path.parent), is_resumable=True)
     trainer = make_trainer(tmp_path, **options)
-    monkeypatch.setattr(trainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
+    monkeypatch.setattr(GRPOTrainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match="written under FSDP and cannot be resumed under one process or DDP"):
         trainer.train(resume_from_checkpoint=str(path.parent))
 
@@ -112,8 +114,8 @@ class PowerCut(BaseException):
     pass
 
 
-@pytest.mark.parametrize("moment", ["save_state", "publish"])
-def test_interrupted_save_is_never_chosen_and_costs_nothing(tmp_path, monkeypatch, moment):
+@pytest.mark.parametrize(("owner", "moment"), [(StateFile, "save"), (checkpointing, "publish")])
+def test_interrupted_save_is_never_chosen_and_costs_nothing(tmp_path, monkeypatch, owner, moment):
     options = (
         RUN | SPLITS["one step a batch"] | {"reward_funcs": half, "save_total_limit": 1, "save_steps": 1}
     )
@@ -121,7 +123,7 @@ def test_interrupted_save_is_never_chosen_and_costs_nothing(tmp_path, monkeypatc
     whole.train()
 
     calls = 0
-    original = getattr(checkpointing, moment)
+    original = getattr(owner, moment)
 
     def cut(*args, **kwargs):
         nonlocal calls
@@ -131,7 +133,7 @@ def test_interrupted_save_is_never_chosen_and_costs_nothing(tmp_path, monkeypatc
         return original(*args, **kwargs)
 
     run = tmp_path / "cut"
-    monkeypatch.setattr(f"srpo_trl.host.checkpoints.{moment}", cut)
+    monkeypatch.setattr(owner, moment, cut)
     with pytest.raises(PowerCut):
         make_trainer(run, **options).train()
     monkeypatch.undo()

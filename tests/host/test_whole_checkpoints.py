@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from trl import GRPOTrainer
 
 from harness import LORA, chat_dataset, flat_parameters, make_trainer
 from resumed_runs import RUN, SPLITS, half
 from srpo_trl.commands.evaluate import evaluate
 from srpo_trl.commands.train import last_complete_checkpoint
 from srpo_trl.host import unlisted as unlisted_files
-from srpo_trl.host.checkpoints import STATE_FILE
+from srpo_trl.host.checkpoint_parts import STATE_FILE
 from srpo_trl.host.manifest import (
     MANIFEST_FILE,
     BrokenCheckpointError,
@@ -145,7 +146,7 @@ def test_files_that_others_add_are_no_fault(copied):
 def test_a_checkpoint_named_by_hand_is_refused_before_anything_is_loaded(copied, monkeypatch):
     change(copied / "checkpoint-2" / "optimizer.pt")
     trainer = make_trainer(copied, **OPTIONS | {"max_steps": 3})
-    monkeypatch.setattr(trainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
+    monkeypatch.setattr(GRPOTrainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(BrokenCheckpointError) as error:
         trainer.train(resume_from_checkpoint=str(copied / "checkpoint-2"))
     for part in ("optimizer.pt has changed", "Copy the checkpoint again", f"remove {MANIFEST_FILE}"):
@@ -162,7 +163,7 @@ def test_true_goes_on_from_the_newest_whole_one(copied, tmp_path):
     whole.train()
     cut(copied / "checkpoint-2" / "srpo_teacher.safetensors")
     trainer = make_trainer(copied, **OPTIONS | {"max_steps": 3})
-    assert trainer.newest_whole_checkpoint() == str(copied / "checkpoint-1")
+    assert trainer.checkpoints.newest_whole() == str(copied / "checkpoint-1")
     trainer.train(resume_from_checkpoint=True)
     assert torch.equal(flat_parameters(trainer.model), flat_parameters(whole.model))
     assert flaw_of(copied / "checkpoint-2") == ""  # written anew
@@ -239,7 +240,7 @@ def test_a_copy_that_broke_off_before_the_list_is_passed_over(copied, caplog, na
     (copied / "checkpoint-2" / name).unlink()
     trainer = make_trainer(copied, **OPTIONS)
     with caplog.at_level(logging.WARNING):
-        assert trainer.newest_whole_checkpoint() == str(copied / "checkpoint-1")
+        assert trainer.checkpoints.newest_whole() == str(copied / "checkpoint-1")
     assert f"{name} is missing" in caplog.text
 
 
@@ -256,12 +257,12 @@ def test_a_best_checkpoint_that_is_broken_is_not_loaded(tmp_path, adapter):
     trainer.train()
     trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
     trained = flat_parameters(trainer.model)
-    trainer._load_best_model()
+    trainer._read_best()
     assert not torch.equal(flat_parameters(trainer.model), trained)
     name = "adapter_model.safetensors" if adapter else "model.safetensors"
     change(tmp_path / "checkpoint-1" / name)
     with pytest.raises(BrokenCheckpointError, match=f"{name} has changed"):
-        trainer._load_best_model()
+        trainer._read_best()
 
 
 BEST = OPTIONS | {

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from harness import contains_answer, make_trainer
-from srpo_trl.host import checkpoints as checkpointing
+from srpo_trl.host.checkpoint_parts import STATE_FILE
 from srpo_trl.rewards.correctness_watch import (
     NO_SCORES,
     REMINDER_BATCHES,
@@ -244,7 +244,8 @@ def test_a_run_tells_what_is_doubtful(tmp_path, caplog, options, at_construction
 def test_what_was_told_is_not_told_again_after_a_resume(tmp_path, caplog):
     options = {"reward_funcs": scaled(-1, 0), "save_strategy": "steps", "save_steps": 1}
     make_trainer(tmp_path, max_steps=1, **options).train()
-    assert checkpointing.load_state(tmp_path / "checkpoint-1").correctness["num_batches"] == 1
+    state = json.loads((tmp_path / "checkpoint-1" / STATE_FILE).read_text(encoding="utf-8"))
+    assert state["correctness"]["num_batches"] == 1
     caplog.clear()
     with caplog.at_level(logging.WARNING, "srpo_trl"):
         make_trainer(tmp_path, max_steps=2, **options).train(resume_from_checkpoint=True)

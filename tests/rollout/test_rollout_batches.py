@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from trl import GRPOTrainer
 
 from harness import ROLLOUTS, chat_dataset, flat_parameters, make_trainer, replay, tiny_model, tiny_tokenizer
 from resumed_runs import GIVEN, RUN, half, states
-from srpo_trl.host import checkpoints as checkpointing
+from srpo_trl.host.checkpoint_parts import STATE_FILE
 from srpo_trl.host.manifest import names_in, write_manifest
 from srpo_trl.loss.ops import Head
 from srpo_trl.rollout import batch as trl_batch
@@ -74,7 +75,8 @@ def test_each_rollout_batch_is_complete_once(accumulation, per_generation, itera
 
 
 def test_rollouts_are_numbered_one_after_the_other():
-    counter = RolloutBatchCounter(3, num_micro_batches=6, num_rollouts=16)
+    counter = RolloutBatchCounter(3)
+    counter.resume(num_micro_batches=6, num_rollouts=16)
     assert [counter.take_rollouts(n) for n in (8, 4, 4)] == [16, 24, 28]
     assert counter.num_rollouts == 32
     assert counter.take_complete(9) == 1
@@ -346,7 +348,7 @@ def trained(folder, checkpoint=None, *, max_steps, rows=12, **options):
     route = trainer._route
 
     def checked_route(inputs, prompts, *others):
-        sampler = trainer._train_sampler
+        sampler = trainer._prompt_order.sampler
         drawn = sampler._drawn[sampler._num_reported]
         assert prompts[:: trainer.num_generations] == [trainer.train_dataset[row]["prompt"] for row in drawn]
         return route(inputs, prompts, *others)
@@ -452,7 +454,7 @@ def test_inside_a_rollout_batch_other_options_are_refused_before_anything_is_loa
     trained(tmp_path, max_steps=4, **batch_options(1, 3, 1))
     options = RUN | {"reward_funcs": half, "train_dataset": chat_dataset(ROLLOUTS * 6)} | after
     trainer = make_trainer(tmp_path, **options)
-    monkeypatch.setattr(trainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
+    monkeypatch.setattr(GRPOTrainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match="lies inside a rollout batch") as error:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert all(value in str(error.value) for value in named)
@@ -471,7 +473,7 @@ def test_inside_a_rollout_batch_other_groups_and_data_go_on(tmp_path):
 
 def test_a_checkpoint_of_another_version_is_refused_by_its_fields(tmp_path):
     trained(tmp_path, max_steps=1, **EIGHT)
-    path = tmp_path / "checkpoint-1" / checkpointing.STATE_FILE
+    path = tmp_path / "checkpoint-1" / STATE_FILE
     state = json.loads(path.read_text())
     for saved, named in (
         ({name: value for name, value in state.items() if name != "counted_in"}, "counted_in"),

@@ -25,7 +25,8 @@ from resumed_runs import RUN, SPLITS, half
 from srpo_trl import SRPOTrainer
 from srpo_trl.commands.train import last_complete_checkpoint
 from srpo_trl.host import checkpoints as checkpointing
-from srpo_trl.host import resumable
+from srpo_trl.host import manifest
+from srpo_trl.host.checkpoint_parts import StateFile
 from srpo_trl.host.manifest import MANIFEST_FILE
 from srpo_trl.teacher import scoring as teacher_pass
 from srpo_trl.teacher import weights as teacher
@@ -142,12 +143,12 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "in the teacher's file": lambda: after_call(
         teacher, "save_file", 3, lambda values, file, metadata: halve(file)
     ),
-    "after the teacher's file": lambda: at_call(checkpointing, "save_state", 3),
+    "after the teacher's file": lambda: at_call(StateFile, "save", 3),
     "in the list of files": lambda: after_call(
-        resumable, "write_manifest", 3, lambda folder, *args, **kwargs: halve(folder / MANIFEST_FILE)
+        manifest, "write_manifest", 3, lambda folder, *args, **kwargs: halve(folder / MANIFEST_FILE)
     ),
     "before the checkpoint has its name": lambda: at_call(checkpointing, "publish", 3),
-    "before older ones go": lambda: at_call(resumable, "rotate_checkpoints", 3),
+    "before older ones go": lambda: at_call(checkpointing, "rotate_checkpoints", 3),
     "while older ones go": lambda: in_the_rotation(2),
     "after a save": lambda: after_call(SRPOTrainer, "_save_checkpoint", 3, lambda *args: None),
     "in a generation": lambda: at_call(GenerationMixin, "_update_model_kwargs_for_generation", 12),

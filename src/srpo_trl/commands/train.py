@@ -22,8 +22,8 @@ from srpo_trl.commands.inputs import (
 from srpo_trl.commands.options import attempt, parse_options, refuse
 from srpo_trl.commands.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
 from srpo_trl.config import SRPOConfig
-from srpo_trl.host.checkpoints import unwritable
 from srpo_trl.host.manifest import flaw_of, newest_whole
+from srpo_trl.host.staging import unwritable
 from srpo_trl.host.training_clock import TrainingClock, seconds_of
 from srpo_trl.seams.trl import RewardFunc as RewardFunction
 from srpo_trl.trainer import SRPOTrainer
@@ -177,7 +177,7 @@ def _run(training: Training) -> None:
     trainer.add_callback(clock)  # after the trainer's own, whose time in a step counts
     resume = config.resume_from_checkpoint
     if resume == "auto":
-        resume = trainer.newest_whole_checkpoint()
+        resume = trainer.checkpoints.newest_whole()
     say = trainer.accelerator.print
     say(
         f"[srpo-trl] routing {config.routing}; model {model}; {len(training.train_rows)} training prompts; "

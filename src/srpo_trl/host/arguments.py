@@ -11,8 +11,8 @@ from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.host.argument_types import check_each_argument
-from srpo_trl.host.checkpoints import unwritable
 from srpo_trl.host.datasets import context_problems, dataset_problems
+from srpo_trl.host.staging import unwritable
 from srpo_trl.seams.parameters import is_zero3, shards_parameters
 from srpo_trl.seams.trl import get_callable_name, get_config_model_id
 

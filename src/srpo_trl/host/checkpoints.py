@@ -1,231 +1,308 @@
-"""What SRPO adds to a checkpoint, and how a checkpoint becomes visible: whole, or not at all.
+"""The checkpoints of a run, and its output folder while it trains.
 
-`Trainer` writes a checkpoint file by file into its final folder, so a run killed in the middle of a save leaves a
-folder that looks like the last checkpoint and is not one. Here every process writes into a staging folder, which
-takes its final name in one rename after the last file, the list of all the others (`manifest`).
+Checkpoints are whole or not there (`staging`), are listed file by file (`manifest`) and written between optimizer steps
+(`step_boundary`). What is added to them is a list of parts.
 """
 
-import json
+import logging
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device
-from safetensors import SafetensorError
-from torch import Tensor
+from accelerate.utils import gather, gather_object
+from transformers import TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from srpo_trl.host.manifest import checkpoints_in, expendable
-from srpo_trl.host.write_failures import cause_of
-from srpo_trl.rollout.batch_counter import BatchOptions, resume_problem
+from srpo_trl.host.manifest import (
+    BrokenCheckpointError,
+    Manifest,
+    checkpoints_in,
+    flaw_of,
+    newest_whole,
+    remedy,
+)
+from srpo_trl.host.run_lock import FolderInUseError, RunLock, may_be_in_use
+from srpo_trl.host.staging import (
+    clear_staging,
+    explained_failure,
+    publish,
+    restore_replaced,
+    rotate_checkpoints,
+    staging_folder,
+)
+from srpo_trl.host.step_boundary import StepBoundary
 
-STATE_FILE = "srpo_state.json"
-STAGING_FOLDER = ".saving"
-_ROLLOUTS_FILE = "srpo_rollouts_rank{rank}.pt"
-_REPLACED, _REMOVED = ".replaced", ".removed"
+logger = logging.getLogger(__name__)
 
 
-@dataclass
-class RunState:
-    """Counters of a run that TRL does not save.
+class CheckpointPart(Protocol):
+    """State that a checkpoint holds beside transformers' files. Every process calls each method alike."""
+
+    def save(self, folder: Path, rank: int, *, writes: bool) -> None:
+        """Add to a checkpoint that is not visible yet; without `writes`, only files of this rank."""
+
+    def check(self, folder: Path) -> None:
+        """Raise, with the remedy, where this launch cannot resume from the checkpoint; nothing is loaded yet."""
+
+    def load(self, folder: Path, rank: int, device: torch.device) -> None:
+        """Restore what `save` wrote; weights and optimizer are loaded, and the parts before this one."""
+
+
+class Checkpoints:
+    """The checkpoints in a run's folder. Every process calls each method alike.
+
+    Args:
+        run_dir: `output_dir`. A checkpoint that a killed save had set aside gets its name back.
+        accelerator: of the run.
+        boundary: where the run is, inside an optimizer step or between two.
+        manifest: lists the files of each checkpoint; None: a checkpoint has no list.
+        writes: whether this process writes the files that all share (`TrainingArguments.should_save`).
+        must_write: whether the run saves, so that a folder that cannot be written to is an error.
+        limit: `save_total_limit`.
 
     Attributes:
-        micro_step: training micro-batches so far; decides when the next rollouts are generated.
-        counted_in: what they are counted in.
-        num_rollouts: generated so far, on all processes.
-        engine: that wrote it: "FSDP", "DEEPSPEED", or "" for whole files, as one process and DDP write them.
-        has_rollouts: the checkpoint lies inside a rollout batch, whose rest is saved beside it.
-        distilled_fraction: `DistilledFraction.state`.
-        correctness: `CorrectnessWatch.state`.
-        prompts: `ResumableRepeatSampler.state`; None for an iterable data set.
+        parts: asked in this order.
     """
 
-    micro_step: int
-    counted_in: BatchOptions
-    num_rollouts: int
-    engine: str
-    has_rollouts: bool
-    distilled_fraction: dict[str, Any]
-    correctness: dict[str, Any]
-    prompts: dict[str, Any] | None
+    def __init__(
+        self,
+        run_dir: str,
+        accelerator: Accelerator,
+        boundary: StepBoundary,
+        manifest: Manifest | None = None,
+        *,
+        parts: Iterable[CheckpointPart] = (),
+        writes: bool = True,
+        must_write: bool = True,
+        limit: int | None = None,
+    ) -> None:
+        self.parts = list(parts)
+        self._run_dir, self._accelerator, self._boundary, self._manifest = (
+            run_dir,
+            accelerator,
+            boundary,
+            manifest,
+        )
+        self._writes, self._must_write, self._limit = writes, must_write, limit
+        self._lock: RunLock | None = None  # of the processes that write, while they train
+        self._is_training = False
+        self._last_saved_step: int | None = None
+        self._known_whole: str | None = None  # the checkpoint that was chosen for being whole
+        if writes and not may_be_in_use(Path(run_dir)):
+            restore_replaced(run_dir)
+        accelerator.wait_for_everyone()
 
-    def check(self, folder: Path, accelerator: Accelerator, options: BatchOptions) -> None:
-        """Raise ValueError where this launch cannot go on from the checkpoint.
+    # ---------------------------------------------------------------- a run
 
-        Another engine does not find the optimizer's state, and `Trainer` would begin with a new one; rollouts saved
-        under other batch options would have to be shared out anew.
+    @contextmanager
+    def run(self, resume: str | bool | None) -> Iterator[str | bool | None]:
+        """Hold the folder while the block trains, and give it what `Trainer.train` is to resume from.
+
+        Args:
+            resume: a checkpoint; True: the newest whole one; "auto": the same, or None where there is none.
+
+        Raises:
+            FolderInUseError: another run trains in the folder.
+            BrokenCheckpointError: the checkpoint is not whole.
+            ValueError, FileNotFoundError: a part cannot resume from it.
         """
-        engine = engine_of(accelerator)
-        if self.engine != engine:
-            raise ValueError(
-                f"{folder} was written under {self.engine or 'one process or DDP'} and cannot be resumed under "
-                f"{engine or 'one process or DDP'}, which does not read its optimizer's state. Launch as before, "
-                "or start a new run from the checkpoint's model."
-            )
-        problem = resume_problem(self.counted_in, options, has_rollouts=self.has_rollouts)
-        if problem:
-            raise ValueError(f"{folder} {problem}")
-
-
-def engine_of(accelerator: Accelerator) -> str:
-    """Return the engine that writes checkpoints in its own way; empty where `Trainer` writes whole files."""
-    kind = accelerator.distributed_type
-    return kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else ""
-
-
-class SavedRollouts(NamedTuple):
-    """This process's rollouts that are still to be trained on.
-
-    Attributes:
-        batches: TRL's micro-batches.
-        head: weight and bias that their teacher's hidden states are projected with; None: the present teacher's.
-    """
-
-    batches: list[dict[str, Any]]
-    head: tuple[Tensor, Tensor | None] | None
-
-
-def save_state(folder: Path, state: RunState) -> None:
-    """Write the counters to `STATE_FILE`."""
-    (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-
-
-def load_state(folder: Path) -> RunState:
-    """Read the counters.
-
-    Raises:
-        FileNotFoundError: the checkpoint was not written by SRPOTrainer.
-        ValueError: it was written by another version.
-    """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: the checkpoint was not written by SRPOTrainer with routing other than 'grpo'. "
-            "Resume from one that was, or start a new run from this one by passing it as `model`."
-        )
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    _refuse_other_fields(path, saved, RunState)
-    _refuse_other_fields(path, saved["counted_in"], BatchOptions)
-    return RunState(**saved | {"counted_in": BatchOptions(**saved["counted_in"])})
-
-
-def _refuse_other_fields(path: Path, saved: dict[str, Any], kind: type) -> None:
-    """Raise ValueError unless the saved fields are those of a dataclass."""
-    expected = {field.name for field in fields(kind)}
-    missing, unknown = sorted(expected - set(saved)), sorted(set(saved) - expected)
-    if missing or unknown:
-        raise ValueError(
-            f"{path} was written by another version of srpo-trl: without {missing or 'nothing missing'}, with "
-            f"{unknown or 'nothing unknown'}. Resume with that version, or start a new run from the checkpoint's model "
-            "by passing it as `model`."
-        )
-
-
-def save_rollouts(folder: Path, rank: int, rollouts: SavedRollouts) -> None:
-    """Write one process's rollouts."""
-    torch.save(tuple(rollouts), folder / _ROLLOUTS_FILE.format(rank=rank))
-
-
-def load_rollouts(folder: Path, rank: int, device: torch.device) -> SavedRollouts:
-    """Read one process's rollouts; plain tensors and lists only, never pickled code."""
-    saved = torch.load(folder / _ROLLOUTS_FILE.format(rank=rank), map_location="cpu", weights_only=True)
-    return SavedRollouts(*send_to_device(saved, device))
-
-
-def staging_folder(run_dir: str) -> str:
-    """Return the folder inside which checkpoints are written before they take their final name."""
-    return os.path.join(run_dir, STAGING_FOLDER)
-
-
-def unwritable(folder: str) -> str:
-    """Return why nothing can be written below a folder, which need not exist yet; empty where it can."""
-    path = Path(folder).absolute()
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    if not existing.is_dir():
-        return f"{existing} is a file"
-    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is read-only"
-
-
-@contextmanager
-def explained_failure(run_dir: str, name: str, *, clears: bool) -> Iterator[None]:
-    """Say, where the block fails to write a checkpoint, what that means; with `clears`, remove what it has written.
-
-    Raises:
-        OSError: in place of the many errors that a full or broken disk shows itself in.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch.save's, and safetensors'
-        free = f", where {shutil.disk_usage(run_dir).free} bytes are free" if os.path.isdir(run_dir) else ""
-        number, cause = cause_of(error, run_dir)
-        if clears:
-            with suppress(OSError):
-                clear_staging(run_dir)
-        reason = f"{cause.reason} ({error})" if cause.reason else str(error)
-        explained = OSError(
-            f"{name} could not be written into {run_dir}{free}: {reason}\nThe checkpoints before it are "
-            f"whole. {cause.what_to_do}, then go on from the last one with resume_from_checkpoint."
-        )
-        explained.errno = number
-        raise explained from error
-
-
-def restore_replaced(run_dir: str) -> None:
-    """Give a checkpoint its name back that a save, killed in the middle of replacing it, had set aside."""
-    for replaced in Path(staging_folder(run_dir)).glob(f"*{_REPLACED}"):
-        final = Path(run_dir) / replaced.name.removesuffix(_REPLACED)
-        if not final.exists():
-            replaced.rename(final)
-
-
-def clear_staging(run_dir: str) -> None:
-    """Remove what a killed save left behind, but a checkpoint that it had set aside."""
-    restore_replaced(run_dir)
-    shutil.rmtree(staging_folder(run_dir), ignore_errors=True)
-
-
-def publish(run_dir: str, name: str) -> str:
-    """Give a staged checkpoint its final name, in one step, and return its path.
-
-    An older checkpoint of the same name is set aside first and removed last.
-    """
-    staged, final = os.path.join(staging_folder(run_dir), name), os.path.join(run_dir, name)
-    replaced = os.path.join(staging_folder(run_dir), name + _REPLACED)
-    _sync_to_disk(staged)
-    if os.path.exists(final):
-        os.rename(final, replaced)
-    os.rename(staged, final)
-    clear_staging(run_dir)
-    return final
-
-
-def rotate_checkpoints(run_dir: str, limit: int | None, current: int, best: int | None) -> None:
-    """Remove the oldest checkpoints beyond `save_total_limit`, by their steps; a clock has no say in it.
-
-    Each leaves its name before its first file goes, so that a run killed meanwhile leaves no half of one. Neither that
-    of step `current`, which was just written, nor the best goes.
-    """
-    folders = dict(checkpoints_in(Path(run_dir)))
-    for step in expendable(list(folders), limit, current, best):
-        removed = Path(staging_folder(run_dir)) / (folders[step].name + _REMOVED)
-        with suppress(OSError):  # as transformers, which passes over what it cannot remove
-            removed.parent.mkdir(exist_ok=True)
-            folders[step].rename(removed)
-            shutil.rmtree(removed, ignore_errors=True)
-    clear_staging(run_dir)
-
-
-def _sync_to_disk(folder: str) -> None:
-    """Flush every file of the folder, so that the rename never outlives the contents in a power cut."""
-    for root, _folders, files in os.walk(folder):
-        for file in files:
-            descriptor = os.open(os.path.join(root, file), os.O_RDONLY)
+        with self._own_folder():
+            if self._writes:
+                restore_replaced(self._run_dir)
+            self._accelerator.wait_for_everyone()
+            if resume == "auto":
+                resume = self.newest_whole()
+            elif resume is True:
+                resume = self.newest_whole() or self._none_is_whole()
+            if isinstance(resume, str | os.PathLike) and os.path.isdir(resume):
+                self.check(str(resume))
+            self._is_training, self._last_saved_step = True, None
             try:
-                os.fsync(descriptor)
+                yield resume
             finally:
-                os.close(descriptor)
+                self._is_training = False
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """Hold the folder for the length of the block; it fails on all processes where it fails on one."""
+        in_use = unwritable = ""
+        if self._writes:
+            try:
+                self._lock = RunLock.take(Path(self._run_dir), say=logger.warning)
+            except FolderInUseError as error:
+                in_use = str(error)
+            except OSError as error:
+                unwritable = f"output_dir={self._run_dir!r} cannot be written to: {error}"
+        try:
+            if in_use := _first_of_all_processes(in_use):
+                raise FolderInUseError(in_use)
+            unwritable = _first_of_all_processes(unwritable)
+            if unwritable and self._must_write:
+                raise OSError(f"{unwritable}. Give another folder, or set save_strategy='no'.")
+            if unwritable:
+                logger.warning("%s. It is not locked, and other runs can use it.", unwritable)
+            yield
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    # ---------------------------------------------------------------- reading
+
+    def newest_whole(self) -> str | None:
+        """Return the checkpoint with the highest step that is whole, None where there is none.
+
+        Each that is passed over is logged with the file that is wrong.
+        """
+        chosen = newest_whole(Path(self._run_dir), self._flaw)
+        if self._writes:
+            for reason in chosen.passed_over:
+                logger.warning(reason)
+        self._known_whole = str(chosen.folder) if chosen.folder else None
+        return self._known_whole
+
+    def _none_is_whole(self) -> bool:
+        """Return what makes `Trainer` say that there is no checkpoint; raise where there are, and none is whole."""
+        if found := checkpoints_in(Path(self._run_dir)):
+            newest = found[-1][1]
+            flaw = f"no checkpoint beside it is whole, and {self._flaw(newest)}"
+            raise BrokenCheckpointError(remedy(newest, flaw))
+        return True
+
+    def _flaw(self, folder: Path, *, to_resume: bool = True) -> str:
+        """Return what is wrong with a checkpoint; the processes that wrote it read it, and all learn of it."""
+        return _first_of_all_processes(flaw_of(folder, to_resume=to_resume) if self._writes else "")
+
+    def check_whole(self, folder: str, *, to_resume: bool = True) -> None:
+        """Raise BrokenCheckpointError unless a checkpoint is whole; without `to_resume`, its model is enough."""
+        if folder != self._known_whole and (flaw := self._flaw(Path(folder), to_resume=to_resume)):
+            raise BrokenCheckpointError(remedy(Path(folder), flaw))
+
+    def check(self, folder: str) -> None:
+        """Raise unless a checkpoint is whole and every part can resume from it."""
+        self.check_whole(folder)
+        for part in self.parts:
+            part.check(Path(folder))
+
+    def load(self, folder: str | None) -> None:
+        """Let every part load from a checkpoint, if any; weights and optimizer are loaded."""
+        for part in self.parts if folder is not None else ():
+            part.load(Path(str(folder)), self._accelerator.process_index, self._accelerator.device)
+
+    # ---------------------------------------------------------------- writing
+
+    @contextmanager
+    def staging(self, state: TrainerState) -> Iterator[str]:
+        """Give the folder into which the block writes transformers' part; then add the others and publish the whole.
+
+        Args:
+            state: of the step that is saved; learns where the best checkpoint lies.
+
+        Raises:
+            OSError: it could not be written; the checkpoints before it are whole.
+            FolderInUseError: another run has taken the folder.
+        """
+        run_dir, name = self._run_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if self._lock is not None:
+            self._lock.check()
+        with explained_failure(run_dir, name, clears=self._writes):
+            if self._writes:
+                clear_staging(run_dir)
+            self._accelerator.wait_for_everyone()
+            yield staging_folder(run_dir)
+            staged = Path(staging_folder(run_dir)) / name
+            for part in self.parts:
+                part.save(staged, self._accelerator.process_index, writes=self._writes)
+            if self._name_best(state, staged=name) and self._writes:
+                state.save_to_json(str(staged / TRAINER_STATE_NAME))
+            self._accelerator.wait_for_everyone()
+            if self._manifest is not None:
+                self._manifest.write(staged)
+            if self._writes:
+                publish(run_dir, name)
+                self._rotate(state)  # only now may older checkpoints go
+            self._accelerator.wait_for_everyone()
+        self._last_saved_step = state.global_step
+
+    def path_of(self, step: int) -> str:
+        """Return the folder of a step's checkpoint."""
+        return os.path.join(self._run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+
+    def _rotate(self, state: TrainerState) -> None:
+        best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
+        is_here = best is not None and best.parent.resolve() == Path(self._run_dir).resolve()
+        best_step = state.best_global_step if is_here else None
+        rotate_checkpoints(self._run_dir, self._limit, state.global_step, best_step)
+
+    def _name_best(self, state: TrainerState, staged: str = "") -> bool:
+        """Point to the best checkpoint where it lies, or is about to; return whether there is one to load."""
+        if not state.best_global_step:
+            return False
+        best = self.path_of(state.best_global_step)
+        is_found = os.path.basename(best) == staged or os.path.isdir(best)
+        if is_found:
+            state.best_model_checkpoint = best
+        return is_found
+
+    def find_best(self, state: TrainerState) -> None:
+        """Point to the best checkpoint of a run whose folder was moved; warn where it was not moved along."""
+        is_lost = state.best_global_step and not state.best_model_checkpoint
+        if is_lost and not self._name_best(state):
+            logger.warning(
+                "The best checkpoint, of step %d, is not in %s: the last model stays.",
+                state.best_global_step,
+                self._run_dir,
+            )
+
+    # ---------------------------------------------------------------- the end of a step
+
+    def puts_off(self, step: int) -> bool:
+        """Return whether a checkpoint that is asked for now has to wait, and keep it in mind then.
+
+        Args:
+            step: optimizer steps taken.
+
+        Raises:
+            RuntimeError: training has ended inside an optimizer step.
+        """
+        if not self._boundary.is_inside:
+            return False
+        if not self._is_training:
+            raise RuntimeError(
+                f"No checkpoint can be written: training ended inside the optimizer step after step {step}, when "
+                "rollouts were partly used and gradients not yet taken. Go on from the last checkpoint; "
+                "`save_model` saves the weights."
+            )
+        logger.info("The checkpoint asked for in the step after %d is written at the end of that step.", step)
+        self._boundary.save_is_due = True
+        return True
+
+    def is_due(self, state: TrainerState, control: TrainerControl) -> bool:
+        """Return, at the end of a step, whether a checkpoint was put off to here; after a signal, stop the run too."""
+        if self._boundary.is_inside:  # stopped inside the step, by a callback that came after all others
+            return False
+        if self._is_preempted():
+            self._boundary.save_is_due = control.should_training_stop = True
+        is_due, self._boundary.save_is_due = self._boundary.save_is_due, False
+        return is_due and self._last_saved_step != state.global_step
+
+    def _is_preempted(self) -> bool:
+        """Return whether any process was told by a signal to save and stop."""
+        preemption = self._boundary.preemption
+        if preemption is None:
+            return False
+        asked = torch.tensor([int(preemption.is_asked_for())], device=self._accelerator.device)
+        is_preempted = bool(gather(asked).any())
+        if is_preempted:
+            preemption.is_done()
+        return is_preempted
+
+
+def _first_of_all_processes(text: str) -> str:
+    """Return the first text of any process that is not empty."""
+    return next(filter(None, gather_object([text])), "")

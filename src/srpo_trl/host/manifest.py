@@ -7,6 +7,7 @@ by chance. Files are read in parallel. A file that is added later (a README, say
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +16,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from accelerate.utils import gather_object
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from srpo_trl.host.unlisted import flaw_without_manifest
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "srpo_manifest.json"
 _CHUNK = 1 << 22
@@ -34,6 +38,35 @@ class NewestWhole(NamedTuple):
 
     folder: Path | None
     passed_over: tuple[str, ...]
+
+
+class Manifest:
+    """Lists the files of checkpoints, once every process has written its own.
+
+    Args:
+        writes: whether this process writes the list (`TrainingArguments.should_save`).
+        is_resumable: whether checkpoints hold more than a model.
+        has_own_disk: whether each node lists what lies on its own disk (`save_on_each_node`).
+    """
+
+    def __init__(self, *, writes: bool = True, is_resumable: bool = True, has_own_disk: bool = False) -> None:
+        self._writes, self._is_resumable, self._has_own_disk = writes, is_resumable, has_own_disk
+
+    def write(self, folder: Path) -> None:
+        """List the files of all processes that write to this disk; every process calls it alike."""
+        names = names_in(folder) if folder.is_dir() else []
+        seen = [names] if self._has_own_disk else gather_object([names])
+        if not self._writes:
+            return
+        names, elsewhere = names_of_processes(folder, seen)
+        if elsewhere:
+            logger.warning(
+                "%s: %s of other processes do not appear on this disk. Save to a disk that all share, or set "
+                "save_on_each_node=True; else the checkpoint cannot be resumed.",
+                folder.name,
+                ", ".join(elsewhere),
+            )
+        write_manifest(folder, names, is_resumable=self._is_resumable)
 
 
 def names_in(folder: Path) -> list[str]:

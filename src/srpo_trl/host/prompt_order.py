@@ -1,12 +1,13 @@
 """The order of prompts: that of an uninterrupted run after a resume, and again those whose group failed as a whole."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
+from srpo_trl.rollout.batch_counter import next_of_epoch
 from srpo_trl.seams.trl import RepeatSampler
 
 _UNKNOWN = -1
@@ -33,7 +34,7 @@ class ResumableRepeatSampler(RepeatSampler):
     _num_reported_before: int  # before a resume; _UNKNOWN: in another layout of the data
 
     @classmethod
-    def like(cls, sampler: Sampler) -> "ResumableRepeatSampler":
+    def like(cls, sampler: Sampler[Any]) -> "ResumableRepeatSampler":
         """Return one of the same arguments as TRL's."""
         assert isinstance(sampler, RepeatSampler)
         made = cls(
@@ -115,3 +116,60 @@ class ResumableRepeatSampler(RepeatSampler):
 
     def _next_again(self) -> list[int]:
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_again))]
+
+
+class PromptOrder:
+    """The order of a run's prompts, which a checkpoint holds.
+
+    Args:
+        micro_batches_each: micro-batches of a rollout batch.
+        epoch: returns the epochs trained, with a fraction inside one.
+        resampled_frac: largest share of a rollout batch's prompts that may be drawn again.
+
+    Attributes:
+        sampler: of the training rows; None for an iterable data set, and before training.
+    """
+
+    sampler: ResumableRepeatSampler | None = None
+
+    def __init__(
+        self, micro_batches_each: int, epoch: Callable[[], float], resampled_frac: float = 0.0
+    ) -> None:
+        self._micro_batches_each, self._epoch, self._resampled_frac = (
+            micro_batches_each,
+            epoch,
+            resampled_frac,
+        )
+
+    def sampler_like(self, sampler: Sampler[Any]) -> ResumableRepeatSampler:
+        """Return a sampler of the same arguments as TRL's, and keep to it."""
+        self.sampler = ResumableRepeatSampler.like(sampler)
+        self.sampler.max_again = int(self._resampled_frac * self.sampler.batch_size)
+        return self.sampler
+
+    def begin_epoch(self, epoch: int, num_skipped: int, num_micro_batches: int) -> None:
+        """Let the pass over the data that follows have the order of this epoch.
+
+        Args:
+            epoch: counted from 0.
+            num_skipped: micro-batches of the epoch that a resumed run passes over.
+            num_micro_batches: trained on so far in the run.
+        """
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch)
+            self.sampler.start_at(next_of_epoch(num_skipped, num_micro_batches, self._micro_batches_each))
+
+    def report(self, has_failed_P: Sequence[bool]) -> None:
+        """Take the outcome of the epoch's next rollout batch."""
+        if self.sampler is not None:
+            self.sampler.report(has_failed_P)
+
+    def state(self) -> dict[str, Any] | None:
+        """Return what a checkpoint must hold; None without a sampler."""
+        epoch = self._epoch()
+        return None if self.sampler is None else self.sampler.state(is_inside_epoch=epoch != int(epoch))
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Take what `state` returned."""
+        if self.sampler is not None and state is not None:
+            self.sampler.restore(state)

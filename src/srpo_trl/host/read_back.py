@@ -7,7 +7,7 @@ do not fit are a warning there; the parameters behind them stay as they were bef
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +49,23 @@ def conversions_of(model: PreTrainedModel) -> list[Any]:
     return list(known)
 
 
+def load_weights(model: nn.Module, folder: Path, load: Callable[[], None]) -> None:
+    """Read a checkpoint's weights into a model that no engine shards.
+
+    Args:
+        load: transformers' own way; not taken by models whose names or shapes it would not change back.
+
+    Raises:
+        BrokenCheckpointError, FileNotFoundError: as `read_back` and `check_adapters`.
+    """
+    if isinstance(model, PreTrainedModel) and conversions_of(model):
+        read_back(model, folder)
+        return
+    load()
+    if isinstance(model, PeftModel):
+        check_adapters(model, folder)
+
+
 def read_back(model: PreTrainedModel, folder: Path) -> None:
     """Give the model's parameters and buffers, in place, the values that `save_pretrained` wrote to a folder.
 
@@ -65,14 +82,17 @@ def read_back(model: PreTrainedModel, folder: Path) -> None:
         raise BrokenCheckpointError(keys_do_not_fit(folder, *problems))
 
 
-def check_keys(model: nn.Module, folder: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+def check_keys(model: nn.Module, folder: str, loaded: Any) -> None:
     """Raise unless all that is missing is a parameter that was saved under another name, or never is.
+
+    Args:
+        loaded: `missing_keys` and `unexpected_keys`, what `load_state_dict` returns.
 
     Raises:
         BrokenCheckpointError: some of the model's values were not read, or values were left over.
     """
-    unread = _unread(_identities(model), set(missing)) - _never_saved(model)
-    left_over = set(unexpected)
+    unread = _unread(_identities(model), set(loaded.missing_keys)) - _never_saved(model)
+    left_over = set(loaded.unexpected_keys)
     if unread or left_over:
         raise BrokenCheckpointError(keys_do_not_fit(folder, unread, left_over))
 

@@ -13,36 +13,45 @@ from transformers import TrainerCallback, TrainerControl
 from srpo_trl.seams.trl import JITCheckpointCallback
 
 
-class StepBoundary:
-    """Where a run is, inside an optimizer step or between two, and what waits for the step's end.
+class StepBoundary(TrainerCallback):
+    """Whether a run is inside an optimizer step or between two, and what waits for the step's end.
+
+    Args:
+        callbacks: the trainer's, changed in place: this callback comes first, one that puts stops off comes last, and
+            transformers' own for preemption, which saves inside a step, is taken over.
 
     Attributes:
         is_inside: from the moment the step's batches are drawn to its end, when the teacher has moved.
         save_is_due: a checkpoint was asked for inside the step.
+        preemption: None without `enable_jit_checkpoint`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, callbacks: list[TrainerCallback]) -> None:
         self.is_inside = self.save_is_due = False
-        self._step = -1
+        self.preemption: Preemption | None = None
+        for place, callback in enumerate(callbacks):
+            if isinstance(callback, JITCheckpointCallback):
+                callbacks[place] = self.preemption = Preemption(callback)
+        self._callbacks, self._last = callbacks, _StepEnd(self)
+        callbacks[:] = [self, *callbacks, self._last]
 
-    def enter(self, global_step: int) -> None:
-        """Take note that the batches of the step after `global_step` are drawn."""
-        self.is_inside, self._step = True, global_step
-
-    def reach(self, global_step: int) -> None:
-        """Take note that all is done of the step that led to `global_step`; nothing where it is still the same."""
-        if global_step != self._step:
-            self.is_inside = False
-
-    def reset(self) -> None:
-        """Begin a run."""
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Called before the first step; an earlier run may have broken off inside one."""
         self.is_inside = self.save_is_due = False
 
+    def on_step_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Called when the batches of a step have been drawn."""
+        self.is_inside = True
+        if self._callbacks[-1] is not self._last:
+            self._callbacks.remove(self._last)
+            self._callbacks.append(self._last)
 
-class StopsAtStepEnd(TrainerCallback):
+
+class _StepEnd(TrainerCallback):
     """Puts a stop that was asked for between two micro-batches off to the end of their step; must be called last."""
 
-    def __init__(self) -> None:
+    def __init__(self, boundary: StepBoundary) -> None:
+        self._boundary = boundary
         self._training_stop = self._epoch_stop = False
 
     def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
@@ -56,27 +65,18 @@ class StopsAtStepEnd(TrainerCallback):
         control.should_training_stop = control.should_epoch_stop = False
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        """Called after the optimizer's step."""
+        """Called after the optimizer's step, and before it is logged, evaluated and saved."""
+        self._boundary.is_inside = False
         control.should_training_stop |= self._training_stop
         control.should_epoch_stop |= self._epoch_stop
         self._training_stop = self._epoch_stop = False
 
 
-class Preemption:
+class Preemption(TrainerCallback):
     """Whether a signal has asked for a checkpoint, as transformers' own callback finds out, which saves mid-step."""
 
     def __init__(self, callback: JITCheckpointCallback) -> None:
-        self._callback = callback
-
-    @classmethod
-    def taken_over(
-        cls, callbacks: list[TrainerCallback], remove: Callable[[Any], None]
-    ) -> "Preemption | None":
-        """Return what takes the place of transformers' callback, which is removed; None where there is none."""
-        found = [callback for callback in callbacks if isinstance(callback, JITCheckpointCallback)]
-        for callback in found:
-            remove(callback)
-        return cls(found[0]) if found else None
+        self._callback: Any = callback
 
     def is_asked_for(self) -> bool:
         """Return whether a checkpoint has been asked for since the last one that was written for it."""
@@ -88,7 +88,7 @@ class Preemption:
         if self._callback.jit_manager is not None:
             self._callback.jit_manager.is_checkpoint_requested = False
 
-    def end(self, args: Any, state: Any, control: TrainerControl) -> None:
+    def on_train_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Give the signal back to whoever had it before."""
         self._callback.on_train_end(args, state, control)
 

@@ -7,10 +7,7 @@ inside a rollout batch, or end several.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from srpo_trl.config import SRPOConfig
+from typing import Any
 
 _OF_ROLLOUTS_IN_USE = (  # saved rollouts are laid out and routed by them
     "routing",
@@ -42,10 +39,9 @@ class BatchOptions:
 
     @classmethod
     def of(
-        cls, args: "SRPOConfig", *, num_generations: int, num_processes: int, num_prompts: int | None
+        cls, args: Any, *, num_generations: int, num_processes: int, num_prompts: int | None
     ) -> "BatchOptions":
-        """Return those of a configuration; G, processes and prompts are what TRL, the launch and the data have."""
-        assert args.steps_per_generation is not None  # set by GRPOConfig
+        """Return those of an `SRPOConfig`; G, processes and prompts are what TRL, the launch and the data have."""
         return cls(
             args.routing,
             args.per_device_train_batch_size,
@@ -78,18 +74,20 @@ class RolloutBatchCounter:
 
     Args:
         micro_batches_each: micro-batches of a rollout batch, `BatchOptions.micro_batches_per_rollout_batch`.
-        num_micro_batches: trained on so far.
-        num_rollouts: generated so far, on all processes; gives each rollout of a run a number of its own.
 
     Attributes:
-        num_steps: optimizer steps counted here, those of all calls of `train`.
+        num_rollouts: generated so far, on all processes; gives each rollout of a run a number of its own.
+        num_steps: optimizer steps counted here, those of all calls of `train`, since the last resume.
     """
 
-    def __init__(self, micro_batches_each: int, num_micro_batches: int = 0, num_rollouts: int = 0) -> None:
+    def __init__(self, micro_batches_each: int) -> None:
         self._micro_batches_each = micro_batches_each
-        self._num_taken = num_micro_batches // micro_batches_each
-        self.num_rollouts = num_rollouts
-        self.num_steps = 0
+        self._num_taken = self.num_rollouts = self.num_steps = 0
+
+    def resume(self, num_micro_batches: int, num_rollouts: int) -> None:
+        """Count on from a checkpoint, after so many micro-batches and rollouts."""
+        self._num_taken = num_micro_batches // self._micro_batches_each
+        self.num_rollouts, self.num_steps = num_rollouts, 0
 
     def number_of(self, micro_batch: int) -> int:
         """Return the number, from 0, of the rollout batch that a micro-batch, counted from 0, belongs to."""

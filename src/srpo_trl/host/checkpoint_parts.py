@@ -1,0 +1,229 @@
+"""What SRPO adds to a checkpoint: small states in one JSON file, rollouts in use, and what writes files itself."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, send_to_device
+
+from srpo_trl.rollout.batch_counter import (
+    BatchOptions,
+    RolloutBatchCounter,
+    resume_note,
+    resume_problem,
+    resumed_micro_batches,
+)
+from srpo_trl.teacher.heads import PastHead
+
+STATE_FILE = "srpo_state.json"
+ROLLOUTS_FILE = "srpo_rollouts_rank{rank}.pt"
+_OF_COUNTERS = ("micro_step", "counted_in", "num_rollouts", "engine", "has_rollouts")
+
+
+class Stateful(Protocol):
+    """An object whose state can be written as JSON."""
+
+    def state(self) -> Any:
+        """Return what a checkpoint must hold."""
+
+    def restore(self, state: Any, /) -> None:
+        """Take what `state` returned."""
+
+
+def engine_of(accelerator: Accelerator) -> str:
+    """Return the engine that writes checkpoints in its own way; empty where `Trainer` writes whole files."""
+    kind = accelerator.distributed_type
+    return kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else ""
+
+
+class Counters:
+    """The counts of a run that TRL does not save, with the options that they are counted in.
+
+    Args:
+        counter: of the run; counts on from a checkpoint's.
+        options: of this launch.
+        step, set_step: TRL's count of micro-batches; decides when the next rollouts are generated.
+        engine: `engine_of`.
+        saves_rollouts: whether checkpoints hold the rollouts in use; those of the model alone do not.
+        tell: called with a note for the user, which may be empty.
+    """
+
+    def __init__(
+        self,
+        counter: RolloutBatchCounter,
+        options: BatchOptions,
+        step: Callable[[], int],
+        set_step: Callable[[int], None],
+        *,
+        engine: str = "",
+        saves_rollouts: bool = True,
+        tell: Callable[[str], None] = lambda note: None,
+    ) -> None:
+        self._counter, self._options = counter, options
+        self._step, self._set_step = step, set_step
+        self._engine, self._saves_rollouts, self._tell = engine, saves_rollouts, tell
+
+    def is_under_way(self) -> bool:
+        """Return whether a rollout batch is still to be trained on; after `restore`, whether its rest was saved."""
+        return self._counter.is_under_way(self._step())
+
+    def has_rollouts(self) -> bool:
+        """Return whether a checkpoint of now holds rollouts."""
+        return self._saves_rollouts and self.is_under_way()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {
+            "micro_step": self._step(),
+            "counted_in": asdict(self._options),
+            "num_rollouts": self._counter.num_rollouts,
+            "engine": self._engine,
+            "has_rollouts": self.has_rollouts(),
+        }
+
+    def check(self, folder: Path, state: dict[str, Any]) -> None:
+        """Raise ValueError where this launch cannot resume from the checkpoint in a folder.
+
+        Another engine does not find the optimizer's state, and `Trainer` would begin with a new one; rollouts saved
+        under other batch options would have to be shared out anew.
+        """
+        saved, now = (engine or "one process or DDP" for engine in (state["engine"], self._engine))
+        if saved != now:
+            raise ValueError(
+                f"{folder} was written under {saved} and cannot be resumed under {now}, which does not read its "
+                "optimizer's state. Launch as before, or start a new run from the checkpoint's model."
+            )
+        options = BatchOptions(**state["counted_in"])
+        if problem := resume_problem(options, self._options, has_rollouts=state["has_rollouts"]):
+            raise ValueError(f"{folder} {problem}")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Count on where the checkpoint stopped, in today's options."""
+        saved, now = BatchOptions(**state["counted_in"]), self._options
+        step = resumed_micro_batches(state["micro_step"], saved, now, has_rollouts=state["has_rollouts"])
+        self._set_step(step)
+        self._counter.resume(step, state["num_rollouts"])
+        self._tell(resume_note(saved, now, self._counter.number_of(step)))
+
+
+class StateFile:
+    """`STATE_FILE`: the counters, and small states under their names."""
+
+    def __init__(self, counters: Counters, **others: Stateful) -> None:
+        self._counters, self._others = counters, others
+
+    def save(self, folder: Path, rank: int, *, writes: bool) -> None:
+        """Write the file."""
+        if writes:
+            state = self._counters.state() | {name: other.state() for name, other in self._others.items()}
+            (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    def check(self, folder: Path) -> None:
+        """Raise where this launch cannot resume from the checkpoint.
+
+        Raises:
+            FileNotFoundError: the checkpoint was not written by SRPOTrainer.
+            ValueError: it was written by another version, engine, or inside a rollout batch under other options.
+        """
+        self._counters.check(folder, self._read(folder))
+
+    def load(self, folder: Path, rank: int, device: torch.device) -> None:
+        """Restore every state."""
+        state = self._read(folder)
+        self._counters.restore(state)
+        for name, other in self._others.items():
+            other.restore(state[name])
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        path = folder / STATE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: the checkpoint was not written by SRPOTrainer with routing other than 'grpo'. "
+                "Resume from one that was, or start a new run from this one by passing it as `model`."
+            )
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _refuse_other_fields(path, set(state), {*_OF_COUNTERS, *self._others})
+        options = {field.name for field in fields(BatchOptions)}
+        _refuse_other_fields(path, set(state["counted_in"]), options)
+        return state
+
+
+def _refuse_other_fields(path: Path, found: set[str], expected: set[str]) -> None:
+    missing, unknown = sorted(expected - found), sorted(found - expected)
+    if missing or unknown:
+        raise ValueError(
+            f"{path} was written by another version of srpo-trl: without {missing or 'nothing missing'}, with "
+            f"{unknown or 'nothing unknown'}. Resume with that version, or start a new run from the checkpoint's model "
+            "by passing it as `model`."
+        )
+
+
+class BufferedRollouts:
+    """Each process's rollouts that are still to be trained on; loaded after the counters.
+
+    Args:
+        counters: of the run.
+        batches, set_batches: TRL's micro-batches of the rollouts in use, or None.
+        past_head: returns weight and bias that their teacher's hidden states are projected with; None: the present
+            teacher's.
+        restore_head: takes what `past_head` returned; called after the teacher is loaded.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        batches: Callable[[], Any],
+        set_batches: Callable[[Any], None],
+        past_head: Callable[[], PastHead | None],
+        restore_head: Callable[[PastHead | None], None],
+    ) -> None:
+        self._counters = counters
+        self._batches, self._set_batches = batches, set_batches
+        self._past_head, self._restore_head = past_head, restore_head
+
+    def save(self, folder: Path, rank: int, *, writes: bool) -> None:
+        """Write this process's rollouts."""
+        if self._counters.has_rollouts():
+            batches = self._batches()
+            assert batches is not None
+            torch.save((batches, self._past_head()), folder / ROLLOUTS_FILE.format(rank=rank))
+
+    def check(self, folder: Path) -> None:
+        """Accept: the counters know whether there are rollouts."""
+
+    def load(self, folder: Path, rank: int, device: torch.device) -> None:
+        """Read this process's rollouts; plain tensors and lists only, never pickled code."""
+        self._set_batches(None)
+        if self._counters.is_under_way():
+            path = folder / ROLLOUTS_FILE.format(rank=rank)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            batches, past_head = send_to_device(saved, device)
+            self._set_batches(batches)
+            self._restore_head(past_head)
+
+
+class OwnFile:
+    """A part that writes and reads a file of its own.
+
+    Args:
+        save: takes the folder and `writes`; every process calls it.
+        load: takes the folder.
+    """
+
+    def __init__(self, save: Callable[[Path, bool], None], load: Callable[[Path], None]) -> None:
+        self._save, self._load = save, load
+
+    def save(self, folder: Path, rank: int, *, writes: bool) -> None:
+        """Write the file."""
+        self._save(folder, writes)
+
+    def check(self, folder: Path) -> None:
+        """Accept: what does not fit is found when it is loaded."""
+
+    def load(self, folder: Path, rank: int, device: torch.device) -> None:
+        """Read the file."""
+        self._load(folder)
