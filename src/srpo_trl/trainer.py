@@ -4,7 +4,7 @@
 
 TRL generates, calls the reward functions, computes advantages and the policy loss. The class below (`taught_rollouts`)
 routes the graded rollouts and scores the routed ones with the teacher; this one adds the distillation loss. The
-mathematics is in `routing`, `normalizers`, `losses` and `ops`.
+mathematics is in `methods` and `loss`.
 """
 
 import textwrap
@@ -29,10 +29,16 @@ from srpo_trl.host.argument_types import check_each_argument
 from srpo_trl.host.arguments import check_arguments, check_reference_model, default_config
 from srpo_trl.host.taught_rollouts import TaughtRolloutsGRPOTrainer
 from srpo_trl.loss.gradient_norms import BranchGradients
-from srpo_trl.loss.head import lm_head_of
+from srpo_trl.loss.head import STUDENT_HEAD, lm_head_of
 from srpo_trl.loss.ops import DistillationSpec, Head
-from srpo_trl.loss.step_totals import WindowTotals, distillation_coefficients, window_totals
+from srpo_trl.loss.step_totals import (
+    WindowTotals,
+    distillation_coefficients,
+    local_totals,
+    window_totals,
+)
 from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head
+from srpo_trl.loss.token_weights import mean_one_weights
 from srpo_trl.rollout import batch as trl_batch
 from srpo_trl.rollout.batch import RoutedBatch
 from srpo_trl.runs.guards import GuardCallback
@@ -50,7 +56,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     """Trainer for Sample-Routed Policy Optimization (SRPO, arXiv:2604.02288).
 
     The constructor's parameters are exactly `trl.GRPOTrainer`'s; `args` is an `SRPOConfig`. With
-    `routing="grpo"` it is `GRPOTrainer`, unless one of the extras (`srpo_trl.config.defaults`) is asked for.
+    `method="grpo"` it is `GRPOTrainer`, unless one of the extras (`srpo_trl.methods`) is asked for.
 
     Example:
 
@@ -135,7 +141,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
             args, reward_funcs, train_dataset, eval_dataset, environment_factory, rollout_func, peft_config
         )
         check_reference_model(args, model, peft_config)
-        if args.routing == "grpo":  # the model card says what the model was trained with
+        if args.method_record.is_plain:  # the model card says what the model was trained with
             for name, value in GRPO_CARD.items():
                 setattr(self, name, value)
         super().__init__(args=args, **arguments)
@@ -155,10 +161,6 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
             temperature=args.temperature,
             importance_clip=args.distillation_is_clip,
         )
-        # Without routing both branches train a rollout, weighted per token; with routing each has weight 1.
-        is_mix = args.routing == "advantage_mix"
-        self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0
-        self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0
         add_distillation_head(self._student)
         self._teacher_layout = prepare_student(
             self._student,
@@ -173,7 +175,7 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     # ---------------------------------------------------------------- the pieces
 
     def _remedies(self) -> dict[str, Callable[[], None]]:
-        """Return what the guards' actions do; `routing="grpo"` has nothing that they could act on."""
+        """Return what the guards' actions do; plain GRPO has nothing that they could act on."""
         if not self._is_routed:
             return {}
         return {
@@ -185,9 +187,9 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     @property
     def _whole_teacher_head(self) -> Head | None:
         """The teacher's head of the rollouts in use; None where it is the student's own and sharded."""
-        if self._teacher_head is None and not shards_parameters(self.accelerator):
-            return lm_head_of(self._student)
-        return self._teacher_head
+        if self._teacher_head is not STUDENT_HEAD:
+            return self._teacher_head
+        return None if shards_parameters(self.accelerator) else lm_head_of(self._student)
 
     # ---------------------------------------------------------------- the optimizer step's totals
 
@@ -201,11 +203,14 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
     def _window_opened(self, window: list[trl_batch.TrlBatch]) -> None:
         """Take the totals of the optimizer step, over its micro-batches and processes."""
         self._totals = window_totals(
-            [trl_batch.routed_batch(micro_batch) for micro_batch in window],
-            self.args.entropy_weight_beta,
+            [self._local_totals(trl_batch.routed_batch(micro_batch)) for micro_batch in window],
             self._sum_over_processes,
         )
         self._sums.add(optimizer_steps=1)
+
+    def _local_totals(self, routed: RoutedBatch) -> Tensor:
+        raw_weight_BT = self._method.raw_weights(routed.tokens(self.state.global_step))
+        return local_totals(routed.routed_BT, routed.distilled_BT, raw_weight_BT)
 
     # ---------------------------------------------------------------- loss
 
@@ -227,7 +232,10 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
         rescaling = self._steps_per_generation / self.current_gradient_accumulation_steps
         policy_inputs = trl_batch.policy_inputs(
-            inputs, routed, self._totals.num_routed_tokens * rescaling, self._policy_weight
+            inputs,
+            routed,
+            self._totals.num_routed_tokens * rescaling,
+            self._method.advantages_of(routed.tokens(self.state.global_step)),
         )
         policy_loss = super()._compute_loss(distilling, policy_inputs)
         result = distilling.result
@@ -266,7 +274,12 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
 
     def _distillation_request(self, routed: RoutedBatch) -> DistillationRequest:
         assert self._totals is not None
-        distilled_BT = routed.distilled_BT
+        distilled_BT, step = routed.distilled_BT, self.state.global_step
+        weight_N = mean_one_weights(
+            self._method.raw_weights(routed.tokens(step))[distilled_BT],
+            self._totals.mean_unnormalized_weight,
+            routed.teacher_entropy_BT.dtype,
+        )
         return DistillationRequest(
             scored_BT=distilled_BT,
             teacher_hidden_ND=torch.cat(list(routed.teacher_hidden)).to(
@@ -274,10 +287,10 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
             ),
             teacher_head=self._teacher_head,
             coefficient_N=distillation_coefficients(
-                routed,
+                weight_N,
+                routed.sampler_ratio_N,
                 self._totals,
-                self.args.entropy_weight_beta,
-                self._distillation_weight,
+                self._method.strength(step),
                 self.accelerator.num_processes,
             ),
             old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],

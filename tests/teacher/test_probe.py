@@ -22,10 +22,11 @@ from harness import chat_dataset, logged, make_trainer, replay, tiny_model, tiny
 from srpo_trl.loss.student import add_distillation_head
 from srpo_trl.seams.residence import residence
 from srpo_trl.seams.trl import add_fused_lm_head
+from srpo_trl.teacher.packing import row_layout
 from srpo_trl.teacher.positions import give_positions, positions_of
 from srpo_trl.teacher.probe import ModelProblemError, probe_model
 from srpo_trl.teacher.probe_rows import probe_rows
-from srpo_trl.teacher.scoring import forward_rows, row_layout
+from srpo_trl.teacher.scoring import forward_rows
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()

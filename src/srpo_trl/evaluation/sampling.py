@@ -13,9 +13,8 @@ from transformers.trainer_utils import has_length
 from srpo_trl.evaluation.batches import PlannedSample
 from srpo_trl.evaluation.samples import AnswerParser, Sample
 from srpo_trl.evaluation.scores import repeated_ngram_share
-from srpo_trl.methods.routers import judge_correctness
+from srpo_trl.rewards.correctness import correctness_score, judge_correctness
 from srpo_trl.rewards.grading import GRADER_ERRORS
-from srpo_trl.rollout.graded import correctness_score
 
 
 class Questions(Dataset):
@@ -93,7 +92,7 @@ class SampleCollector:
         for row, (plan, text) in enumerate(zip(planned, self._texts, strict=True)):
             if plan.is_padding:
                 continue
-            is_scored = bool(verdict.is_scored_B[row])
+            is_scored = bool(verdict.is_scored[row])
             rewards = map(_finite_or_none, self._rewards_BF[row].tolist())
             self.samples.append(
                 Sample(
@@ -104,7 +103,7 @@ class SampleCollector:
                     repeated_ngrams=repeated_ngram_share(self._own_token_ids[row]),
                     rewards=dict(zip(self._reward_names, rewards, strict=True)),
                     score=float(score_B[row]) if is_scored else None,
-                    is_correct=bool(verdict.is_correct_B[row]) if is_scored else None,
+                    is_correct=bool(verdict.is_correct[row]) if is_scored else None,
                     answer=_read(extract_answer, text),
                     follows_format=_read(follows_format, text),
                 )

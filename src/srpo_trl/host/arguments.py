@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
-_REMEDY = "Use routing='grpo' there, or"
+_REMEDY = "Use method='grpo' there, or"
 _SAVED_HEAD = "modules_to_save=['lm_head'] trains a whole copy of it."
 
 
@@ -70,7 +70,7 @@ def check_arguments(
             f"resample_failed_frac={args.resample_failed_frac!r} needs a dataset whose rows can be looked up, not an "
             f"{type(train_dataset).__name__}; load it whole, or set it to 0."
         )
-    if peft_config is not None and args.routing != "grpo":
+    if peft_config is not None and not args.method_record.is_plain:
         problems += adapter_problems(peft_config)
     reason = unwritable(str(args.output_dir)) if args.save_strategy != "no" else ""
     if reason:

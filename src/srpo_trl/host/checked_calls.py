@@ -104,7 +104,7 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
     @property
     def _max_prompt_length(self) -> int | None:
         """Most tokens of a prompt beside a completion of full length; `GRPOTrainer` itself does not look at it."""
-        if self.args.routing == "grpo":
+        if self.args.method_record.is_plain:
             return None
         return max_prompt_length(self.model.config, self.max_completion_length)
 

@@ -79,7 +79,7 @@ class LoggedGRPOTrainer(ResumableGRPOTrainer):
     def _facts(self) -> dict[str, Any]:
         return {
             "model": get_config_model_id(self.model.config).rstrip("/").split("/")[-1],
-            "options": {"routing": self.args.routing, **changed_options(self.args)},
+            "options": {"method": self.args.method, **changed_options(self.args)},
             "num_processes": self.accelerator.num_processes,
             "device": (
                 torch.cuda.get_device_name(self.accelerator.device)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srpo_trl.rollout.batch import TEACHER_ENTROPY, TrlBatch
 from srpo_trl.seams.parameters import local_shard, named_trainable
 
 logger = logging.getLogger(__name__)
@@ -35,11 +34,11 @@ class StepRecord:
 
     def clear(self) -> None:
         """Let go of everything."""
-        self.micro_batches: list[TrlBatch] = []
+        self.micro_batches: list[dict[str, Any]] = []
         self.losses: list[dict[str, Tensor]] = []
         self.gradients: tuple[list[str], int] | None = None
 
-    def add(self, micro_batch: TrlBatch, **losses: Tensor) -> None:
+    def add(self, micro_batch: dict[str, Any], **losses: Tensor) -> None:
         """Remember a micro-batch and its losses."""
         self.micro_batches.append(micro_batch)
         self.losses.append(losses)
@@ -106,7 +105,7 @@ def save_step(folder: Path, step: int, rank: int, record: StepRecord, grad_norm:
     return path
 
 
-def _small_tensors(micro_batch: TrlBatch) -> dict[str, Any]:
+def _small_tensors(micro_batch: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value.detach().cpu()
         for key, value in micro_batch.items()
@@ -148,7 +147,7 @@ def report(
     ]
     if path is not None:
         lines.append(f"Saved: {path}; read it with torch.load(path, weights_only=True).")
-    is_teachers = any(key == TEACHER_ENTROPY for key, _ in rows)
+    is_teachers = any("teacher" in key for key, _ in rows)
     lines.append(f"What to try: {_TEACHER_ADVICE if is_teachers else _ADVICE}")
     return "\n".join(lines)
 

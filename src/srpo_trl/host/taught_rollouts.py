@@ -26,10 +26,9 @@ from srpo_trl.host.step_boundary import AtStepEnd
 from srpo_trl.logs.completions_table import NUMBER_COLUMN
 from srpo_trl.logs.metrics import MetricSums
 from srpo_trl.logs.rollout_log import RolloutLog
-from srpo_trl.loss.head import lm_head_of
-from srpo_trl.loss.ops import Head
-from srpo_trl.loss.token_weights import raw_entropy_weights
-from srpo_trl.methods.routers import ROUTE_NAMES, Route
+from srpo_trl.loss.head import STUDENT_HEAD, TeacherHead, lm_head_of
+from srpo_trl.methods.record import ROUTE_NAMES, is_distilled
+from srpo_trl.rewards.correctness import correctness_score
 from srpo_trl.rewards.correctness_watch import CorrectnessWatch, decision_note
 from srpo_trl.rollout import batch as trl_batch
 from srpo_trl.rollout.batch_counter import (
@@ -43,18 +42,19 @@ from srpo_trl.rollout.feedback import feedback_texts, joined_feedback
 from srpo_trl.rollout.graded import (
     GradedRollouts,
     RoutedRollouts,
-    correctness_score,
+    RoutingOptions,
+    context_record,
     rollout_counts,
     route_rollouts,
-    shown_to_teachers,
 )
 from srpo_trl.rollout.references import reference_text
 from srpo_trl.rollout.solved_prompts import SolvedPrompts
 from srpo_trl.seams.parameters import local_shard, release_gathered, shards_parameters
 from srpo_trl.teacher.context import ContextTemplates, TeacherPromptEncoder, whole_characters
 from srpo_trl.teacher.heads import HeadsInUse
+from srpo_trl.teacher.packing import Layout
 from srpo_trl.teacher.places import check_first_prompt
-from srpo_trl.teacher.scoring import Layout, ShardedBackbone, rescore_rollouts, teacher_head
+from srpo_trl.teacher.scoring import ShardedBackbone, rescore_rollouts, teacher_head
 from srpo_trl.teacher.weights import TeacherWeights
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ logger = logging.getLogger(__name__)
 class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     """`GRPOTrainer` with routes, teacher entropies and teacher hidden states in its batches of rollouts.
 
-    With `routing="grpo"` the batches are TRL's.
+    With plain GRPO the batches are TRL's.
     """
 
     args: "SRPOConfig"
@@ -77,12 +77,13 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     chat_template_kwargs: dict[str, Any]
 
     def __init__(self, *, args: "SRPOConfig", **kwargs: Any) -> None:
-        self._is_routed = self._has_step_window = args.routing != "grpo"
-        self._lists_files = self._is_routed  # with "grpo" a checkpoint has GRPOTrainer's files
+        self._is_routed = self._has_step_window = not args.method_record.is_plain
+        self._lists_files = self._is_routed  # with plain GRPO a checkpoint has GRPOTrainer's files
         self._resampled_frac = args.resample_failed_frac
         super().__init__(args=args, **kwargs)
         if not self._is_routed:
             return
+        self._method = args.method_record
         check_correctness_reward(args, self.reward_func_names)
         names, decision = self.reward_func_names, (args.correctness_reward, args.success_reward_threshold)
         self._tell(decision_note(names, self.reward_weights.tolist(), *decision))
@@ -152,8 +153,8 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         )
 
     @property
-    def _teacher_head(self) -> Head | None:
-        """The teacher's head of the micro-batch in hand; None: the student's own, frozen."""
+    def _teacher_head(self) -> TeacherHead:
+        """The teacher's head of the micro-batch in hand."""
         return self._heads.of(self._counter.number_of(self._step))
 
     @property
@@ -207,7 +208,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             return rewards_BF
         with self._sums.timed("seconds_teacher"):
             self._rollouts = self._route(inputs, prompts, completions, completion_ids_list, rewards_BF)
-        routes = [ROUTE_NAMES[Route(r)] for r in self._rollouts.route_B.tolist()]
+        routes = [ROUTE_NAMES[route] for route in self._rollouts.route_B.tolist()]
         first = self._counter.take_rollouts(len(prompts) * self.accelerator.num_processes)
         numbers_B = self._rollout_log.begin(first, len(prompts))
         self._pending_extra_logs |= {"route": routes, NUMBER_COLUMN: numbers_B.tolist()}
@@ -241,9 +242,15 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
                 first_row=self.accelerator.process_index * num_rows,
             ),
             score_B,
-            args,
+            self._method,
+            RoutingOptions(
+                threshold=args.success_reward_threshold,
+                num_generations=self.num_generations,
+                sources=args.teacher_context,
+                keep_thinking=not args.remove_thinking_from_demonstration,
+                seed=args.seed,
+            ),
             self._encoder,
-            num_generations=self.num_generations,
             step=self.state.global_step,
             share=share,
             solved_prompts=self._earlier_answers,
@@ -271,7 +278,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         return output
 
     def _score_with_teacher(self, output: trl_batch.TrlBatch, rollouts: RoutedRollouts) -> None:
-        distilled_BT = trl_batch.scored_tokens(output) & (rollouts.route_B >= Route.DISTILLED).unsqueeze(1)
+        distilled_BT = trl_batch.scored_tokens(output) & is_distilled(rollouts.route_B).unsqueeze(1)
         scores = rescore_rollouts(
             self._student,
             self._teacher,
@@ -279,6 +286,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             rollouts.teacher_prompts,
             trl_batch.completion_rows(output),
             distilled_BT,
+            student=self._student,
             layout=self._teacher_layout,
             max_tokens=self.args.teacher_tokens_per_pass,
             temperature=self.args.temperature,
@@ -296,9 +304,10 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         entropy_BT = torch.zeros(distilled_BT.shape, dtype=entropy_N.dtype, device=entropy_N.device)
         entropy_BT[distilled_BT] = entropy_N
         trl_batch.add_routing(output, rollouts.route_B, entropy_BT, scores.hidden)
-        shown = shown_to_teachers(rollouts) if self._rollout_log.keeps_shown else None
+        shown = context_record(rollouts) if self._rollout_log.keeps_shown else None
         trl_batch.add_rollouts(output, self._rollout_log.numbers_B, shown)
-        raw_weight_N = raw_entropy_weights(entropy_N, self.args.entropy_weight_beta)
+        tokens = trl_batch.routed_batch(output).tokens(self.state.global_step)
+        raw_weight_N = self._method.raw_weights(tokens)[distilled_BT]
         self._sums.add(
             teacher_tokens=len(entropy_N),
             teacher_entropy=entropy_N,
@@ -314,7 +323,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         self._heads.keep_apart_from(
             local_shard(tensor) for tensor in lm_head_of(self._student)[:2] if tensor is not None
         )
-        self._heads.give_own(teacher_head(self._student, self._teacher))
+        self._heads.give_own(teacher_head(self._student, self._teacher, self._student))
 
     # ---------------------------------------------------------------- teacher ticks and checkpoints
 
@@ -382,8 +391,10 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
                 folder, self.accelerator.process_index, self.accelerator.device
             )
             self._buffered_inputs = rollouts.batches
-            head = teacher_head(self._student, self._teacher)
-            if head is None and rollouts.head is not None:  # frozen now, and not when they were scored
+            head = teacher_head(self._student, self._teacher, self._student)
+            if (
+                head is STUDENT_HEAD and rollouts.head is not None
+            ):  # frozen now, and not when they were scored
                 head = lm_head_of(self._student)
             self._heads.restore(self._counter.number_of(self._step), head, self._teacher_state, rollouts.head)
 

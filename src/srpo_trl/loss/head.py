@@ -1,12 +1,23 @@
 """The LM head of a model as data, whatever its architecture does to logits."""
 
-from typing import Any
+from enum import Enum
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from srpo_trl.loss.ops import Head
+
+
+class StudentHead(Enum):
+    """Says that hidden states are projected by the student's own LM head, which has never trained."""
+
+    STUDENT_HEAD = "the student's own"
+
+
+STUDENT_HEAD: Final = StudentHead.STUDENT_HEAD
+TeacherHead = Head | StudentHead
 
 
 def lm_head_of(model: PreTrainedModel) -> Head:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
 _OF_ROLLOUTS_IN_USE = (  # saved rollouts are laid out and routed by them
-    "routing",
+    "method",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "steps_per_generation",
@@ -31,7 +31,7 @@ class BatchOptions:
         others: named as the options.
     """
 
-    routing: str
+    method: str
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     steps_per_generation: int
@@ -47,7 +47,7 @@ class BatchOptions:
         """Return those of a configuration; G, processes and prompts are what TRL, the launch and the data have."""
         assert args.steps_per_generation is not None  # set by GRPOConfig
         return cls(
-            args.routing,
+            args.method_name,
             args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
             args.steps_per_generation,
