@@ -378,14 +378,14 @@ def test_random_numbers_of_the_run_do_not_depend_on_it(tmp_path, monkeypatch):
     assert torch.equal(with_probe, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix"])
-def test_every_routing_that_distils_is_probed(tmp_path, routing):
+@pytest.mark.parametrize("method", ["srpo", "sdpo", "advantage_mix"])
+def test_every_routing_that_distils_is_probed(tmp_path, method):
     with pytest.raises(ValueError, match="its own logits differ"):
-        make_trainer(tmp_path, model=with_head(CHANGES["scaled by 1.1"]), routing=routing)
+        make_trainer(tmp_path, model=with_head(CHANGES["scaled by 1.1"]), method=method)
 
 
 def test_grpo_is_grpo_trainer(tmp_path):
-    make_trainer(tmp_path, model=with_head(CHANGES["scaled by 1.1"]), routing="grpo")
+    make_trainer(tmp_path, model=with_head(CHANGES["scaled by 1.1"]), method="grpo")
 
 
 def test_tokens_are_ordinary_and_fit():

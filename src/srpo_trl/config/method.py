@@ -51,11 +51,11 @@ def _factory(name: Any) -> Callable[..., Any]:
     if isinstance(name, str) and ":" in name:
         module, _, attribute = name.partition(":")
         try:
-            factory = getattr(importlib.import_module(module), attribute)
+            factory: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"method={name!r} cannot be imported: {error}") from error
         if callable(factory):
-            return factory  # type: ignore[no-any-return]
+            return factory
         raise ValueError(
             f"method={name!r} is a {type(factory).__name__}; a function that makes a method is required."
         )

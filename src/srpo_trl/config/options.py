@@ -331,12 +331,10 @@ class SRPOConfig(GRPOConfig):
         for name, (given, made) in derived.items():
             if getattr(self, name) == made:
                 setattr(self, name, given)
-        options = self._options()
+        before = self._options()
         self._resolve()
-        self.derived = {}
-        for name, given in options.items():
-            if getattr(self, name) != given:
-                self.derived[name] = (given, getattr(self, name))
+        after = self._options()
+        vars(self)["derived"] = {n: (v, after[n]) for n, v in before.items() if v != after[n]}
 
     def _resolve(self) -> None:
         """Check every option, and give those that follow from others their values."""

@@ -26,7 +26,8 @@ def lm_head_of(model: PreTrainedModel) -> Head:
     Raises:
         ValueError: it has no LM head that is one matrix.
     """
-    module = model.get_output_embeddings()
+    embedded: Any = model  # transformers leaves the method without types
+    module = embedded.get_output_embeddings()
     if not isinstance(getattr(module, "weight", None), Tensor):
         raise ValueError(
             f"{type(model).__name__} has no LM head that is one matrix: get_output_embeddings() is {module!r}. Take a "
@@ -66,7 +67,7 @@ def head_logits(hidden_ND: Tensor, head: Head) -> Tensor:
     """
     hidden_ND = hidden_ND.to(head.weight_VD.device).float()
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        tiles = [hidden_ND @ tile_CD.float().T for tile_CD in head.weight_VD.split(_VOCABULARY_TILE)]
+        tiles = [hidden_ND @ tile_CD.float().T for tile_CD in torch.split(head.weight_VD, _VOCABULARY_TILE)]
     logits_NV = torch.cat(tiles, dim=-1)
     if head.bias_V is not None:
         logits_NV += head.bias_V.float()

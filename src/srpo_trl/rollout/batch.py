@@ -94,7 +94,7 @@ class RoutedBatch:
 
 def scored_tokens(batch: TrlBatch) -> Tensor:
     """Return which completion tokens count in the loss: TRL's completion mask times its tool mask, (B, T) bool."""
-    mask = batch["completion_mask"]
+    mask: Tensor = batch["completion_mask"]
     return (mask * batch["tool_mask"] if "tool_mask" in batch else mask).bool()
 
 
@@ -115,7 +115,7 @@ def vision_rows(batch: TrlBatch) -> list[VisionRow]:
     num_rows, num_completion = batch["completion_ids"].shape
     split = split_pixel_values_by_grid(batch)
     images = {
-        key: values if isinstance(values, list) else values.split(1)
+        key: values if isinstance(values, list) else torch.split(values, 1)
         for key, values in split.items()
         if key in _IMAGE_KEYS
     }
@@ -153,7 +153,8 @@ def add_rollouts(batch: TrlBatch, number_B: Tensor, shown: Sequence[dict[str, An
 
 def rollout_numbers(batch: TrlBatch) -> Tensor:
     """Return the rollouts' numbers, (B,) int64."""
-    return batch[_ROLLOUT]
+    numbers_B: Tensor = batch[_ROLLOUT]
+    return numbers_B
 
 
 def context_columns(batch: TrlBatch) -> Sequence[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """How rollouts are packed into the teacher's passes: the rows, their layout, and which of them go together."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -50,7 +50,7 @@ def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) 
     once; a longer row comes alone.
     """
 
-    def order(i: int) -> tuple:
+    def order(i: int) -> tuple[Any, ...]:
         prompt, completion = rows[i]
         if layout == "shared":
             return len(prompt), prompt, len(completion)

@@ -129,7 +129,7 @@ def rescore_rollouts(
             kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(batch, states, strict=True)]
             entropy_N = teacher_entropy(torch.cat(kept), head, temperature, refuse_nonfinite=False)
             hidden |= {i: state.cpu() if on_cpu else state for i, state in zip(batch, kept, strict=True)}
-            entropies |= dict(zip(batch, entropy_N.split([len(state) for state in kept]), strict=True))
+            entropies |= dict(zip(batch, torch.split(entropy_N, [len(state) for state in kept]), strict=True))
         if sharded is not None:
             sharded.idle_until(max_calls)
     nothing = next(iter(hidden.values()), head.weight_VD).new_empty(0, head.weight_VD.shape[1])
