@@ -4,7 +4,7 @@
     python -m benchmarks.step --device cpu     a tiny model
 
 Both train on the same random completions, replayed by a `rollout_func`: the share of failed rollouts is exact, and
-every failed one has a correct sibling. GRPO is `SRPOTrainer` with `routing="grpo"`, which is `GRPOTrainer`.
+every failed one has a correct sibling. GRPO is `SRPOTrainer` with `method="grpo"`, which is `GRPOTrainer`.
 """
 
 import random
@@ -24,9 +24,9 @@ from benchmarks.measure import free_memory, seconds
 from benchmarks.tables import Table
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.commands.smoke_model import build_byte_tokenizer
-from srpo_trl.config.defaults import DEFAULTS
+from srpo_trl.methods import PAPER_DEFAULTS
 
-Routing = Literal["grpo", "srpo"]
+Method = Literal["grpo", "srpo"]
 
 NUM_GENERATIONS = 10
 RIGHT, WRONG = "r", "w"  # first letter of a completion
@@ -102,15 +102,15 @@ def first_letter(completions: list, **kwargs: Any) -> list[float | None]:
     return [float(completion[0]["content"].startswith(RIGHT)) for completion in completions]
 
 
-def train(case: Case, routing: Routing, device: torch.device, *, num_steps: int) -> list[Step]:
+def train(case: Case, method: Method, device: torch.device, *, num_steps: int) -> list[Step]:
     """Train a fresh model; the first step, which warms up, is left out."""
     tokenizer = build_byte_tokenizer()
     longest = 4 * case.num_tokens + 1024
     with tempfile.TemporaryDirectory() as folder:
         config = SRPOConfig(
-            **DEFAULTS,  # the same policy loss for both
+            **PAPER_DEFAULTS,  # the same policy loss for both
             output_dir=folder,
-            routing=routing,
+            method=method,
             num_generations=NUM_GENERATIONS,
             per_device_train_batch_size=case.micro_batch,
             gradient_accumulation_steps=case.num_rows // case.micro_batch,
@@ -145,12 +145,12 @@ def train(case: Case, routing: Routing, device: torch.device, *, num_steps: int)
 
 def compare(case: Case, device: torch.device, *, num_steps: int, rounds: int) -> dict[str, Any]:
     """One row: GRPO and SRPO in turn, medians over all steps."""
-    steps: dict[Routing, list[Step]] = {"grpo": [], "srpo": []}
+    steps: dict[Method, list[Step]] = {"grpo": [], "srpo": []}
     ratios = []
     try:
         for _ in range(rounds):
-            for routing, taken in steps.items():
-                taken += train(case, routing, device, num_steps=num_steps)
+            for method, taken in steps.items():
+                taken += train(case, method, device, num_steps=num_steps)
                 free_memory(device)
             ratios.append(_median(steps["srpo"][-num_steps:]) / _median(steps["grpo"][-num_steps:]))
     except torch.OutOfMemoryError:

@@ -15,7 +15,8 @@ from benchmarks.common import random_qwen3, run
 from benchmarks.measure import time_alternately
 from benchmarks.tables import Table
 from srpo_trl.config import SRPOConfig
-from srpo_trl.teacher.scoring import Layout, TeacherRow, forward_rows, plan_passes
+from srpo_trl.teacher.packing import Layout, TeacherRow, plan_passes
+from srpo_trl.teacher.scoring import forward_rows
 
 FAILED_SIBLINGS = 7
 

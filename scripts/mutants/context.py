@@ -125,8 +125,8 @@ MUTANTS = [
         "remove_thinking_from_demonstration has no effect",
         (
             "rollout/graded.py",
-            "keep_thinking = not config.remove_thinking_from_demonstration",
-            "keep_thinking = False",
+            "demonstration_text(completion, keep_thinking=keep_thinking)",
+            "demonstration_text(completion, keep_thinking=False)",
         ),
         tests=(f"{GAPS}::test_the_option_decides_whether_demonstrations_keep_their_thinking[False]",),
     ),

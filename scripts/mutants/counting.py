@@ -59,8 +59,8 @@ MUTANTS = [
         "a run resumed in a straddling step projects its rollouts with the head of now",
         (
             "teacher/heads.py",
-            "return None if head is None or scored_by == teacher_state else",
-            "return None if True else",
+            "None if head is STUDENT_HEAD or scored_by == teacher_state else",
+            "None if True else",
         ),
         tests=(f"{COUNT}::test_a_run_resumed_in_straddling_steps_equals_the_uninterrupted_one[ema-2]",),
     ),

@@ -154,8 +154,8 @@ MUTANTS = [
         "the entropy of the weights is that at temperature 1",
         (
             "teacher/scoring.py",
-            "entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature, refuse_nonfinite=False)",
-            "entropy_N = teacher_entropy(torch.cat(kept), pass_head, 1.0, refuse_nonfinite=False)",
+            "entropy_N = teacher_entropy(torch.cat(kept), head, temperature, refuse_nonfinite=False)",
+            "entropy_N = teacher_entropy(torch.cat(kept), head, 1.0, refuse_nonfinite=False)",
         ),
         tests=(f"{OBJECTIVE}[temperature]",),
     ),
@@ -212,7 +212,7 @@ MUTANTS = [
     mutant(
         "every_row_counts_its_prompt_again",
         "the size of a teacher pass does not know that a prompt is shared",
-        ("teacher/scoring.py", "self.num_prompts + (not shares_last_prompt)", "self.num_prompts + 1"),
+        ("teacher/packing.py", "self.num_prompts + (not shares_last_prompt)", "self.num_prompts + 1"),
         tests=("teacher/test_passes.py::test_siblings_of_one_prompt_stay_in_one_pass_where_its_tokens_fit",),
     ),
 ]

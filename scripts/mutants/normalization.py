@@ -4,17 +4,16 @@ from mutant import mutant
 
 OBJECTIVE = "trainer/test_objective.py::test_loss_and_gradient_equal_the_oracles"
 SPLIT = "trainer/test_split_invariance.py::test_update_does_not_depend_on_the_split[(4, 4, 4)]"
-GAPS = "trainer/test_mutation_gaps.py"
+TOTALS = "loss/test_step_totals.py"
 
 MUTANTS = [
     mutant(
         "weights_per_micro_batch",
         "entropy weights have the mean 1 in each micro-batch instead of over the optimizer step",
         (
-            "loss/step_totals.py",
-            "weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, totals.mean_unnormalized_weight)",
-            "local = WindowTotals(*_local_totals(batch, beta).unbind())\n"
-            "    weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, local.mean_unnormalized_weight)",
+            "trainer.py",
+            "            self._totals.mean_unnormalized_weight,\n",
+            "            WindowTotals(*self._local_totals(routed)).mean_unnormalized_weight,\n",
         ),
         tests=(SPLIT,),
     ),
@@ -23,8 +22,8 @@ MUTANTS = [
         "weights are exp(-beta H) as they are, without the mean of 1",
         (
             "loss/token_weights.py",
-            "return (raw_weights / mean_unnormalized_weight).to(dtype)",
-            "return raw_weights.to(dtype)",
+            "weights = raw_weights / mean_unnormalized_weight",
+            "weights = raw_weights",
         ),
         tests=("loss/test_losses.py::test_entropy_weights_have_the_mean_1[dtype0-1.0]", f"{OBJECTIVE}[srpo]"),
     ),
@@ -34,9 +33,9 @@ MUTANTS = [
         (
             "loss/step_totals.py",
             "            distilled_BT.sum(dtype=torch.float64),\n",
-            "            batch.routed_BT.sum(dtype=torch.float64),\n",
+            "            routed_BT.sum(dtype=torch.float64),\n",
         ),
-        tests=(f"{GAPS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
+        tests=(f"{TOTALS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(
         "weights_favour_unsure_tokens",
@@ -64,7 +63,7 @@ MUTANTS = [
             "totals.num_routed_tokens.clamp(min=1)",
             "totals.num_distilled_tokens.clamp(min=1)",
         ),
-        tests=(f"{GAPS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
+        tests=(f"{TOTALS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(
         "denominator_of_policy_alone",
@@ -114,7 +113,7 @@ MUTANTS = [
         "rollouts that nothing trains still count in the joint denominator",
         (
             "rollout/batch.py",
-            "return self.scored_BT & (self.route_B != Route.SKIPPED).unsqueeze(1)",
+            "return self.scored_BT & (self.is_policy_B | self.is_distilled_B).unsqueeze(1)",
             "return self.scored_BT",
         ),
         tests=(
@@ -140,27 +139,30 @@ MUTANTS = [
             "totals.num_routed_tokens.clamp(min=1) / num_processes",
             "totals.num_routed_tokens.clamp(min=1)",
         ),
-        tests=(f"{GAPS}::test_coefficients_by_hand",),
+        tests=(f"{TOTALS}::test_coefficients_by_hand",),
     ),
     mutant(
         "samplers_ratio_ignored",
         "vLLM's importance ratio is left out of the distillation branch",
-        ("loss/step_totals.py", "if batch.sampler_ratio_BT is not None:", "if False:"),
-        tests=(f"{GAPS}::test_coefficients_carry_the_samplers_importance_ratio",),
+        ("loss/step_totals.py", "if sampler_ratio_N is not None:", "if False:"),
+        tests=(f"{TOTALS}::test_coefficients_carry_the_samplers_importance_ratio",),
     ),
     mutant(
         "mix_weights_swapped",
         "advantage mix: lambda weighs distillation and 1 - lambda the policy branch",
         (
-            "trainer.py",
-            "self._policy_weight = args.advantage_mix_lambda if is_mix else 1.0",
-            "self._policy_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0",
+            "methods/advantage_mix.py",
+            "strength=lambda step: 1.0 - advantage_mix_lambda",
+            "strength=lambda step: advantage_mix_lambda",
         ),
         (
-            "trainer.py",
-            "self._distillation_weight = 1.0 - args.advantage_mix_lambda if is_mix else 1.0",
-            "self._distillation_weight = args.advantage_mix_lambda if is_mix else 1.0",
+            "methods/advantage_mix.py",
+            "advantages=lambda t: advantage_mix_lambda * t.advantage_B",
+            "advantages=lambda t: (1.0 - advantage_mix_lambda) * t.advantage_B",
         ),
-        tests=(f"{OBJECTIVE}[advantage mix]",),
+        tests=(
+            f"{OBJECTIVE}[advantage mix]",
+            "methods/test_methods.py::test_the_mix_shares_the_loss_and_the_others_have_all_of_it",
+        ),
     ),
 ]

@@ -216,8 +216,8 @@ MUTANTS = [
         "the card of a model that GRPO trained says that SRPO did",
         (
             "trainer.py",
-            'if args.routing == "grpo":  # the model card',
-            'if args.routing == "":  # the model card',
+            "if args.method_record.is_plain:  # the model card",
+            "if False:  # the model card",
         ),
         tests=(
             "trainer/test_grpo_identity.py::test_the_model_card_names_what_the_model_was_trained_with[grpo-GRPO]",

@@ -44,8 +44,8 @@ MUTANTS = [
         "rollouts are scored with the live student's backbone instead of the EMA's",
         (
             "teacher/scoring.py",
-            "with _in_evaluation(student), teacher.swapped_in(), autocast:",
-            "with _in_evaluation(student), autocast:",
+            "with _in_evaluation(model), teacher.swapped_in(), autocast:",
+            "with _in_evaluation(model), autocast:",
         ),
         tests=(f"{GAPS}::test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students[ema]",),
     ),
@@ -54,6 +54,12 @@ MUTANTS = [
         "the teacher's hidden states are projected with the student's head, its gradient attached",
         ("teacher/scoring.py", "weight_VD = teacher.value_of(head.weight_VD)", "weight_VD = head.weight_VD"),
         tests=(f"{GAPS}::test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students[ema]",),
+    ),
+    mutant(
+        "foreign_hidden_states_in_the_students_head",
+        "a frozen model that is not the student is projected by the student's head",
+        ("teacher/scoring.py", "return model is student and all(", "return all("),
+        tests=("teacher/test_scoring.py::test_a_frozen_teacher_of_its_own_keeps_its_head",),
     ),
     mutant(
         "live_head_follows_the_student",

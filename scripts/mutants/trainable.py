@@ -58,7 +58,11 @@ MUTANTS = [
     mutant(
         "frozen_head_is_the_students",
         "whether the teacher has a head of its own is asked of what trains at present",
-        ("teacher/scoring.py", "or teacher.holds(tensor) for tensor", "or tensor.requires_grad for tensor"),
+        (
+            "teacher/scoring.py",
+            "and not teacher.holds(tensor) for tensor",
+            "and not tensor.requires_grad for tensor",
+        ),
         tests=(f"{FROZEN}[ema]", f"{FROZEN}[base]"),
     ),
     mutant(
@@ -66,7 +70,7 @@ MUTANTS = [
         "rollouts scored with a head that had never trained are projected with the one that trains",
         (
             "host/taught_rollouts.py",
-            "        self._heads.give_own(teacher_head(self._student, self._teacher))\n",
+            "        self._heads.give_own(teacher_head(self._student, self._teacher, self._student))\n",
             "",
         ),
         tests=(f"{UNFROZEN}[head-ema]", f"{UNFROZEN}[head-live]", f"{UNFROZEN}[bias-base]"),
@@ -76,7 +80,7 @@ MUTANTS = [
         "a live teacher's head is the student's of when its bias was unfrozen",
         (
             "teacher/heads.py",
-            "            if known.head is None:\n                self._heads[number]",
+            "            if known.head is STUDENT_HEAD:\n                self._heads[number]",
             "            if True:\n                self._heads[number]",
         ),
         tests=(f"{TRAINABLE}::test_a_bias_unfrozen_later_leaves_the_live_teachers_head_alone",),
@@ -104,7 +108,7 @@ MUTANTS = [
     mutant(
         "live_head_forgotten_at_a_resume",
         "rollouts read from a checkpoint are projected with the student's head of now",
-        ("teacher/heads.py", "if head is not None and past is not None:", "if False:"),
+        ("teacher/heads.py", "if head is not STUDENT_HEAD and past is not None:", "if False:"),
         tests=(f"{RESUMED}[live]",),
     ),
     mutant(
@@ -132,8 +136,8 @@ MUTANTS = [
         "a head that is computed from parameters is taken for one that never trains",
         (
             "teacher/scoring.py",
-            "not isinstance(tensor, nn.Parameter) or teacher.holds(tensor)",
-            "teacher.holds(tensor)",
+            "isinstance(tensor, nn.Parameter) and not teacher.holds(tensor)",
+            "not teacher.holds(tensor)",
         ),
         tests=(f"{TRAINABLE}::test_a_head_that_is_computed_is_the_teachers",),
     ),
@@ -157,8 +161,8 @@ MUTANTS = [
         "the LM head is the one that the adapter's copy replaces",
         (
             "loss/head.py",
-            "    module = model.get_output_embeddings()\n",
-            "    module = model.get_output_embeddings()\n"
+            "    module = embedded.get_output_embeddings()\n",
+            "    module = embedded.get_output_embeddings()\n"
             '    module = getattr(module, "original_module", module)\n',
         ),
         tests=(
@@ -270,9 +274,9 @@ MUTANTS = [
         "the teacher's entropies, and so the token weights, come from the student's bias",
         (
             "teacher/scoring.py",
-            "        pass_head = _whole_head(lm_head_of(student), distilled_BT.device)\n",
-            "        pass_head = _whole_head(lm_head_of(student), distilled_BT.device)\n"
-            "        pass_head = pass_head._replace(bias_V=None)\n",
+            "        head = _whole_head(lm_head_of(model), distilled_BT.device)\n",
+            "        head = _whole_head(lm_head_of(model), distilled_BT.device)\n"
+            "        head = head._replace(bias_V=None)\n",
         ),
         tests=(f"{LATER}[bias, temperature]",),
     ),

@@ -149,7 +149,7 @@ class TestRefusals:
             ("- 1", "must hold `option: value` lines"),
             ("learning_rat: 1", "learning_rat is not an option. Did you mean learning_rate?"),
             ("dtype: bf16", "dtype='bf16' is not one of 'auto', 'bfloat16'"),
-            ("routing: both", "routing='both' is not one of 'srpo'"),
+            ("method: both", "method='both' is not one of 'srpo'"),
         ],
     )
     def test_wrong_config_file(
@@ -178,7 +178,7 @@ def test_help_lists_the_options_of_all_three_dataclasses(capsys: pytest.CaptureF
     for option in (
         "--config",
         "--benchmark",
-        "--routing",
+        "--method",
         "--num_generations",
         "--model_name_or_path",
         "--use_peft",

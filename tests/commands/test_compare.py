@@ -20,6 +20,7 @@ from srpo_trl.commands.compare.variants import VARIANTS
 from srpo_trl.commands.quickstart.task import prompt_dataset, sample_questions
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
 from srpo_trl.host.training_clock import seconds_of
+from srpo_trl.methods import METHODS
 from srpo_trl.runs.scores import (
     Budget,
     Curve,
@@ -141,11 +142,9 @@ def test_curves_are_averaged_where_every_seed_was_evaluated():
 
 
 def test_variants_are_the_papers_seven():
-    routings = {name: options["routing"] for name, options in VARIANTS.items()}
-    assert set(routings.values()) == {"grpo", "sdpo", "srpo", "advantage_mix", "sdpo_failed", "sdpo_correct"}
+    assert {options["method"] for options in VARIANTS.values()} == set(METHODS)
     assert len(VARIANTS) == 7
-    weighted = {name for name, options in VARIANTS.items() if "entropy_weight_beta" not in options}
-    assert weighted == {"srpo", "grpo"}  # which has no token weights to leave out
+    assert VARIANTS["srpo_beta0"]["entropy_weight_beta"] == "0"
     for name in ("sdpo", "advantage_mix"):
         recipe = Path(__file__).parents[2] / "configs" / "paper" / f"{name}.yaml"
         assert yaml.safe_load(recipe.read_text(encoding="utf-8"))["entropy_weight_beta"] == 0.0
@@ -154,7 +153,7 @@ def test_variants_are_the_papers_seven():
 # ---------------------------------------------------------------- runs, made by a trainer that only pretends
 
 FAKE_TRAINER = '''
-"""Writes a trainer's checkpoints. A step takes a second by its own account; the score rises with it, by routing."""
+"""Writes a trainer's checkpoints. A step takes a second by its own account; the score rises with it, by method."""
 import json, os, sys, time
 from pathlib import Path
 
@@ -163,7 +162,7 @@ assert sys.argv[1] == "train" and values["--resume_from_checkpoint"] == "auto"
 folder, seed = Path(values["--output_dir"]), int(values["--seed"])
 top = folder.parents[2]
 limit = float(values.get("--max_training_time", "1000s").removesuffix("s"))
-scale = {"grpo": 1, "sdpo": 2}.get(values.get("--routing"), 3)
+scale = {"grpo": 1, "sdpo": 2}.get(values.get("--method"), 3)
 with open(top / "calls.txt", "a") as file:
     file.write(f"{folder.parent.name} {seed}\\n")
 steps = sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
@@ -258,7 +257,7 @@ def test_table_has_best_scores_with_means_and_errors(compare, capsys):
     # After 2 s: 0.02 and 0.12 with GRPO, 0.04 and 0.14 with SDPO; sample deviation 0.0707 / sqrt(2) = 0.05.
     assert "0.070 ± 0.050" in rows["grpo"]
     assert "0.090 ± 0.050" in rows["sdpo"]
-    assert "routing: 'grpo' in grpo, 'sdpo' in sdpo." in table
+    assert "method: 'grpo' in grpo, 'sdpo' in sdpo." in table
     assert "Mean and standard error over 2 seeds." in table
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     facts = results(folder)
@@ -473,4 +472,4 @@ def test_two_tiny_variants_are_trained_and_compared(tmp_path):
         assert [point["step"] for point in run["points"]] == [0, 1, 2]
         seconds = [point["seconds"] for point in run["points"]]
         assert seconds[0] == 0 < seconds[1] < seconds[2]
-    assert facts["variants"]["srpo"]["options"] == {"routing": "srpo"}
+    assert facts["variants"]["srpo"]["options"] == {"method": "srpo"}

@@ -56,13 +56,13 @@ PAPER_QUESTIONS = 32  # sampled at a time
 PAPER_GPUS = 8
 # Per method: what differs, and the questions of one optimizer step. The paper gives no learning rate for the advantage
 # mix; ours is SRPO's.
-SRPO = {"routing": "srpo", "learning_rate": 5e-6, "entropy_weight_beta": 1.0, "questions": 32}
+SRPO = {"method": "srpo", "learning_rate": 5e-6, "entropy_weight_beta": 1.0, "questions": 32}
 PAPER_METHODS: dict[str, dict[str, Any]] = {
     "srpo": SRPO,
-    "grpo": {"routing": "grpo", "learning_rate": 1e-6, "questions": 8},
-    "sdpo": {"routing": "sdpo", "learning_rate": 1e-5, "entropy_weight_beta": 0.0, "questions": 32},
+    "grpo": {"method": "grpo", "learning_rate": 1e-6, "questions": 8},
+    "sdpo": {"method": "sdpo", "learning_rate": 1e-5, "entropy_weight_beta": 0.0, "questions": 32},
     "advantage_mix": SRPO
-    | {"routing": "advantage_mix", "advantage_mix_lambda": 0.9, "entropy_weight_beta": 0.0},
+    | {"method": "advantage_mix", "advantage_mix_lambda": 0.9, "entropy_weight_beta": 0.0},
     "srpo_without_weights": SRPO | {"entropy_weight_beta": 0.0},
 }
 
@@ -186,7 +186,7 @@ def test_small_recipe_keeps_the_papers_values_but_the_completion_length() -> Non
 def test_teachers_move_by_the_papers_rate_a_step(path: Path) -> None:
     """Once per rollout batch: n of them in an optimizer step move the teacher by 1 - (1 - rate)^n."""
     values = read_config_file(path)
-    if "teacher_update_rate" not in values or values["routing"] == "grpo":
+    if "teacher_update_rate" not in values or values["method"] == "grpo":
         return  # the default, with one rollout batch a step; or no teacher
     num_batches = values["gradient_accumulation_steps"] / values["steps_per_generation"]
     assert 1 - (1 - values["teacher_update_rate"]) ** num_batches == pytest.approx(0.05, abs=2e-4)
@@ -286,7 +286,7 @@ def test_the_loop_of_all_runs_makes_every_cell() -> None:
         assert problems == []
         assert config is not None
         assert model_config is not None
-        assert config.routing == PAPER_METHODS[method]["routing"]
+        assert config.method == PAPER_METHODS[method]["method"]
         cells.add((model_config.model_name_or_path, script.benchmark, method))
         output_dirs.add(config.output_dir)
     assert cells == set(itertools.product(PAPER_MODELS, BENCHMARKS, PAPER_METHODS))

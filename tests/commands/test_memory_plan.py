@@ -243,7 +243,7 @@ def test_teacher_states_are_one_vector_per_token():
 
 
 def test_without_distillation_there_is_no_teacher():
-    plan = plan_memory(the_run(routing="grpo"), PASSES, 1)
+    plan = plan_memory(the_run(method="grpo"), PASSES, 1)
     assert not [c.name for c in plan.components if "teacher" in c.name]
     assert TEACHER not in [moment for c in plan.components if c.name == "activations" for moment in c.moments]
 
@@ -366,7 +366,7 @@ def test_all_problems_in_one_message(files, capsys):
         "{compute_environment: LOCAL_MACHINE, distributed_type: FSDP, num_machines: 3, num_processes: 4, "
         "fsdp_config: {fsdp_version: 1}}"
     )
-    (files / "train.yaml").write_text("{base: base.yaml, routing: srop}")
+    (files / "train.yaml").write_text("{base: base.yaml, method: srop}")
     status = plan(
         files,
         *("--model", str(files / "missing"), "--accelerate_config", str(files / "accelerate.yaml")),
@@ -381,7 +381,7 @@ def test_all_problems_in_one_message(files, capsys):
         "num_processes=4 cannot be shared out evenly over 3 machines",
         "Set fsdp_version: 2",
         "missing' is not a folder",
-        "routing='srop'",
+        "method='srop'",
     ):
         assert problem in said
     (files / "train.yaml").write_text("base: base.yaml")

@@ -309,10 +309,10 @@ def test_picture_is_a_png(two_seeds, tmp_path):
 # ---------------------------------------------------------------- the whole run
 
 
-def test_methods_differ_in_routing_and_srpo_alone_has_entropy_weights(tmp_path):
+def test_methods_differ_in_method_and_srpo_alone_has_entropy_weights(tmp_path):
     configs = [TrainingRecipe().config(method, 0, tmp_path).to_dict() for method in ("grpo", "sdpo", "srpo")]
-    assert [config.pop("routing") for config in configs] == ["grpo", "sdpo", "srpo"]
-    assert [config.pop("entropy_weight_beta") for config in configs] == [0.0, 0.0, 1.0]
+    assert [config.pop("method") for config in configs] == ["grpo", "sdpo", "srpo"]
+    assert [config.pop("entropy_weight_beta") for config in configs] == [None, 0.0, 1.0]
     assert configs[0] == configs[1] == configs[2]
 
 

@@ -156,12 +156,12 @@ def test_every_recipe_takes_one_step(
     logs = trainer.state.log_history[0]
     assert logs["reward"] == 0.5
     assert torch.isfinite(torch.tensor(logs["grad_norm"]))
-    if options["routing"] == "grpo":
+    if options["method"] == "grpo":
         costs = ("srpo/seconds/", "srpo/memory/", "srpo/nonfinite_steps")
         assert not any(name.startswith("srpo/") and not name.startswith(costs) for name in logs)
         return
     routes = {name: logs[f"srpo/route/{name}_frac"] for name in ("policy", "distilled", "both", "skipped")}
-    assert routes == ROUTES[options["routing"]]
+    assert routes == ROUTES[options["method"]]
     assert logs["srpo/teacher/available_frac"] == 1.0
     assert logs["srpo/distillation/divergence"] > 0.0
     has_weights = options.get("entropy_weight_beta", 1.0) > 0

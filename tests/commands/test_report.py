@@ -37,10 +37,10 @@ HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(1)">' o
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def write_run(folder: Path, num_steps: int = 40, routing: str = "srpo", **facts) -> Path:
+def write_run(folder: Path, num_steps: int = 40, method: str = "srpo", **facts) -> Path:
     """A run's log with every metric that the catalogue draws: metric number i is i + step / 100 at each step."""
     log = RunLog(folder / LOG_FILE)
-    log.begin(0, options={"routing": routing} | facts.pop("options", {}), model="tiny", device="cpu", **facts)
+    log.begin(0, options={"method": method} | facts.pop("options", {}), model="tiny", device="cpu", **facts)
     metrics = sorted({name for f in FIGURES for p in f.panels for name in (p.metric, p.spread) if name})
     for step in range(0, num_steps + 1, 5):
         log.append({"step": step, "seconds": 3.0 * step, "logs": {"eval_reward": math.sin(step / 20)}})
@@ -48,7 +48,7 @@ def write_run(folder: Path, num_steps: int = 40, routing: str = "srpo", **facts)
             values = {name: (i + step / 100) / 30 for i, name in enumerate(metrics)}
             common = {"reward": 0.5, ELAPSED: 3.0 * step, "completions/mean_length": 10.0, "grad_norm": 1.0}
             common |= {"step_time": 3.0, "srpo/memory/peak_gb": 1.0}
-            shown = common if routing == "grpo" else values | common
+            shown = common if method == "grpo" else values | common
             log.append({"step": step, "seconds": 3.0 * step, "logs": shown})
     return folder
 
@@ -281,11 +281,11 @@ def test_time_axes_have_a_fitting_unit():
 
 def test_options_that_differ():
     first = Run(
-        "a", Path("a"), [], {"options": {"routing": "srpo", "seed": 1, "beta": [1], "disable_tqdm": True}}
+        "a", Path("a"), [], {"options": {"method": "srpo", "seed": 1, "beta": [1], "disable_tqdm": True}}
     )
-    second = Run("b", Path("b"), [], {"options": {"routing": "grpo", "seed": 1}})
-    assert differing_options([first, second]) == {"beta": ["[1]", "default"], "routing": ["srpo", "grpo"]}
-    assert differing_options([second]) == {"routing": ["grpo"], "seed": ["1"]}
+    second = Run("b", Path("b"), [], {"options": {"method": "grpo", "seed": 1}})
+    assert differing_options([first, second]) == {"beta": ["[1]", "default"], "method": ["srpo", "grpo"]}
+    assert differing_options([second]) == {"method": ["grpo"], "seed": ["1"]}
     assert differing_options([Run("c", Path("c"), [], {"options": "none"})]) == {}
 
 
@@ -461,7 +461,7 @@ def test_page_shows_each_example_with_its_demonstration_and_its_colours(tmp_path
 
 
 def test_page_is_whole(tmp_path):
-    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", routing="grpo")]
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", method="grpo")]
     write_examples(runs[0], example_record())
     html = report(tmp_path, *runs)
     page = Page(html)
@@ -526,7 +526,7 @@ def test_text_of_a_run_is_text(tmp_path, few_figures):
 
 
 def test_grpo_run_renders_and_says_what_it_lacks(tmp_path):
-    html = report(tmp_path, write_run(tmp_path / "plain", routing="grpo"))
+    html = report(tmp_path, write_run(tmp_path / "plain", method="grpo"))
     page = Page(html)
     assert "srpo/teacher/entropy" in page.text
     assert (
@@ -539,7 +539,7 @@ def test_grpo_run_renders_and_says_what_it_lacks(tmp_path):
 @pytest.mark.parametrize("num_logs", [0, 1])
 def test_a_run_that_has_just_begun_renders(tmp_path, num_logs, few_figures):
     log = RunLog(tmp_path / "run" / LOG_FILE)
-    log.begin(0, options={"routing": "srpo"})
+    log.begin(0, options={"method": "srpo"})
     for _ in range(num_logs):
         log.append({"step": 1, "seconds": 0.0, "logs": {"reward": 0.0, "eval_reward": 0.0}})
     text = Page(report(tmp_path, tmp_path / "run")).text
@@ -598,7 +598,7 @@ def test_a_report_needs_no_torch(tmp_path):
 
 def test_a_real_run_is_reported(tmp_path):
     make_trainer(tmp_path / "srpo", max_steps=3, log_examples_steps=1, gradient_share_steps=1).train()
-    make_trainer(tmp_path / "grpo", max_steps=3, routing="grpo", run_log=True).train()
+    make_trainer(tmp_path / "grpo", max_steps=3, method="grpo", run_log=True).train()
     html = report(
         tmp_path, tmp_path / "srpo", tmp_path / "grpo", arguments=("--figures", str(tmp_path / "f"))
     )
@@ -653,7 +653,7 @@ def render(page: Path, picture: Path, profile: Path, *arguments: str) -> tuple[n
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium in the PATH: the page is not rendered")
 def test_page_in_a_browser_is_not_blank_and_asks_for_nothing(tmp_path):
-    run, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", routing="grpo")
+    run, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", method="grpo")
     write_examples(run, *(example_record(step) for step in range(1, 9)))
     report(tmp_path, run, other, arguments=("--budgets", "1m"))
     page = tmp_path / "out" / "report.html"

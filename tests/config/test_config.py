@@ -1,5 +1,7 @@
 """Configuration: defaults, every option's range, all problems in one message, frozen option set."""
 
+from dataclasses import fields
+
 import pytest
 from peft import LoraConfig
 from trl import GRPOConfig
@@ -9,7 +11,9 @@ from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.host.arguments import default_config
 
 OPTIONS = {  # name: default; a change here is a change of the public interface
-    "routing": "srpo",
+    "method": "srpo",
+    "method_options": {},
+    "routing": None,
     "advantage_mix_lambda": 0.9,
     "success_reward_threshold": 0.5,
     "correctness_reward": None,
@@ -63,7 +67,7 @@ def make(**options):
 
 
 def test_option_set_and_defaults_are_frozen():
-    ours = set(SRPOConfig.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
+    ours = {option.name for option in fields(SRPOConfig)} - set(GRPOConfig.__dataclass_fields__)
     assert ours == set(OPTIONS)
     made = make()
     assert {name: getattr(made, name) for name in OPTIONS} == OPTIONS
@@ -76,7 +80,17 @@ def test_every_option_has_help():
 
 
 WRONG = [
-    {"routing": "grop"},
+    {"method": "grop"},
+    {"method": None},
+    {"routing": "policy"},
+    {"routing": "grpo"},
+    {"routing": "advantage_mix"},
+    {"method": "grpo", "routing": "srpo"},
+    {"method": "advantage_mix", "routing": "sdpo"},
+    {"method_options": {"betta": 1}},
+    {"method_options": {"entropy_weight_beta": 1}},
+    {"method_options": ["beta"]},
+    {"method_options": "{"},
     {"advantage_mix_lambda": 1.1},
     {"advantage_mix_lambda": float("nan")},
     {"success_reward_threshold": float("inf")},
@@ -109,8 +123,8 @@ WRONG = [
     {"max_nonfinite_steps": 0},
     {"run_log": "yes"},
     {"run_log": 1},
-    {"routing": "grpo", "guard_action": "freeze_teacher"},
-    {"routing": "grpo", "metric_for_best_model": "eval_avg@16"},
+    {"method": "grpo", "guard_action": "freeze_teacher"},
+    {"method": "grpo", "metric_for_best_model": "eval_avg@16"},
     {"metric_for_best_model": "eval_loss"},
     {"max_nonfinite_steps": 2.0},
     {"reward_timeout": 0},
@@ -139,7 +153,9 @@ RIGHT = [
     {"distillation_topk": None, "distillation_add_tail": False, "distillation_is_clip": None},
     {"teacher_context": ["feedback", "sibling+feedback", "reference"], "reference_column": "answer"},
     {"loss_type": "cispo", "epsilon_high": 5.0},
-    {"loss_type": "grpo", "routing": "grpo"},
+    {"loss_type": "grpo", "method": "grpo"},
+    {"method": "sdpo", "routing": "srpo"},
+    {"routing": "sdpo_failed", "method_options": "{}"},
     {"advantage_mix_lambda": 0, "distillation_alpha": 1, "entropy_weight_beta": 0},
 ]
 
@@ -151,10 +167,8 @@ def test_right_values_pass(options):
 
 def test_all_problems_come_in_one_message_with_trls_beside_ours():
     with pytest.raises(ValueError, match="3 problem") as error:
-        make(routing="x", distillation_topk=-1, num_generations=3, loss_type="dapo")
-    assert all(
-        word in str(error.value) for word in ("routing='x'", "distillation_topk=-1", "num_generations")
-    )
+        make(method="x", distillation_topk=-1, num_generations=3, loss_type="dapo")
+    assert all(word in str(error.value) for word in ("method='x'", "distillation_topk=-1", "num_generations"))
 
 
 class Unloadable(str):

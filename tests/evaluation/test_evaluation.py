@@ -261,9 +261,9 @@ def test_same_seed_same_samples(tmp_path):
     assert texts(third) != drawn
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo"])
-def test_evaluation_does_not_change_training(tmp_path, routing):
-    options = {"routing": routing, "max_steps": 3, "learning_rate": 0.05, "temperature": 1.2}
+@pytest.mark.parametrize("method", ["srpo", "grpo"])
+def test_evaluation_does_not_change_training(tmp_path, method):
+    options = {"method": method, "max_steps": 3, "learning_rate": 0.05, "temperature": 1.2}
     options |= {"eval_temperature": 0.6, "scale_rewards": "none"}
     plain = sampling_trainer(tmp_path / "plain", **options)
     plain.train()

@@ -53,9 +53,9 @@ def test_columns_are_fitted_to_what_reward_functions_take():
     ]
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo"])
+@pytest.mark.parametrize("method", ["srpo", "grpo"])
 @pytest.mark.parametrize("last", [{}, {"answer": "5", "completions": "x", "more": 1}], ids=["none", "more"])
-def test_a_column_that_comes_or_goes_late_ends_no_run(tmp_path, last, routing):
+def test_a_column_that_comes_or_goes_late_ends_no_run(tmp_path, last, method):
     seen = []
 
     def graded(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, answer):
@@ -63,7 +63,7 @@ def test_a_column_that_comes_or_goes_late_ends_no_run(tmp_path, last, routing):
         return contains_answer(completions)
 
     made = make_trainer(
-        tmp_path, train_dataset=rows_with(**last), reward_funcs=graded, routing=routing, learning_rate=0.1
+        tmp_path, train_dataset=rows_with(**last), reward_funcs=graded, method=method, learning_rate=0.1
     )
     assert update(made).any()
     assert seen[:-4] == ["5"] * len(seen[:-4])
@@ -83,8 +83,8 @@ def test_a_whole_batch_without_a_needed_column_is_graded_with_none(tmp_path):
     assert seen == [{"5"}, {None}]
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo"])
-def test_what_a_rollout_function_adds_reaches_the_reward_functions(tmp_path, routing):
+@pytest.mark.parametrize("method", ["srpo", "grpo"])
+def test_what_a_rollout_function_adds_reaches_the_reward_functions(tmp_path, method):
     """As TRL documents it: additional keys of its output are columns for them."""
     given = []
 
@@ -95,7 +95,7 @@ def test_what_a_rollout_function_adds_reaches_the_reward_functions(tmp_path, rou
         given.append(from_environment)
         return contains_answer(completions)
 
-    update(make_trainer(tmp_path, rollout_func=adding, reward_funcs=graded, routing=routing))
+    update(make_trainer(tmp_path, rollout_func=adding, reward_funcs=graded, method=method))
     assert [list(range(len(batch))) for batch in given] == given
     assert given
 

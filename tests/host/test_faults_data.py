@@ -23,7 +23,7 @@ from harness import (
     update,
 )
 from srpo_trl.host.datasets import context_problems, max_prompt_length
-from srpo_trl.methods.routers import Route
+from srpo_trl.methods.record import Route
 
 TOKENIZER = tiny_tokenizer()
 SAMPLED = {"rollout_func": None}  # TRL itself generates
@@ -368,28 +368,28 @@ def unmasked(rows):
     return altered(alter)
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo", "advantage_mix"])
+@pytest.mark.parametrize("method", ["srpo", "grpo", "advantage_mix"])
 @pytest.mark.parametrize("logprobs", [False, True])
-def test_an_empty_completion_is_an_end_token_that_nothing_is_trained_on(tmp_path, routing, logprobs):
+def test_an_empty_completion_is_an_end_token_that_nothing_is_trained_on(tmp_path, method, logprobs):
     rows = (0, 2, 5, 9)  # a right one and failed ones
-    empty = make_trainer(tmp_path, routing=routing, rollout_func=emptied(rows, logprobs))
-    expected = update(make_trainer(tmp_path, routing=routing, rollout_func=unmasked(rows)))
+    empty = make_trainer(tmp_path, method=method, rollout_func=emptied(rows, logprobs))
+    expected = update(make_trainer(tmp_path, method=method, rollout_func=unmasked(rows)))
     assert expected.any()
     assert relative_error(update(empty), expected) < 1e-6
     assert logged(empty, "completions/min_length") == [0.0]
 
 
-@pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix"])
-def test_a_batch_of_empty_completions_changes_nothing(tmp_path, routing):
-    trainer = make_trainer(tmp_path, routing=routing, rollout_func=emptied(range(16)))
+@pytest.mark.parametrize("method", ["srpo", "sdpo", "advantage_mix"])
+def test_a_batch_of_empty_completions_changes_nothing(tmp_path, method):
+    trainer = make_trainer(tmp_path, method=method, rollout_func=emptied(range(16)))
     assert not update(trainer).any()
     assert logged(trainer, "loss") == [0.0]
 
 
-@pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix"])
+@pytest.mark.parametrize("method", ["srpo", "sdpo", "advantage_mix"])
 @pytest.mark.parametrize("rows", [(1, 6), range(16)], ids=["some", "all"])
 @pytest.mark.parametrize("layout", [{}, {"teacher_tokens_per_pass": 1}], ids=["shared prompts", "one by one"])
-def test_completions_of_one_token_train(tmp_path, routing, rows, layout):
+def test_completions_of_one_token_train(tmp_path, method, rows, layout):
     def alter(output):
         for row in rows:
             output["completion_ids"][row] = output["completion_ids"][row][:1]
@@ -397,7 +397,7 @@ def test_completions_of_one_token_train(tmp_path, routing, rows, layout):
     def grade(completion_ids, **kwargs):
         return [float(row % NUM_GENERATIONS == 0) for row in range(len(completion_ids))]
 
-    options = {"routing": routing, "reward_funcs": grade, **layout}
+    options = {"method": method, "reward_funcs": grade, **layout}
     trainer = make_trainer(tmp_path, rollout_func=altered(alter), **options)
     change = update(trainer)
     assert change.any()
@@ -412,9 +412,9 @@ def test_completions_of_one_token_train(tmp_path, routing, rows, layout):
     )
 
 
-@pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix", "grpo"])
+@pytest.mark.parametrize("method", ["srpo", "sdpo", "advantage_mix", "grpo"])
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo", "vespo"])
-def test_a_batch_of_truncated_completions_alone_changes_nothing(tmp_path, routing, loss_type):
+def test_a_batch_of_truncated_completions_alone_changes_nothing(tmp_path, method, loss_type):
     """No valid token at all: no division by zero, a loss of 0."""
 
     def alter(output):
@@ -422,9 +422,9 @@ def test_a_batch_of_truncated_completions_alone_changes_nothing(tmp_path, routin
         assert not any(TOKENIZER.eos_token_id in ids for ids in output["completion_ids"])
 
     options = {"loss_type": loss_type, "epsilon_high": 5.0, "mask_truncated_completions": True}
-    trainer = make_trainer(tmp_path, routing=routing, rollout_func=altered(alter), **options)
+    trainer = make_trainer(tmp_path, method=method, rollout_func=altered(alter), **options)
     assert not update(trainer).any()
     assert logged(trainer, "loss") == [0.0]
     assert logged(trainer, "completions/clipped_ratio") == [1.0]
-    if routing != "grpo":
+    if method != "grpo":
         assert "srpo/teacher/entropy" not in trainer.state.log_history[0]

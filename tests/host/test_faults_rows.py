@@ -86,10 +86,10 @@ AS_A_TABLE = {
 }
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo"])
+@pytest.mark.parametrize("method", ["srpo", "grpo"])
 @pytest.mark.parametrize("kind", AS_A_TABLE)
-def test_rows_train_alike_however_a_dataset_gives_them(tmp_path, kind, routing):
-    options = {"routing": routing, "reward_funcs": contains_answer}
+def test_rows_train_alike_however_a_dataset_gives_them(tmp_path, kind, method):
+    options = {"method": method, "reward_funcs": contains_answer}
     expected = update(make_trainer(tmp_path, **options))
     assert torch.equal(update(make_trainer(tmp_path, train_dataset=AS_A_TABLE[kind](), **options)), expected)
 
@@ -248,11 +248,11 @@ def test_shapes_of_prompts_tell_apart_what_a_template_may_refuse():
 # ------------------------------------------------------------------ images that are none
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo"])
+@pytest.mark.parametrize("method", ["srpo", "grpo"])
 @pytest.mark.parametrize(
     "columns", [{"image": [None] * 4}, {"images": [None, [], None, []]}, {"images": [[]] * 4}], ids=str
 )
-def test_empty_columns_of_images_change_nothing_for_a_text_model(tmp_path, columns, routing):
+def test_empty_columns_of_images_change_nothing_for_a_text_model(tmp_path, columns, method):
     """A reward function is still given them."""
     seen = []
 
@@ -260,7 +260,7 @@ def test_empty_columns_of_images_change_nothing_for_a_text_model(tmp_path, colum
         seen.append(given.get(next(iter(columns))))
         return odd_rewards(completions)
 
-    options = {"routing": routing, "max_steps": 2, **SAMPLED}
+    options = {"method": method, "max_steps": 2, **SAMPLED}
     plain = make_trainer(tmp_path, reward_funcs=odd_rewards, train_dataset=chat_dataset(), **options)
     expected = update(plain)
     rows = chat_dataset(**columns)
@@ -293,7 +293,7 @@ def test_rows_without_a_user_turn_train_by_grpo(tmp_path):
     assert change.any()
     assert logged(trainer, "srpo/teacher/prompts_without_turn") == [8.0]
     assert logged(trainer, "srpo/teacher/prompts_too_long") == [0.0]
-    policy = {"routing": "grpo", "scale_rewards": "none", "epsilon_high": 0.28}
+    policy = {"method": "grpo", "scale_rewards": "none", "epsilon_high": 0.28}
     expected = update(make_trainer(tmp_path, train_dataset=rows, reward_funcs=odd_rewards, **policy))
     assert relative_error(change, expected) < 1e-6
 
@@ -303,7 +303,7 @@ def test_a_template_without_the_users_text_is_refused_when_the_trainer_is_made(t
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="does not render the text of the last user turn exactly once"):
         make_trainer(tmp_path, processing_class=tokenizer, **SAMPLED)
-    make_trainer(tmp_path, processing_class=tokenizer, routing="grpo", **SAMPLED)
+    make_trainer(tmp_path, processing_class=tokenizer, method="grpo", **SAMPLED)
 
 
 def test_rendered_prompts_that_are_not_recognised_are_warned_of(tmp_path):

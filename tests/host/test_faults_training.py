@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from harness import LORA, flat_parameters, logged, make_trainer, tiny_model
 from srpo_trl.host.finite_steps import NonFiniteStepsError
 from srpo_trl.host.nonfinite_report import NUM_SAVED_STEPS, StepRecord, report
-from srpo_trl.methods.routers import Route
+from srpo_trl.methods.record import Route
 from srpo_trl.rollout.batch import TEACHER_ENTROPY
 
 ADAMW = {
@@ -89,7 +89,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.0}, {"routing": "advantage_mix"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.0}, {"method": "advantage_mix"}], ids=str)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_step_that_is_not_finite_leaves_everything_but_the_counters(tmp_path, fault, options):
     trainer = FAULTS[fault](make_trainer(tmp_path, **(ADAMW | SPLIT | options)))
@@ -109,7 +109,7 @@ def test_a_step_that_is_not_finite_leaves_everything_but_the_counters(tmp_path, 
 
 @pytest.mark.parametrize("options", [{"loss_type": "grpo"}, {"loss_type": "dapo", **SPLIT}], ids=str)
 def test_grpo_routing_skips_too_where_it_is_asked_to(tmp_path, options):
-    trainer = make_trainer(tmp_path, routing="grpo", max_nonfinite_steps=3, **(ADAMW | options))
+    trainer = make_trainer(tmp_path, method="grpo", max_nonfinite_steps=3, **(ADAMW | options))
     before = []
     original = trainer._compute_loss
 
@@ -237,12 +237,10 @@ def test_a_folder_that_cannot_be_written_hides_nothing(tmp_path, caplog):
 # ------------------------------------------------------------------ where values come from
 
 
-@pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix"])
+@pytest.mark.parametrize("method", ["srpo", "sdpo", "advantage_mix"])
 @pytest.mark.parametrize("beta", [0.0, 1.0])
-def test_a_teacher_that_has_diverged_trains_nothing_and_is_named(tmp_path, routing, beta):
-    trainer = make_trainer(
-        tmp_path, routing=routing, entropy_weight_beta=beta, max_nonfinite_steps=2, **SPLIT
-    )
+def test_a_teacher_that_has_diverged_trains_nothing_and_is_named(tmp_path, method, beta):
+    trainer = make_trainer(tmp_path, method=method, entropy_weight_beta=beta, max_nonfinite_steps=2, **SPLIT)
     trainer._teacher._values["model.norm.weight"].fill_(math.nan)
     before, rows = flat_parameters(trainer.model), []
     original = trainer._compute_loss
@@ -263,12 +261,12 @@ def test_a_teacher_that_has_diverged_trains_nothing_and_is_named(tmp_path, routi
         assert (named in str(error.value)) == bool(distilled)
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo"])
-def test_a_student_whose_logits_are_not_finite_trains_nothing(tmp_path, routing):
+@pytest.mark.parametrize("method", ["srpo", "grpo"])
+def test_a_student_whose_logits_are_not_finite_trains_nothing(tmp_path, method):
     model = tiny_model(tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight[7] = -math.inf
-    trainer = make_trainer(tmp_path, model=model, routing=routing, max_steps=3, max_nonfinite_steps=2)
+    trainer = make_trainer(tmp_path, model=model, method=method, max_steps=3, max_nonfinite_steps=2)
     before = flat_parameters(trainer.model)
     with pytest.raises(NonFiniteStepsError, match="Optimizer step 2: the loss or the gradient is not finite"):
         trainer.train()

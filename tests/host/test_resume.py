@@ -90,7 +90,7 @@ def test_checkpoint_of_another_teacher_kind_is_refused(tmp_path):
 
 def test_checkpoint_of_plain_grpo_is_refused(tmp_path):
     options = RUN | SPLITS["one step a batch"] | {"reward_funcs": half}
-    make_trainer(tmp_path, routing="grpo", **options).train()
+    make_trainer(tmp_path, method="grpo", **options).train()
     with pytest.raises(FileNotFoundError, match="not written by SRPOTrainer"):
         make_trainer(tmp_path, **options).train(resume_from_checkpoint=True)
 

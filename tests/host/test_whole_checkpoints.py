@@ -196,7 +196,7 @@ def test_a_checkpoint_of_the_model_alone_is_not_resumed(tmp_path):
 def unlisted(tmp_path_factory):
     """A checkpoint as GRPOTrainer writes it: no list, nothing of SRPO."""
     folder = tmp_path_factory.mktemp("unlisted")
-    make_trainer(folder, **OPTIONS | {"routing": "grpo"}).train()
+    make_trainer(folder, **OPTIONS | {"method": "grpo"}).train()
     assert not (folder / "checkpoint-2" / MANIFEST_FILE).exists()
     return folder
 
@@ -204,7 +204,7 @@ def unlisted(tmp_path_factory):
 def test_a_checkpoint_of_grpo_is_gone_on_from(unlisted, tmp_path):
     folder = shutil.copytree(unlisted, tmp_path / "run")
     assert last_complete_checkpoint(str(folder)) == str(folder / "checkpoint-2")
-    trainer = make_trainer(folder, **OPTIONS | {"routing": "grpo", "max_steps": 3})
+    trainer = make_trainer(folder, **OPTIONS | {"method": "grpo", "max_steps": 3})
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 3
 

@@ -166,11 +166,11 @@ def test_seconds_go_on_after_a_resume_without_the_pause(tmp_path, clock):
 # ---------------------------------------------------------------- log.jsonl
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo"])
-def test_log_file_has_every_log_and_the_options(tmp_path, routing):
+@pytest.mark.parametrize("method", ["srpo", "grpo"])
+def test_log_file_has_every_log_and_the_options(tmp_path, method):
     trainer = make_trainer(
         tmp_path,
-        routing=routing,
+        method=method,
         run_log=True,
         eval_temperature=0.6,
         max_steps=2,
@@ -195,7 +195,7 @@ def test_log_file_has_every_log_and_the_options(tmp_path, routing):
         assert (ELAPSED in entry) == (PEAK_MEMORY in entry) == ("eval_reward" not in entry)
     assert contents.records[0]["logs"][PEAK_MEMORY] > 0.05
     (begin,) = contents.begins
-    assert begin["options"]["routing"] == routing
+    assert begin["options"]["method"] == method
     assert begin["options"]["distillation_topk"] == 5
     assert "output_dir" not in begin["options"]
     assert begin["versions"].keys() == {"srpo-trl", "trl", "transformers", "torch"}

@@ -23,7 +23,7 @@ from srpo_trl.loss.divergence import (
 )
 from srpo_trl.loss.entropy import entropy
 from srpo_trl.loss.importance import importance_ratio
-from srpo_trl.loss.token_weights import effective_sample_size, entropy_weights, raw_entropy_weights
+from srpo_trl.loss.token_weights import effective_sample_size, mean_one_weights, raw_entropy_weights
 
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
 PAIR_FUNCTIONS = {
@@ -313,8 +313,8 @@ def test_entropy_is_the_oracles_and_its_gradient_the_numerical_one():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_entropy_weights_have_the_mean_1(beta, dtype):
     teacher_entropy = 8 * torch.rand(1000, generator=torch.Generator().manual_seed(17), dtype=dtype)
-    mean = raw_entropy_weights(teacher_entropy, beta).mean()
-    weights = entropy_weights(teacher_entropy, beta, mean)
+    raw = raw_entropy_weights(teacher_entropy, beta)
+    weights = mean_one_weights(raw, raw.mean(), dtype)
     assert weights.dtype == dtype
     assert weights.double().mean().item() == pytest.approx(1.0, abs=1e-6 if dtype == torch.float32 else 1e-12)
     np.testing.assert_allclose(
@@ -322,10 +322,10 @@ def test_entropy_weights_have_the_mean_1(beta, dtype):
     )
 
 
-def test_beta_0_weighs_exactly_1_whatever_the_mean():
-    teacher_entropy = torch.tensor([0.0, 1.5, 1e4])
-    assert torch.equal(raw_entropy_weights(teacher_entropy, 0.0), torch.ones(3, dtype=torch.float64))
-    assert torch.equal(entropy_weights(teacher_entropy, 0.0, 0.3), torch.ones(3))
+def test_beta_0_weighs_exactly_1():
+    raw = raw_entropy_weights(torch.tensor([0.0, 1.5, 1e4]), 0.0)
+    assert torch.equal(raw, torch.ones(3, dtype=torch.float64))
+    assert torch.equal(mean_one_weights(raw, raw.mean(), torch.float32), torch.ones(3))
 
 
 def test_raw_weights_by_hand_in_float64_without_gradient():
@@ -334,7 +334,7 @@ def test_raw_weights_by_hand_in_float64_without_gradient():
     assert raw.dtype == torch.float64
     assert not raw.requires_grad
     np.testing.assert_allclose(raw.numpy(), [1.0, math.exp(-0.5), math.exp(-1.0)], rtol=1e-15)
-    weights = entropy_weights(teacher_entropy.bfloat16(), 0.5, torch.tensor(0.5, dtype=torch.float64))
+    weights = mean_one_weights(raw, torch.tensor(0.5, dtype=torch.float64), torch.bfloat16)
     assert weights.dtype == torch.float32
     np.testing.assert_allclose(weights.numpy(), 2 * raw.numpy(), rtol=1e-6)
 

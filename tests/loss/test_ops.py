@@ -110,7 +110,7 @@ def test_gradient_in_the_training_window_is_the_oracles(backend):
     for mode, topk in itertools.product(("exact", "sampled"), (3, None)):
         options = oracle.Options(
             num_generations=1,
-            routing="sdpo",
+            method="sdpo",
             distillation_topk=topk,
             distillation_estimator=mode,
             temperature=0.8,

@@ -22,11 +22,12 @@ from srpo_trl.commands.plan import arguments as memory_arguments
 from srpo_trl.commands.report import command as report_command
 from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
 from srpo_trl.commands.train import TrainArguments, read_arguments
-from srpo_trl.config.defaults import DEFAULTS
-from srpo_trl.config.ranges import JOINT_DENOMINATOR_LOSSES, ROUTINGS, TEACHER_SOURCES
+from srpo_trl.config.ranges import JOINT_DENOMINATOR_LOSSES, TEACHER_SOURCES
 from srpo_trl.host.logged import RUN_METRICS
 from srpo_trl.logs.metrics import RATIOS, SUMS, metrics_from_sums
-from srpo_trl.methods.routers import ROUTE_NAMES, Correctness, Route, route_samples
+from srpo_trl.methods import METHODS, WEIGHTED
+from srpo_trl.methods.record import ROUTE_NAMES, Graded
+from srpo_trl.methods.routers import ROUTERS, scored_routes
 from srpo_trl.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,8 +74,8 @@ def code(cell: str) -> str:
 
 
 def default_of(config: type, name: str) -> Any:
-    if config is SRPOConfig and name in DEFAULTS:
-        return DEFAULTS[name]
+    if config is SRPOConfig and name in WEIGHTED:
+        return WEIGHTED[name]
     field = config.__dataclass_fields__[name]
     return field.default if field.default is not dataclasses.MISSING else field.default_factory()
 
@@ -87,7 +88,7 @@ def test_every_option_is_documented_with_its_default():
         code(row["option"]): ast.literal_eval(code(row["default"]))
         for row in rows_with("docs/options.md", "option", "default", "range", "reason")
     }
-    ours = set(SRPOConfig.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
+    ours = {f.name for f in dataclasses.fields(SRPOConfig)} - set(GRPOConfig.__dataclass_fields__)
     assert documented == {name: default_of(SRPOConfig, name) for name in ours}
 
 
@@ -119,7 +120,8 @@ def test_values_of_choices_are_documented():
         code(row["option"]): re.findall(r'`"([^"]+)"`', row["range"])
         for row in rows_with("docs/options.md", "option", "range")
     }
-    assert ranges["routing"] == list(ROUTINGS)
+    assert ranges["method"] == list(METHODS)
+    assert ranges["routing"] == list(ROUTERS)
     assert ranges["teacher_context"] == list(TEACHER_SOURCES)
 
 
@@ -131,11 +133,11 @@ def test_accepted_loss_types_are_the_documented_ones():
             SRPOConfig(output_dir="unused", use_cpu=True, bf16=False, loss_type=loss_type)
 
 
-@pytest.mark.parametrize("row", range(len(ROUTINGS)))
+@pytest.mark.parametrize("row", range(len(METHODS)))
 def test_table_of_routes_is_what_the_router_does(row):
     import torch
 
-    documented = rows_with("docs/options.md", "`routing`", "no score")[row]
+    documented = rows_with("docs/options.md", "`method`", "no score")[row]
     words = {"policy": "GRPO", "distilled": "distilled", "both": "both", "skipped": "nothing"}
     cases = {
         "correct, teacher information": (True, True, True),
@@ -147,12 +149,11 @@ def test_table_of_routes_is_what_the_router_does(row):
     for column, (is_scored, is_correct, has_teacher) in cases.items():
         cell = documented[column].split(",")[0]
         if cell == "as `GRPOTrainer`":
-            continue  # no routing there
-        correctness = Correctness(torch.tensor([is_scored]), torch.tensor([is_correct]))
-        route = route_samples(
-            code(documented["`routing`"]).strip('"'), correctness, torch.tensor([has_teacher])
-        )
-        assert cell == words[ROUTE_NAMES[Route(route.item())]], (documented["`routing`"], column)
+            continue  # no routes there
+        verdicts = [torch.tensor([[verdict]]) for verdict in (is_scored, is_correct, has_teacher)]
+        method = SRPOConfig("unused", method=code(documented["`method`"]).strip('"')).method_record
+        route = scored_routes(method.route, Graded(torch.tensor([[0.0]]), *verdicts, step=0))
+        assert cell == words[ROUTE_NAMES[route.item()]], (documented["`method`"], column)
 
 
 # ------------------------------------------------------------------ metrics
@@ -330,7 +331,7 @@ def test_readme_snippet_has_12_lines_and_trains(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     exec(compile(snippet, "README.md", "exec"), {})
     assert trained[0].state.global_step == 1
-    assert trained[0].args.routing == "srpo"
+    assert trained[0].args.method == "srpo"
     assert [row["answer"].strip() for row in trained[0].train_dataset] == ["2", "4", "6", "8"]
     assert (tmp_path / "run" / "checkpoint-1").is_dir()
 

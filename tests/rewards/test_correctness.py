@@ -5,9 +5,11 @@ import logging
 import math
 
 import pytest
+import torch
 
 from harness import contains_answer, make_trainer
 from srpo_trl.host.checkpoint_parts import STATE_FILE
+from srpo_trl.rewards.correctness import correctness_score, judge_correctness
 from srpo_trl.rewards.correctness_watch import (
     NO_SCORES,
     REMINDER_BATCHES,
@@ -21,6 +23,31 @@ from srpo_trl.rewards.correctness_watch import (
 
 NAN = math.nan
 TWO = ("accuracy", "format")
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def test_threshold_is_inclusive_and_nan_and_infinity_are_no_scores():
+    scores = torch.tensor([[0.5, 0.4999, NAN], [math.inf, -math.inf, 1.0]])
+    verdict = judge_correctness(scores, 0.5)
+    assert verdict.is_correct.tolist() == [[True, False, False], [False, False, True]]
+    assert verdict.is_scored.tolist() == [[True, True, False], [False, False, True]]
+
+
+def test_a_group_has_failed_where_something_was_scored_and_nothing_correct():
+    verdict = judge_correctness(torch.tensor([[1.0, 0.0], [0.0, NAN], [NAN, NAN]]), 0.5)
+    assert verdict.has_failed_P.tolist() == [False, True, False]
+    assert verdict.accuracy == 1 / 3
+    assert judge_correctness(torch.tensor([[NAN]]), 0.5).accuracy is None
+
+
+def test_deciding_score_is_the_weighted_sum_or_one_function():
+    rewards = torch.tensor([[1.0, 0.5], [NAN, 0.5], [NAN, NAN]])
+    weights = torch.tensor([2.0, 1.0])
+    for named, expected in ((None, [2.5, 0.5, NAN]), ("a", [1.0, NAN, NAN])):
+        score = correctness_score(rewards, weights, ["a", "b"], named)
+        torch.testing.assert_close(score, torch.tensor(expected), equal_nan=True)
 
 
 # ---------------------------------------------------------------- at construction
@@ -215,7 +242,7 @@ def warnings_of(caplog):
         ({"reward_funcs": scaled(0, 100)}, None, None),
         ({"reward_funcs": scaled(0, 0)}, None, None),  # all groups fail
         ({"reward_funcs": scaled(1, 1)}, None, None),
-        ({"reward_funcs": [contains_answer, well_formed], "routing": "grpo"}, None, None),
+        ({"reward_funcs": [contains_answer, well_formed], "method": "grpo"}, None, None),
     ],
     ids=(
         "one reward",

@@ -19,6 +19,7 @@ from harness import ROLLOUTS, chat_dataset, flat_parameters, make_trainer, repla
 from resumed_runs import GIVEN, RUN, half, states
 from srpo_trl.host.checkpoint_parts import STATE_FILE
 from srpo_trl.host.manifest import names_in, write_manifest
+from srpo_trl.loss.head import STUDENT_HEAD
 from srpo_trl.loss.ops import Head
 from srpo_trl.rollout import batch as trl_batch
 from srpo_trl.rollout.batch_counter import (
@@ -107,7 +108,7 @@ def test_a_resumed_count_has_as_many_rollout_batches(micro_batches, saved, now, 
         ({"steps_per_generation": 2}, True),
         ({"num_iterations": 2}, True),
         ({"num_processes": 2}, True),
-        ({"routing": "advantage_mix"}, True),
+        ({"method": "advantage_mix"}, True),
         ({"num_generations": 8}, False),
         ({"num_prompts": 23}, False),
         ({"num_prompts": None}, False),
@@ -163,9 +164,10 @@ def test_heads_stay_as_they_were_when_their_rollouts_were_scored():
     assert torch.equal(heads.of(9).weight_VD, before)
     heads.add(10, Head(weight, None), "second")
     assert heads.of(10).weight_VD is weight
-    heads.add(11, None, "third")
+    heads.add(11, STUDENT_HEAD, "third")
     heads.keep_apart_from([weight])
-    assert heads.of(11) is None is heads.past(11, "fourth")
+    assert heads.of(11) is STUDENT_HEAD
+    assert heads.past(11, "fourth") is None
 
 
 @pytest.mark.parametrize("num_updates", [1, 2, 5])
@@ -385,14 +387,14 @@ OTHER_OPTIONS = {
     "generations": (EIGHT, EIGHT | {"num_generations": 2}),
     "fewer rows": (EIGHT, EIGHT | {"rows": 8}),
     "from the first row": (EIGHT, batch_options(2, 1, 1) | {"ignore_data_skip": True}),
-    "another routing": (EIGHT, EIGHT | {"routing": "sdpo"}),
+    "another method": (EIGHT, EIGHT | {"method": "sdpo"}),
 }
 SELDOM = (
     "twice the batch",
     "fewer",
     "generations",
     "fewer rows",
-    "another routing",
+    "another method",
 )  # tested with the slow ones
 
 
@@ -445,7 +447,7 @@ def test_a_run_resumed_with_half_the_batch_goes_on_as_if_it_had_been_so(tmp_path
             batch_options(1, 3, 1) | {"per_device_train_batch_size": 8},
             ("per_device_train_batch_size=4", "per_device_train_batch_size=8"),
         ),
-        (batch_options(1, 3, 1) | {"routing": "sdpo"}, ("routing='srpo'", "routing='sdpo'")),
+        (batch_options(1, 3, 1) | {"method": "sdpo"}, ("method='srpo'", "method='sdpo'")),
     ],
 )
 def test_inside_a_rollout_batch_other_options_are_refused_before_anything_is_loaded(
@@ -478,7 +480,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_its_fields(tmp_path):
     for saved, named in (
         ({name: value for name, value in state.items() if name != "counted_in"}, "counted_in"),
         (state | {"num_processes": 1}, "num_processes"),
-        (state | {"counted_in": {"routing": "srpo"}}, "steps_per_generation"),
+        (state | {"counted_in": {"method": "srpo"}}, "steps_per_generation"),
     ):
         path.write_text(json.dumps(saved))
         write_manifest(path.parent, names_in(path.parent), is_resumable=True)

@@ -29,10 +29,12 @@ def without(values: list[Any], *kept: Any) -> list[Any]:
 
 # option: (strategy of right values, list of wrong ones)
 OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
-    "routing": (
+    "method": (
         st.sampled_from(["srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix"]),
         [*NO_WORD, None, "grop"],
     ),
+    "method_options": (st.sampled_from([{}, "{}", None]), [3, True, ["x"], {"nothing": 1}, "{"]),
+    "routing": (st.none(), [*without(NO_WORD, None), "grpo", "advantage_mix"]),
     "advantage_mix_lambda": (within(0, 1), [*NO_NUMBER, -0.1, 1.1, 1e30]),
     "success_reward_threshold": (within(-1e6, 1e6), [*NO_NUMBER, 1e31]),
     "correctness_reward": (st.just(None), NO_TEXT),
@@ -44,7 +46,7 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
         st.one_of(st.none(), within(0, 1e6, exclude_min=True)),
         [*without(NO_NUMBER, None), 0, 0.0, -1, 1e31],
     ),
-    "entropy_weight_beta": (within(0, 50), [*NO_NUMBER, -1e-9, 50.1]),
+    "entropy_weight_beta": (st.one_of(st.none(), within(0, 50)), [*without(NO_NUMBER, None), -1e-9, 50.1]),
     "distilled_frac_hold_steps": (st.just(0), [*NO_NUMBER[:-1], -1, 0.5]),
     "distilled_frac_decay_steps": (st.one_of(st.none(), st.integers(1, 9)), without(NO_COUNT, None, 10**400)),
     "distilled_frac_until_accuracy": (

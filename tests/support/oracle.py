@@ -50,14 +50,14 @@ _TABLES: dict[str, dict[tuple[bool, bool], tuple[float, float]]] = {
 
 
 def route_weights(
-    routing: str, correct: bool, has_teacher: bool, scored: bool, advantage_mix_lambda: float = 0.9
+    method: str, correct: bool, has_teacher: bool, scored: bool, advantage_mix_lambda: float = 0.9
 ) -> tuple[float, float]:
     """(policy_weight, distill_weight) of one rollout; (0, 0) where no reward function could score it."""
     if not scored:
         return 0.0, 0.0
-    if routing == "advantage_mix":
+    if method == "advantage_mix":
         return advantage_mix_lambda, (1.0 - advantage_mix_lambda if has_teacher else 0.0)
-    policy_weight, distill_weight = _TABLES[routing][bool(correct), bool(has_teacher)]
+    policy_weight, distill_weight = _TABLES[method][bool(correct), bool(has_teacher)]
     return float(policy_weight), float(distill_weight)
 
 
@@ -220,7 +220,7 @@ class Options:
     """The options of the objective, with the trainer's names and defaults."""
 
     num_generations: int = 8
-    routing: str = "srpo"
+    method: str = "srpo"
     advantage_mix_lambda: float = 0.9
     success_reward_threshold: float = 0.5
     temperature: float = 1.0
@@ -334,7 +334,7 @@ def _route(rollout: Rollout, options: Options) -> tuple[float, float]:
     if correct is None:
         correct = rollout.reward >= options.success_reward_threshold
     return route_weights(
-        options.routing,
+        options.method,
         correct,
         rollout.teacher_logits is not None,
         not math.isnan(rollout.reward),

@@ -33,7 +33,7 @@ NOTHING_SCORED = tuple((prompt, ["=", "1=", "2=", "3="]) for prompt, _ in ONE_SI
 
 SCENARIOS = {
     "straddling": (STRADDLING, {}),
-    "straddling mix": (STRADDLING, {"routing": "advantage_mix"}),
+    "straddling mix": (STRADDLING, {"method": "advantage_mix", "entropy_weight_beta": 1.0}),
     "one sided": (ONE_SIDED, {}),
     "nothing scored": (NOTHING_SCORED, {}),
     "two steps": (STRADDLING, {"max_steps": 2, "learning_rate": 0.1}),

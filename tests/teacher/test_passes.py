@@ -8,7 +8,8 @@ from srpo_trl.loss.head import lm_head_of
 from srpo_trl.loss.ops import DistillationSpec, distillation_loss
 from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.seams.trl import add_fused_lm_head
-from srpo_trl.teacher.scoring import TeacherRow, forward_rows, num_backbone_calls, plan_passes, row_layout
+from srpo_trl.teacher.packing import TeacherRow, num_backbone_calls, plan_passes, row_layout
+from srpo_trl.teacher.scoring import forward_rows
 
 LAYOUTS = ["shared", "packed", "padded"]
 ROWS = [

@@ -22,10 +22,11 @@ from harness import chat_dataset, logged, make_trainer, replay, tiny_model, tiny
 from srpo_trl.loss.student import add_distillation_head
 from srpo_trl.seams.residence import residence
 from srpo_trl.seams.trl import add_fused_lm_head
+from srpo_trl.teacher.packing import row_layout
 from srpo_trl.teacher.positions import give_positions, positions_of
 from srpo_trl.teacher.probe import ModelProblemError, probe_model
 from srpo_trl.teacher.probe_rows import probe_rows
-from srpo_trl.teacher.scoring import forward_rows, row_layout
+from srpo_trl.teacher.scoring import forward_rows
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()
@@ -377,14 +378,14 @@ def test_random_numbers_of_the_run_do_not_depend_on_it(tmp_path, monkeypatch):
     assert torch.equal(with_probe, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix"])
-def test_every_routing_that_distils_is_probed(tmp_path, routing):
+@pytest.mark.parametrize("method", ["srpo", "sdpo", "advantage_mix"])
+def test_every_routing_that_distils_is_probed(tmp_path, method):
     with pytest.raises(ValueError, match="its own logits differ"):
-        make_trainer(tmp_path, model=with_head(CHANGES["scaled by 1.1"]), routing=routing)
+        make_trainer(tmp_path, model=with_head(CHANGES["scaled by 1.1"]), method=method)
 
 
 def test_grpo_is_grpo_trainer(tmp_path):
-    make_trainer(tmp_path, model=with_head(CHANGES["scaled by 1.1"]), routing="grpo")
+    make_trainer(tmp_path, model=with_head(CHANGES["scaled by 1.1"]), method="grpo")
 
 
 def test_tokens_are_ordinary_and_fit():

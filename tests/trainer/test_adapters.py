@@ -254,7 +254,7 @@ def test_adapter_of_every_linear_layer_is_taken(tmp_path):
 
 
 def test_plain_grpo_takes_what_trl_takes(tmp_path):
-    make_trainer(tmp_path, routing="grpo", peft_config=REFUSED["prompt"][0])
+    make_trainer(tmp_path, method="grpo", peft_config=REFUSED["prompt"][0])
 
 
 needs_bitsandbytes = pytest.mark.skipif(

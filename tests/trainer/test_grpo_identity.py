@@ -1,4 +1,4 @@
-"""`routing="grpo"` is GRPOTrainer, bit for bit; other routings are it wherever they route everything to GRPO."""
+"""`method="grpo"` is GRPOTrainer, bit for bit; other methods are it where they give all to the policy loss."""
 
 import inspect
 
@@ -41,7 +41,7 @@ def train_both(tmp_path, options, **parameters):
     tokenizer = tiny_tokenizer()
     trainers = []
     for kind, folder in ((GRPOTrainer, "grpo"), (SRPOTrainer, "srpo")):
-        args = config(tmp_path / folder, routing="grpo", **options)
+        args = config(tmp_path / folder, method="grpo", **options)
         trainer = kind(
             model=tiny_model(),
             reward_funcs=parameters.get("reward_funcs", contains_answer),
@@ -128,7 +128,7 @@ NOT_COMPARED = {"output_dir", "logging_dir", "run_name"}
 
 
 def test_every_default_with_grpo_is_grpo_configs():
-    ours, theirs = SRPOConfig("x", routing="grpo", bf16=False), GRPOConfig("x", bf16=False)
+    ours, theirs = SRPOConfig("x", method="grpo", bf16=False), GRPOConfig("x", bf16=False)
     names = {name for name, field in GRPOConfig.__dataclass_fields__.items() if field.init} - NOT_COMPARED
     assert {n: getattr(ours, n) for n in names} == {n: getattr(theirs, n) for n in names}
 
@@ -148,14 +148,15 @@ def test_every_default_without_grpo_is_the_papers():
         "guard_action": "warn",
         "run_log": True,
     }
-    for routing in ("srpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix"):
-        made = SRPOConfig("x", routing=routing, bf16=False)
+    for method in ("srpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix"):
+        made = SRPOConfig("x", method=method, bf16=False)
         assert {name: getattr(made, name) for name in paper} == paper
-        assert made.defaulted == set(paper)
+        assert made.entropy_weight_beta == float(method == "srpo")
+        assert made.defaulted == {*paper, "entropy_weight_beta"}
 
 
-@pytest.mark.parametrize("routing", ["srpo", "grpo"])
-def test_what_is_given_stays(routing):
+@pytest.mark.parametrize("method", ["srpo", "grpo"])
+def test_what_is_given_stays(method):
     given = {"learning_rate": 3e-4, "scale_rewards": "batch", "num_generations_eval": 2, "epsilon_high": 0.5}
     given |= {
         "eval_temperature": 0.9,
@@ -164,7 +165,7 @@ def test_what_is_given_stays(routing):
         "max_nonfinite_steps": 7,
     }
     given |= {"guard_action": "stop", "run_log": False, "vllm_importance_sampling_clip_max": 9.0}
-    made = SRPOConfig("x", routing=routing, bf16=False, **given)
+    made = SRPOConfig("x", method=method, bf16=False, **given)
     assert {name: getattr(made, name) for name in given} == given
 
 
@@ -186,7 +187,7 @@ def test_logs_evaluation_and_files_with_grpo_are_grpo_trainers(tmp_path, data_se
     rows = {"a": chat_dataset(), "b": chat_dataset()} if data_sets else chat_dataset()
     runs = []
     for kind, folder in ((GRPOTrainer, "theirs"), (SRPOTrainer, "ours")):
-        args = config(tmp_path / folder, routing="grpo", **EVALUATED)
+        args = config(tmp_path / folder, method="grpo", **EVALUATED)
         trainer = kind(
             model=tiny_model(),
             reward_funcs=contains_answer,
@@ -220,7 +221,7 @@ def without_times(metrics):
 def test_sampled_evaluation_that_is_asked_for_works_with_grpo(tmp_path, asked):
     trainer = make_trainer(
         tmp_path,
-        routing="grpo",
+        method="grpo",
         eval_dataset=chat_dataset(),
         rollout_func=None,
         num_generations_eval=2,
@@ -232,8 +233,8 @@ def test_sampled_evaluation_that_is_asked_for_works_with_grpo(tmp_path, asked):
 
 
 def test_a_run_log_that_is_asked_for_is_written_with_grpo(tmp_path):
-    make_trainer(tmp_path / "plain", routing="grpo").train()
-    make_trainer(tmp_path / "logged", routing="grpo", run_log=True).train()
+    make_trainer(tmp_path / "plain", method="grpo").train()
+    make_trainer(tmp_path / "logged", method="grpo", run_log=True).train()
     assert not (tmp_path / "plain" / "log.jsonl").exists()
     assert (tmp_path / "logged" / "log.jsonl").exists()
     make_trainer(tmp_path / "srpo", run_log=False).train()
@@ -250,7 +251,7 @@ def test_a_guard_that_is_asked_for_stops_a_run_with_grpo(tmp_path):
         answer = [*tokenizer("1" * length)["input_ids"], tokenizer.eos_token_id]
         return {"prompt_ids": ids, "completion_ids": [answer] * len(prompts), "logprobs": None}
 
-    trainer = make_trainer(tmp_path, routing="grpo", guard_action="stop", max_steps=40, rollout_func=rollout)
+    trainer = make_trainer(tmp_path, method="grpo", guard_action="stop", max_steps=40, rollout_func=rollout)
     trainer.train()
     assert 20 <= trainer.state.global_step < 40
     assert (tmp_path / "guards.jsonl").is_file()
@@ -261,19 +262,19 @@ def test_a_step_that_is_not_finite_is_taken_with_grpo_as_grpo_trainer_takes_it(t
         return torch.tensor(float("nan"), requires_grad=True) * trainer.model.lm_head.weight.sum()
 
     for options, is_finite in (({}, False), ({"max_nonfinite_steps": 2}, True)):
-        trainer = make_trainer(tmp_path, routing="grpo", **options)
+        trainer = make_trainer(tmp_path, method="grpo", **options)
         trainer._compute_loss = infinite
         trainer.train()
         assert bool(flat_parameters(trainer.model).isfinite().all()) == is_finite
 
 
-@pytest.mark.parametrize(("routing", "name"), [("grpo", "GRPO"), ("srpo", "SRPO")])
-def test_the_model_card_names_what_the_model_was_trained_with(tmp_path, routing, name):
-    trainer = make_trainer(tmp_path, routing=routing)
+@pytest.mark.parametrize(("method", "name"), [("grpo", "GRPO"), ("srpo", "SRPO")])
+def test_the_model_card_names_what_the_model_was_trained_with(tmp_path, method, name):
+    trainer = make_trainer(tmp_path, method=method)
     trainer.create_model_card(model_name="a model")
     card = (tmp_path / "README.md").read_text()
     assert f"This model was trained with {name}, a method introduced in" in card
     assert set(trainer.model.model_tags) == {"trl", name.lower()}
-    if routing == "grpo":
+    if method == "grpo":
         assert "SRPO" not in card
         assert f"title        = {{{{{GRPOTrainer._paper['title']}}}}}" in card

@@ -28,7 +28,7 @@ IDS = torch.tensor([[5, 6, 7]])
 SAVED = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
 TRAINED = {
     "plain": {},
-    "grpo": {"routing": "grpo"},
+    "grpo": {"method": "grpo"},
     "adapter": {"peft_config": LORA},
     "saved head": {"peft_config": SAVED},
     "bfloat16": {"bf16": True},
@@ -36,7 +36,7 @@ TRAINED = {
     "checkpointing": {"gradient_checkpointing": True},
     "float32 head": {"cast_lm_head_to_fp32": True, "is_tied": False},
     "float32 saved head": {"cast_lm_head_to_fp32": True, "peft_config": SAVED, "is_tied": False},
-    "float32 head, grpo": {"cast_lm_head_to_fp32": True, "routing": "grpo", "is_tied": False},
+    "float32 head, grpo": {"cast_lm_head_to_fp32": True, "method": "grpo", "is_tied": False},
 }
 
 
@@ -84,7 +84,7 @@ def test_a_copy_computes_with_its_own_weights(tmp_path, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"routing": "grpo"}, {"bf16": True}], ids=["srpo", "grpo", "bfloat16"]
+    "options", [{}, {"method": "grpo"}, {"bf16": True}], ids=["srpo", "grpo", "bfloat16"]
 )
 def test_a_model_read_back_from_a_file_computes_with_its_own_weights(tmp_path, options):
     trainer = make_trainer(tmp_path, **options)

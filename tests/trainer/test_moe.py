@@ -27,8 +27,8 @@ def changes(trainer, before):
     return {n: (p - dict(before.named_parameters())[n]).detach() for n, p in trainer.model.named_parameters()}
 
 
-@pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix"])
-def test_update_holds_the_gradient_of_the_router_loss(tmp_path, routing):
+@pytest.mark.parametrize("method", ["srpo", "sdpo", "advantage_mix"])
+def test_update_holds_the_gradient_of_the_router_loss(tmp_path, method):
     """The model's own loss over the same sequences, in one step of plain gradient descent at rate 1."""
     model = tiny_moe_model()
     updates = {}
@@ -36,7 +36,7 @@ def test_update_holds_the_gradient_of_the_router_loss(tmp_path, routing):
         trainer = make_trainer(
             tmp_path / str(coefficient),
             model=copy.deepcopy(model),
-            routing=routing,
+            method=method,
             router_aux_loss_coef=coefficient,
         )
         trainer.train()

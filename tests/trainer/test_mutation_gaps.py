@@ -1,7 +1,5 @@
 """Behaviour of single steps that the broader tests do not pin down: the teacher in use, what it reads, coefficients."""
 
-import math
-
 import pytest
 import torch
 from peft import LoraConfig
@@ -16,13 +14,12 @@ from harness import (
     tiny_model,
     tiny_tokenizer,
 )
-from srpo_trl import SRPOConfig
 from srpo_trl.commands.smoke_model import build_byte_tokenizer
 from srpo_trl.host.prompt_order import ResumableRepeatSampler
-from srpo_trl.loss.step_totals import distillation_coefficients, window_totals
-from srpo_trl.methods.routers import Route
-from srpo_trl.rollout.batch import RoutedBatch, routed_batch
-from srpo_trl.rollout.graded import GradedRollouts, route_rollouts
+from srpo_trl.methods.record import Route
+from srpo_trl.methods.srpo import srpo
+from srpo_trl.rollout.batch import routed_batch
+from srpo_trl.rollout.graded import GradedRollouts, RoutingOptions, route_rollouts
 from srpo_trl.seams.trl import RepeatSampler
 from srpo_trl.teacher.context import ContextTemplates, TeacherInformation, TeacherPromptEncoder
 
@@ -117,7 +114,6 @@ def test_markers_in_the_demonstration_of_a_text_prompt_stay_text():
 
 @pytest.mark.parametrize("remove", [True, False])
 def test_the_option_decides_whether_demonstrations_keep_their_thinking(remove):
-    config = SRPOConfig("unused", use_cpu=True, bf16=False, remove_thinking_from_demonstration=remove)
     group = GradedRollouts(
         prompts=[CHAT, CHAT],
         completions=[[{"role": "assistant", "content": text}] for text in ("<think>hm</think>It is 4.", "5")],
@@ -131,9 +127,11 @@ def test_the_option_decides_whether_demonstrations_keep_their_thinking(remove):
     rollouts = route_rollouts(
         group,
         torch.tensor([1.0, 0.0]),
-        config,
+        srpo(entropy_weight_beta=1.0),
+        RoutingOptions(
+            threshold=0.5, num_generations=2, sources=["sibling"], keep_thinking=not remove, seed=0
+        ),
         encoder(),
-        num_generations=2,
         step=0,
         gather=lambda tensor: tensor,
         gather_object=lambda objects: objects,
@@ -164,38 +162,6 @@ def test_tool_tokens_are_no_part_of_omega(tmp_path):
     assert int(trainer._totals.num_routed_tokens) == 15  # one row is trained by nothing
     texts = [a for _, answers in ROLLOUTS for a in answers]
     assert sum(s is not None for s in contains_answer(texts)) == 15
-
-
-def small_batch(**fields):
-    """Two distilled rows of two and one tokens, and one of the policy."""
-    defaults = {
-        "route_B": torch.tensor([Route.DISTILLED, Route.POLICY, Route.DISTILLED]),
-        "scored_BT": torch.tensor([[True, True], [True, True], [True, False]]),
-        "teacher_entropy_BT": torch.tensor([[0.0, math.log(2)], [0.0, 0.0], [math.log(4), 0.0]]),
-        "teacher_hidden": [],
-        "old_logps_BT": None,
-        "sampler_ratio_BT": None,
-    }
-    return RoutedBatch(**(defaults | fields))
-
-
-def test_coefficients_by_hand():
-    """Raw weights 1, 1/2 and 1/4 of mean 7/12; five routed tokens."""
-    batch = small_batch()
-    totals = window_totals([batch], 1.0, lambda tensor: tensor)
-    found = distillation_coefficients(batch, totals, 1.0, branch_weight=0.5, num_processes=2)
-    weights = torch.tensor([1.0, 0.5, 0.25]) / (7 / 12)
-    torch.testing.assert_close(found.float(), 0.5 * weights * 2 / 5)
-
-
-@pytest.mark.parametrize("shape", ["per token", "per sequence"])
-def test_coefficients_carry_the_samplers_importance_ratio(shape):
-    ratio_BT = torch.tensor([[2.0, 2.0], [9.0, 9.0], [0.5, 9.0]])
-    ratio = ratio_BT if shape == "per token" else ratio_BT[:, :1]
-    plain, scaled = small_batch(), small_batch(sampler_ratio_BT=ratio)
-    totals = window_totals([plain], 1.0, lambda tensor: tensor)
-    expected = distillation_coefficients(plain, totals, 1.0, 1.0, 1) * torch.tensor([2.0, 2.0, 0.5])
-    torch.testing.assert_close(distillation_coefficients(scaled, totals, 1.0, 1.0, 1), expected)
 
 
 # ------------------------------------------------------------------ the order of prompts

@@ -72,11 +72,13 @@ VARIANTS = {
     "srpo without weights": {"entropy_weight_beta": 0.0},
     "srpo with sharp weights": {"entropy_weight_beta": 4.0},
     "grpo as a route": {"success_reward_threshold": -1.0},
-    "sdpo": {"routing": "sdpo"},
-    "sdpo on failed only": {"routing": "sdpo_failed"},
-    "sdpo on correct only": {"routing": "sdpo_correct"},
-    "advantage mix": {"routing": "advantage_mix"},
-    "advantage mix of 0.3": {"routing": "advantage_mix", "advantage_mix_lambda": 0.3},
+    "sdpo": {"method": "sdpo", "entropy_weight_beta": 1.0},
+    "sdpo without weights": {"method": "sdpo"},
+    "sdpo on failed only": {"method": "sdpo_failed", "entropy_weight_beta": 1.0},
+    "sdpo on correct only": {"method": "sdpo_correct", "entropy_weight_beta": 1.0},
+    "advantage mix": {"method": "advantage_mix", "entropy_weight_beta": 1.0},
+    "advantage mix of 0.3": {"method": "advantage_mix", "advantage_mix_lambda": 0.3},
+    "srpo on sdpo's routes": {"routing": "sdpo"},
     "forward KL": {"distillation_alpha": 0.0},
     "reverse KL": {"distillation_alpha": 1.0},
     "renormalised top K": {"distillation_add_tail": False},
@@ -87,6 +89,10 @@ VARIANTS = {
 
 
 def oracle_options(options):
+    if "routing" in options:
+        options = {"method": options["routing"]}
+    elif "method" in options:
+        options = {"entropy_weight_beta": 0.0} | options
     return oracle.Options(**({"num_generations": NUM_GENERATIONS, "distillation_topk": 5} | options))
 
 

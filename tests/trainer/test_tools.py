@@ -11,7 +11,7 @@ from harness import config, logged
 from srpo_trl import SRPOTrainer
 from srpo_trl.commands.smoke_model import build_byte_tokenizer
 from srpo_trl.data.tiny_model import build_model
-from srpo_trl.methods.routers import Route
+from srpo_trl.methods.record import Route
 
 QWEN3_TEMPLATE = files("trl").joinpath("chat_templates/qwen3.jinja").read_text()
 NUM_GENERATIONS = 4
@@ -83,12 +83,12 @@ def scripted(trainer, tokenizer):
     trainer._generate_single_turn = single_turn
 
 
-def trained(tmp_path, tokenizer, routing="srpo", **parameters):
+def trained(tmp_path, tokenizer, method="srpo", **parameters):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 16}
     model = build_model(tokenizer, 0, **sizes, num_key_value_heads=1, max_position_embeddings=4096)
     args = config(
         tmp_path,
-        routing=routing,
+        method=method,
         per_device_train_batch_size=NUM_GENERATIONS,
         max_completion_length=400,
         log_completions=True,
@@ -141,7 +141,7 @@ def test_environments_that_own_the_reward(tmp_path, tokenizer):
 
 def test_tool_tokens_reach_the_teacher_and_carry_no_loss(tmp_path, tokenizer):
     """With every rollout distilled, the teacher reads the tool's tokens; only the model's own have hidden states."""
-    _, seen = trained(tmp_path, tokenizer, routing="sdpo", reward_funcs=answer, tools=[add])
+    _, seen = trained(tmp_path, tokenizer, method="sdpo", reward_funcs=answer, tools=[add])
     output, rollouts = seen["output"], seen["rollouts"]
     assert rollouts.route_B.tolist() == [Route.DISTILLED] * 4
     text = tokenizer.decode(output["completion_ids"][0][output["completion_mask"][0].bool()])

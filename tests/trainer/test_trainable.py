@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 
 from harness import LORA, flat_parameters, logged, make_trainer, tiny_model
 from srpo_trl.loss.gradient_norms import BranchGradients
+from srpo_trl.loss.head import STUDENT_HEAD, lm_head_of
 from srpo_trl.teacher.weights import TeacherWeights
 
 RATE = 0.2
@@ -113,8 +114,9 @@ def requested_heads(trainer):
 
     def keep(routed):
         made = request(routed)
-        head = made.teacher_head or trainer._student.get_output_embeddings()
-        weight, bias = (head.weight_VD, head.bias_V) if made.teacher_head else (head.weight, head.bias)
+        is_own = made.teacher_head is STUDENT_HEAD
+        head = lm_head_of(trainer._student) if is_own else made.teacher_head
+        weight, bias = head.weight_VD, head.bias_V
         heads.append((weight.detach().clone(), bias.detach().clone()))
         return made
 

@@ -23,7 +23,7 @@ from harness import (
     update,
 )
 from srpo_trl.logs.metrics import RATIOS, SUMS, metrics_from_sums
-from srpo_trl.methods.routers import Route
+from srpo_trl.methods.record import Route
 from srpo_trl.rollout.batch import routed_batch
 
 TOKENIZER = tiny_tokenizer()
@@ -53,7 +53,7 @@ def on(rollouts, **columns):
 
 
 def test_no_rollout_is_shown_itself_and_one_demonstration_serves_the_group(tmp_path):
-    trainer = make_trainer(tmp_path, routing="sdpo")
+    trainer = make_trainer(tmp_path, method="sdpo")
     prompts = teacher_prompts(trainer)
     trainer.train()
     answers = [answer for _, group in ROLLOUTS for answer in group]
@@ -166,9 +166,9 @@ def test_unscorable_rollouts_are_trained_by_nothing(tmp_path):
     assert relative_error(infinite, one) < 1e-6
 
 
-@pytest.mark.parametrize("routing", ["srpo", "sdpo", "advantage_mix"])
-def test_a_batch_that_fails_as_a_whole_trains_on(tmp_path, routing):
-    trainer = make_trainer(tmp_path, routing=routing, per_device_train_batch_size=8, **on(ALL_FAILED))
+@pytest.mark.parametrize("method", ["srpo", "sdpo", "advantage_mix"])
+def test_a_batch_that_fails_as_a_whole_trains_on(tmp_path, method):
+    trainer = make_trainer(tmp_path, method=method, per_device_train_batch_size=8, **on(ALL_FAILED))
     change = update(trainer)
     assert torch.isfinite(flat_parameters(trainer.model)).all()
     assert not change.any()  # equal rewards: no advantage, and no teacher
@@ -349,7 +349,7 @@ def test_gradient_shares_are_the_branches_norms_and_leave_the_update_alone(tmp_p
     measured = make_trainer(tmp_path, gradient_share_steps=1, **split)
     assert torch.equal(update(measured), plain)
     # Alone, the distillation branch has its own tokens for a denominator; jointly, those of 15 rollouts.
-    alone = update(make_trainer(tmp_path, routing="sdpo_failed", **split))
+    alone = update(make_trainer(tmp_path, method="sdpo_failed", **split))
     length = {a: len(TOKENIZER(a)["input_ids"]) + 1 for _, answers in ROLLOUTS for a in answers}
     num_distilled = sum(length[a] for a in ("33;12", "0", "4;4;4;4;4;4;4", "9", "8;8", "7;7;7"))
     num_routed = sum(length[a] for _, answers in ROLLOUTS for a in answers if a != "=")

@@ -29,9 +29,9 @@ from srpo_trl.commands.inputs import (
 from srpo_trl.commands.options import attempt, parse_options, refuse
 from srpo_trl.commands.train import TrainArguments
 from srpo_trl.config import SRPOConfig
-from srpo_trl.config.defaults import SAMPLED_EVALUATION
 from srpo_trl.evaluation.samples import Sample
 from srpo_trl.host.manifest import MANIFEST_FILE, flaw_of
+from srpo_trl.methods import GRPO, METHODS, PAPER_DEFAULTS
 from srpo_trl.seams.trl import RewardFunc as RewardFunction
 from srpo_trl.trainer import SRPOTrainer
 from srpo_trl.version import __version__
@@ -41,8 +41,8 @@ PROG = "srpo-trl eval"
 NOT_READ = ("optimizer*", "global_step*", "srpo_*")
 ADAPTER_FILE = "adapter_config.json"
 # The model as it was saved. TRL's defaults are those of training: float32 weights, and bf16 autocast for its passes.
-# With any routing that a training run's file names, samples are drawn.
-DEFAULTS = {"dtype": "auto", "bf16": False, "eval_temperature": SAMPLED_EVALUATION["eval_temperature"]}
+# With any method that a training run's file names, samples are drawn.
+DEFAULTS = {"dtype": "auto", "bf16": False, "eval_temperature": PAPER_DEFAULTS["eval_temperature"]}
 STDERR = "_stderr"
 # What transformers and TRL log beside the scores and says nothing of them.
 NOT_SCORES = ("model_preparation_time", "samples_per_second", "steps_per_second", "num_tokens")
@@ -150,7 +150,8 @@ def _for_evaluation_alone(config: SRPOConfig, folder: str) -> SRPOConfig:
     """Take out what a training run would write, report, or load beside the model."""
     config.output_dir = folder
     config.report_to, config.push_to_hub = [], False
-    config.routing, config.beta = "grpo", 0.0  # neither a teacher nor a reference model
+    config.method, config.beta = GRPO, 0.0  # neither a teacher nor a reference model
+    config.method_record = METHODS[GRPO].factory()
     config.guard_action, config.run_log = "off", False
     config.eval_strategy, config.load_best_model_at_end = "no", False
     config.steps_per_generation = -(-VLLM_SEQUENCES // config.per_device_train_batch_size)

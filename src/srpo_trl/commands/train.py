@@ -180,7 +180,7 @@ def _run(training: Training) -> None:
         resume = trainer.checkpoints.newest_whole()
     say = trainer.accelerator.print
     say(
-        f"[srpo-trl] routing {config.routing}; model {model}; {len(training.train_rows)} training prompts; "
+        f"[srpo-trl] method {config.method}; model {model}; {len(training.train_rows)} training prompts; "
         f"rewards {', '.join(map(reward_name, rewards))}; "
         + (f"resuming from {resume}" if resume else "starting anew")
     )

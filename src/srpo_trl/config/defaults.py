@@ -1,51 +1,28 @@
-"""Defaults that follow from the routing: the paper's, or with "grpo" GRPOTrainer's own and none of the extras.
+"""Defaults that follow from the method: the paper's, or those of `GRPOTrainer`.
 
-An option named here is None until it is given or resolved. With `routing="grpo"` a trainer thus is `GRPOTrainer` unless
-more is asked for: an extra that is given by name works there, too.
+An option of `DEFERRED` is None until it is given or resolved.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from trl import GRPOConfig
 
-if TYPE_CHECKING:
-    from srpo_trl.config import SRPOConfig
+from srpo_trl.methods import METHODS, PAPER_DEFAULTS, WEIGHTED
 
-# Inherited options (SRPO, table 3 and section 3.3).
-PAPER_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 5e-6,
-    "epsilon_high": 0.28,
-    "scale_rewards": "none",
-    "vllm_importance_sampling_mode": "token_truncate",
-    "vllm_importance_sampling_clip_max": 2.0,
-    "num_generations_eval": 16,
-}
-# Evaluation by samples, as the paper does it. One of them given asks for all.
-SAMPLED_EVALUATION: dict[str, Any] = {
-    "eval_temperature": 0.6,
-    "eval_top_p": 0.95,
-    "eval_tokens_per_batch": 65536,
-}
-EXTRAS: dict[str, Any] = {"max_nonfinite_steps": 3, "guard_action": "warn", "run_log": True}
-WITHOUT_EXTRAS: dict[str, Any] = {"max_nonfinite_steps": None, "guard_action": "off", "run_log": False}
-
-DEFAULTS = PAPER_DEFAULTS | SAMPLED_EVALUATION | EXTRAS
+DEFERRED = tuple(WEIGHTED)
+_SAMPLED_EVALUATION = ("eval_temperature", "eval_top_p", "eval_tokens_per_batch")  # one given asks for all
 
 
-def resolve_defaults(config: "SRPOConfig") -> frozenset[str]:
-    """Give every option of this file that is None its default; return the names of these options.
+def resolved_defaults(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the default of every option of `DEFERRED` that is None.
 
-    With `routing="grpo"`: the options that GRPOConfig has get its defaults, evaluation is GRPOTrainer's unless one of
-    `SAMPLED_EVALUATION` is given, and each of `EXTRAS` is off.
+    It is the method's, SRPO's for a method of the user's own; where the method has none it is `GRPOConfig`'s, or None.
     """
-    missing = frozenset(name for name in DEFAULTS if getattr(config, name) is None)
-    defaults = DEFAULTS
-    if config.routing == "grpo":
-        defaults = {
-            name: GRPOConfig.__dataclass_fields__[name].default for name in PAPER_DEFAULTS
-        } | WITHOUT_EXTRAS
-        if not missing.issuperset(SAMPLED_EVALUATION):
-            defaults |= SAMPLED_EVALUATION | {"num_generations_eval": PAPER_DEFAULTS["num_generations_eval"]}
-    for name in missing & defaults.keys():
-        setattr(config, name, defaults[name])
-    return missing
+    defaults = METHODS[method].defaults if method in METHODS else WEIGHTED
+    if any(options[name] is not None for name in _SAMPLED_EVALUATION):
+        asked = (*_SAMPLED_EVALUATION, "num_generations_eval")
+        defaults = {name: PAPER_DEFAULTS[name] for name in asked} | dict(defaults)
+    inherited = GRPOConfig.__dataclass_fields__
+    trls = {name: inherited[name].default for name in DEFERRED if name in inherited}
+    return {name: defaults.get(name, trls.get(name)) for name in DEFERRED if options[name] is None}

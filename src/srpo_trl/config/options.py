@@ -4,17 +4,24 @@
 `ValueError` at construction, before any model is loaded.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+import functools
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal
 
 from trl import GRPOConfig
 
 from srpo_trl.config.combined import combined_problems
-from srpo_trl.config.defaults import resolve_defaults
+from srpo_trl.config.defaults import resolved_defaults
 from srpo_trl.config.inherited import inherited_problems
+from srpo_trl.config.method import make_method
 from srpo_trl.config.ranges import derived_problems, problems_of
 from srpo_trl.config.renamed import explains_unknown_options
 from srpo_trl.config.sampled_evaluation import fit_evaluation
+from srpo_trl.methods import DEFAULT, METHODS
+from srpo_trl.methods.record import Method
+from srpo_trl.methods.routers import ROUTERS
 
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
@@ -24,15 +31,19 @@ FEEDBACK_TEMPLATE = "\nThe following is feedback from your unsuccessful earlier 
 @explains_unknown_options
 @dataclass
 class SRPOConfig(GRPOConfig):
-    """Configuration of `SRPOTrainer`: `trl.GRPOConfig` plus routing, self-distillation and the teacher.
+    """Configuration of `SRPOTrainer`: `trl.GRPOConfig` plus the method, self-distillation and the teacher.
 
     Defaults of the method are the paper's (SRPO, arXiv:2604.02288, table 3). Inherited options whose default differs
     from TRL's: `num_generations_eval` 16, `epsilon_high` 0.28, `scale_rewards` `"none"`, `learning_rate` 5e-6, and,
     where vLLM samples, `vllm_importance_sampling_mode` `"token_truncate"` with `vllm_importance_sampling_clip_max` 2.
-    With `routing="grpo"` they are TRL's, and the extras of `srpo_trl.config.defaults` are off unless given.
+    With `method="grpo"` they are TRL's, and the extras of `srpo_trl.methods` are off unless given.
+
+    `dataclasses.replace` makes what these options and the replaced ones would have made in the first place: what
+    follows from other options is derived anew.
 
     Attributes:
-        defaulted: names of the options that were None and got the default of the routing.
+        defaulted: names of the options that were None and got the default of the method.
+        derived: values as they were given and as they are now, of the options that differ.
 
     Raises:
         TypeError: a keyword that is no option, with what became of it.
@@ -75,18 +86,27 @@ class SRPOConfig(GRPOConfig):
         },
     )
 
-    # Routing
-    routing: Literal["srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix"] = field(
-        default="srpo",
+    # Method
+    method: str = field(
+        default=DEFAULT,
         metadata={
-            "help": "Which rollouts take which branch. 'srpo': correct ones GRPO, failed ones with teacher "
-            "information self-distillation, other failed ones GRPO. 'grpo': GRPOTrainer itself. 'sdpo': every "
-            "rollout with teacher information is distilled, the rest get no loss. 'sdpo_failed' and "
-            "'sdpo_correct': only those. 'advantage_mix': both branches per token, no routing."
+            "help": " ".join(f"'{name}': {entry.help}" for name, entry in METHODS.items())
+            + " Or your own, as 'module:factory'."
+        },
+    )
+    method_options: dict[str, Any] | str | None = field(
+        default_factory=dict,
+        metadata={"help": "Keyword arguments of the method's factory; JSON on the command line."},
+    )
+    routing: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whose routes the method takes in place of its own: "
+            f"{', '.join(map(repr, ROUTERS))}. None: its own."
         },
     )
     advantage_mix_lambda: float = field(
-        default=0.9, metadata={"help": "Weight of the GRPO branch in routing='advantage_mix', in [0, 1]."}
+        default=0.9, metadata={"help": "Weight of the policy loss in the advantage mix, in [0, 1]."}
     )
     success_reward_threshold: float = field(
         default=0.5, metadata={"help": "A rollout is correct when its reward >= this threshold."}
@@ -133,9 +153,12 @@ class SRPOConfig(GRPOConfig):
         default=2.0,
         metadata={"help": "Cap of the distillation branch's importance ratio pi_theta / pi_old. None: off."},
     )
-    entropy_weight_beta: float = field(
-        default=1.0,
-        metadata={"help": "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1."},
+    entropy_weight_beta: float | None = field(
+        default=None,
+        metadata={
+            "help": "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1. None: as the method "
+            "says, SRPO 1."
+        },
     )
     distilled_frac_hold_steps: int = field(
         default=0,
@@ -301,12 +324,33 @@ class SRPOConfig(GRPOConfig):
         },
     )
 
-    def __post_init__(self) -> None:
+    derived: InitVar[Mapping[str, tuple[Any, Any]]] = MappingProxyType({})
+
+    def __post_init__(self, derived: Mapping[str, tuple[Any, Any]]) -> None:
         """Validate SRPO's options and TRL's together."""
-        self.defaulted = resolve_defaults(self)
+        for name, (given, made) in derived.items():
+            if getattr(self, name) == made:
+                setattr(self, name, given)
+        before = self._options()
+        self._resolve()
+        after = self._options()
+        vars(self)["derived"] = {n: (v, after[n]) for n, v in before.items() if v != after[n]}
+
+    def _resolve(self) -> None:
+        """Check every option, and give those that follow from others their values."""
+        defaults = resolved_defaults(self.method, self._options())
+        self.defaulted = frozenset(defaults)
+        for name, value in defaults.items():
+            setattr(self, name, value)
+        problems = []
+        try:
+            self.method_record  # noqa: B018
+        except ValueError as error:
+            problems.append(str(error))
+            self.method_record = METHODS[DEFAULT].factory(0.0)
         wrong = inherited_problems(self)
         inherited = [*wrong.values(), *combined_problems(self, wrong.keys())]
-        problems = [*problems_of(self), *inherited]
+        problems += [*problems_of(self), *inherited]
         if not inherited:  # TRL and `fit_evaluation` compute with these options
             if self.samples_evaluation:
                 fit_evaluation(self)
@@ -323,6 +367,26 @@ class SRPOConfig(GRPOConfig):
         for name in ("temperature", "eval_temperature", "repetition_penalty"):
             if getattr(self, name) is not None:  # transformers would refuse a whole number
                 setattr(self, name, float(getattr(self, name)))
+
+    def _options(self) -> dict[str, Any]:
+        return {option.name: getattr(self, option.name) for option in fields(self) if option.init}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the method, whose functions cannot be pickled; it is made again from the options."""
+        return {name: value for name, value in self.__dict__.items() if name != "method_record"}
+
+    @functools.cached_property
+    def method_record(self) -> Method:
+        """What the trainer executes."""
+        inherited = GRPOConfig.__dataclass_fields__
+        own = {name: value for name, value in self._options().items() if name not in inherited}
+        return make_method(self.method, self.method_options, self.routing, own)
+
+    @property
+    def method_name(self) -> str:
+        """The method with its options and router, where these are given, as a checkpoint records it."""
+        given = {"method_options": self.method_options or None, "routing": self.routing}
+        return ", ".join([self.method, *(f"{name}={value}" for name, value in given.items() if value)])
 
     @property
     def samples_evaluation(self) -> bool:

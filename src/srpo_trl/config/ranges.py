@@ -9,7 +9,6 @@ from srpo_trl.config.inherited import MAX_COUNT, TEMPERATURES
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
-ROUTINGS = ("srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix")
 TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference", "earlier")
 JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
 GUARD_ACTIONS = ("off", "warn", "lower_distillation", "freeze_teacher", "reset_teacher", "stop")
@@ -20,20 +19,20 @@ MAX_ENTROPY_WEIGHT_BETA = (
 
 def problems_of(config: "SRPOConfig") -> Iterator[str]:
     """Yield every problem of SRPO's own options: what was given, what is required, what to do."""
-    yield from _routing_problems(config)
+    yield from _correctness_problems(config)
     yield from _distillation_problems(config)
     yield from _share_problems(config)
     yield from _one_of("guard_action", config.guard_action, GUARD_ACTIONS)
-    if config.routing == "grpo" and config.guard_action not in ("off", "warn", "stop"):
+    if config.method_record.is_plain and config.guard_action not in ("off", "warn", "stop"):
         yield (
-            f"guard_action={config.guard_action!r} acts on the teacher or on distillation, which routing='grpo' has "
+            f"guard_action={config.guard_action!r} acts on the teacher or on distillation, which method='grpo' has "
             "none of. Use 'off', 'warn' or 'stop'."
         )
     yield from _teacher_problems(config)
     yield from _template_problems(config)
     yield from _evaluation_problems(config)
     yield from _fault_problems(config)
-    if config.routing != "grpo":
+    if not config.method_record.is_plain:
         yield from _inherited_problems(config)
 
 
@@ -53,12 +52,11 @@ def _positive_int(name: str, value: object) -> Iterator[str]:
         yield f"{name}={value!r} must be a whole number of at least 1."
 
 
-def _routing_problems(config: "SRPOConfig") -> Iterator[str]:
-    yield from _one_of("routing", config.routing, ROUTINGS)
+def _correctness_problems(config: "SRPOConfig") -> Iterator[str]:
     yield from _in_range("advantage_mix_lambda", config.advantage_mix_lambda, 0.0, 1.0)
     yield from _in_range("resample_failed_frac", config.resample_failed_frac, 0.0, 1.0)
-    if config.resample_failed_frac and config.routing == "grpo":
-        yield "resample_failed_frac needs a routing other than 'grpo', which decides what has failed. Set it to 0."
+    if config.resample_failed_frac and config.method_record.is_plain:
+        yield "resample_failed_frac needs a method other than 'grpo', which decides what has failed. Set it to 0."
     yield from _in_range("success_reward_threshold", config.success_reward_threshold, -1e30, 1e30)
     if config.correctness_reward is not None and not isinstance(config.correctness_reward, str):
         yield (
@@ -80,7 +78,8 @@ def _distillation_problems(config: "SRPOConfig") -> Iterator[str]:
         )
     if config.distillation_is_clip is not None:
         yield from _in_range("distillation_is_clip", config.distillation_is_clip, 0.0, 1e30, open_low=True)
-    yield from _in_range("entropy_weight_beta", config.entropy_weight_beta, 0.0, MAX_ENTROPY_WEIGHT_BETA)
+    if config.entropy_weight_beta is not None:
+        yield from _in_range("entropy_weight_beta", config.entropy_weight_beta, 0.0, MAX_ENTROPY_WEIGHT_BETA)
     for name in ("gradient_share_steps", "log_examples_steps"):
         if getattr(config, name) is not None:
             yield from _positive_int(name, getattr(config, name))
@@ -151,7 +150,7 @@ def _evaluation_problems(config: "SRPOConfig") -> Iterator[str]:
     if not config.samples_evaluation:
         if isinstance(metric, str) and re.fullmatch(r"(eval_)?(avg|maj|pass)@\d+", metric):
             yield (
-                f"metric_for_best_model={metric!r} is a score of sampled evaluation, which routing='grpo' has where it "
+                f"metric_for_best_model={metric!r} is a score of sampled evaluation, which method='grpo' has where it "
                 "is asked for: set eval_temperature, 0.6 in the paper."
             )
         return
@@ -178,8 +177,8 @@ def _inherited_problems(config: "SRPOConfig") -> Iterator[str]:
     if config.loss_type not in JOINT_DENOMINATOR_LOSSES:
         yield (
             f"loss_type={config.loss_type!r} has no joint token denominator over an optimizer step, which "
-            f"routing={config.routing!r} needs. Use one of {', '.join(map(repr, JOINT_DENOMINATOR_LOSSES))}, or "
-            "routing='grpo'."
+            f"method={config.method!r} needs. Use one of {', '.join(map(repr, JOINT_DENOMINATOR_LOSSES))}, or "
+            "method='grpo'."
         )
     if config.max_completion_length is None:
         yield "max_completion_length=None leaves open how much of the model's context a teacher prompt may fill."

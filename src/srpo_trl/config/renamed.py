@@ -169,7 +169,7 @@ REPLACED = {
     # verl, OpenRLHF, ms-swift
     "prompt_max_len": _DROP_LONG,
     "clip_ratio": "Give epsilon and epsilon_high",
-    "advantage_estimator": "Give routing and scale_rewards",
+    "advantage_estimator": "Give method and scale_rewards",
     "loss_agg_mode": "Give loss_type",
     "train_batch_size": "Give per_device_train_batch_size, gradient_accumulation_steps and num_generations",
     "rollout_batch_size": "Give generation_batch_size",
@@ -243,7 +243,7 @@ ARGUMENTS = {
     "compute_metrics": "Metrics come from reward functions, which may call log_metric. Leave it out.",
     "preprocess_logits_for_metrics": "Metrics come from reward functions. Leave it out.",
     "model_init": "Give the model itself as model.",
-    "compute_loss_func": "The loss is args.loss_type and args.routing. Leave it out.",
+    "compute_loss_func": "The loss is args.loss_type and args.method. Leave it out.",
     "optimizer_cls_and_kwargs": "Give args.optim and args.optim_args, or optimizers.",
     "formatting_func": "It belongs to supervised fine-tuning. Give a column 'prompt'.",
     "dataset_text_field": "It belongs to supervised fine-tuning. Rename the column of the prompts to 'prompt'.",
@@ -287,7 +287,7 @@ def explains_unknown_options(config: Config) -> Config:
 
     @functools.wraps(initialise)
     def explaining(self: Any, *args: Any, **options: Any) -> None:
-        known = {field.name for field in fields(config) if field.init}
+        known = list(signature(initialise).parameters)[1:]
         _refuse(config.__name__, list(unknown_options(options, known)))
         initialise(self, *args, **options)
 

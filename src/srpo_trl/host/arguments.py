@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
-_REMEDY = "Use routing='grpo' there, or"
+_REMEDY = "Use method='grpo' there, or"
 _SAVED_HEAD = "modules_to_save=['lm_head'] trains a whole copy of it."
 
 
@@ -81,7 +81,7 @@ def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iter
             f"resample_failed_frac={config.resample_failed_frac!r} needs a dataset whose rows can be looked up, not an "
             f"{type(train_dataset).__name__}; load it whole, or set it to 0."
         )
-    if arguments["peft_config"] is not None and config.routing != "grpo":
+    if arguments["peft_config"] is not None and not config.is_plain:
         yield from adapter_problems(arguments["peft_config"])
     reason = unwritable(str(config.output_dir)) if config.save_strategy != "no" else ""
     if reason:

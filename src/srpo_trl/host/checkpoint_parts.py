@@ -142,7 +142,7 @@ class StateFile:
         path = folder / STATE_FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is missing: the checkpoint was not written by SRPOTrainer with routing other than 'grpo'. "
+                f"{path} is missing: the checkpoint was not written by SRPOTrainer with a method other than 'grpo'. "
                 "Resume from one that was, or start a new run from this one by passing it as `model`."
             )
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

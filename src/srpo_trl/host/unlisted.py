@@ -16,7 +16,7 @@ _WEIGHTS = (
     *("model*.safetensors", "pytorch_model*", "adapter_model*", "*/adapter_model*"),
     "global_step*",  # DeepSpeed's
 )
-OF_SRPO = ("srpo_state.json", "srpo_teacher.safetensors")  # written together, unless with routing="grpo"
+OF_SRPO = ("srpo_state.json", "srpo_teacher.safetensors")  # written together, unless with plain GRPO
 _WRITTEN_WITH_EVERY_MODEL = "training_args.bin"
 
 

@@ -19,7 +19,7 @@ from srpo_trl.config import SRPOConfig
 from srpo_trl.logs.completions_table import NUMBER_COLUMN, RolloutMeans
 from srpo_trl.logs.examples_log import ExamplesLog, TrainedBatch
 from srpo_trl.loss.ops import DistillationResult, Head
-from srpo_trl.loss.token_weights import entropy_weights
+from srpo_trl.loss.token_weights import mean_one_weights
 from srpo_trl.rollout.batch import RoutedBatch, TrlBatch, rollout_numbers
 from srpo_trl.runs.log import EXAMPLES_FILE
 
@@ -92,8 +92,9 @@ class RolloutLog:
                 rollout_numbers(inputs), routed.distilled_BT, result.divergence_N, routed.teacher_entropy_BT
             )
         if self._examples is not None and self._examples.wants(step):
-            weight_BT = entropy_weights(
-                routed.teacher_entropy_BT, self._config.entropy_weight_beta, mean_unnormalized_weight
+            raw_weight_BT = self._config.method_record.raw_weights(routed.tokens(step))
+            weight_BT = mean_one_weights(
+                raw_weight_BT, mean_unnormalized_weight, routed.teacher_entropy_BT.dtype
             )
             batch = TrainedBatch(inputs, routed, result, weight_BT, head, self._config.temperature)
             self._examples.write(step, batch)

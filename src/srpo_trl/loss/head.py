@@ -1,6 +1,7 @@
 """The LM head of a model as data, whatever its architecture does to logits."""
 
-from typing import Any
+from enum import Enum
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -9,13 +10,24 @@ from transformers import PreTrainedModel
 from srpo_trl.loss.ops import Head
 
 
+class StudentHead(Enum):
+    """Says that hidden states are projected by the student's own LM head, which has never trained."""
+
+    STUDENT_HEAD = "the student's own"
+
+
+STUDENT_HEAD: Final = StudentHead.STUDENT_HEAD
+TeacherHead = Head | StudentHead
+
+
 def lm_head_of(model: PreTrainedModel) -> Head:
     """Return the model's LM head as data, with the logit scale and final soft-capping of its architecture.
 
     Raises:
         ValueError: it has no LM head that is one matrix.
     """
-    module = model.get_output_embeddings()
+    embedded: Any = model  # transformers leaves the method without types
+    module = embedded.get_output_embeddings()
     if not isinstance(getattr(module, "weight", None), Tensor):
         raise ValueError(
             f"{type(model).__name__} has no LM head that is one matrix: get_output_embeddings() is {module!r}. Take a "
@@ -55,7 +67,7 @@ def head_logits(hidden_ND: Tensor, head: Head) -> Tensor:
     """
     hidden_ND = hidden_ND.to(head.weight_VD.device).float()
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        tiles = [hidden_ND @ tile_CD.float().T for tile_CD in head.weight_VD.split(_VOCABULARY_TILE)]
+        tiles = [hidden_ND @ tile_CD.float().T for tile_CD in torch.split(head.weight_VD, _VOCABULARY_TILE)]
     logits_NV = torch.cat(tiles, dim=-1)
     if head.bias_V is not None:
         logits_NV += head.bias_V.float()

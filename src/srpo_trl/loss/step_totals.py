@@ -2,6 +2,8 @@
 
 The window is every micro-batch of the step on every process. Dividing a micro-batch by its own counts instead is
 wrong whenever micro-batches differ in length.
+
+Shapes: B rows of a micro-batch, T completion positions, N its distilled tokens packed row by row.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,9 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from srpo_trl.loss.token_weights import entropy_weights, raw_entropy_weights
-from srpo_trl.rollout.batch import RoutedBatch
 
 
 class WindowTotals(NamedTuple):
@@ -28,53 +27,57 @@ class WindowTotals(NamedTuple):
         return torch.where(count > 0, self.sum_raw_weights / count.clamp(min=1), torch.ones_like(count))
 
 
-def window_totals(
-    micro_batches: Sequence[RoutedBatch], beta: float, sum_over_processes: Callable[[Tensor], Tensor]
-) -> WindowTotals:
-    """Return the totals of an optimizer step.
+def local_totals(routed_BT: Tensor, distilled_BT: Tensor, raw_weight_BT: Tensor) -> Tensor:
+    """Return the counts of one micro-batch of one process, (3,) float64 in the order of `WindowTotals`.
 
     Args:
-        micro_batches: all of this process's.
-        beta: sharpness of the entropy weights.
-        sum_over_processes: adds a tensor over all processes; called exactly once.
+        routed_BT: bool, tokens that count in the joint denominator: of every row that something trains.
+        distilled_BT: bool, tokens of Omega.
+        raw_weight_BT: w~, float64; what it holds outside Omega does not count.
     """
-    local = torch.stack([_local_totals(batch, beta) for batch in micro_batches]).sum(0)
-    return WindowTotals(*sum_over_processes(local).unbind())
-
-
-def _local_totals(batch: RoutedBatch, beta: float) -> Tensor:
-    distilled_BT = batch.distilled_BT
-    raw_weights_BT = raw_entropy_weights(batch.teacher_entropy_BT, beta) * distilled_BT
     return torch.stack(
         [
-            batch.routed_BT.sum(dtype=torch.float64),
+            routed_BT.sum(dtype=torch.float64),
             distilled_BT.sum(dtype=torch.float64),
-            raw_weights_BT.sum(dtype=torch.float64),
+            (raw_weight_BT * distilled_BT).sum(dtype=torch.float64),
         ]
     )
 
 
+def window_totals(
+    micro_batches: Sequence[Tensor], sum_over_processes: Callable[[Tensor], Tensor]
+) -> WindowTotals:
+    """Return the totals of an optimizer step.
+
+    Args:
+        micro_batches: `local_totals` of all of this process's.
+        sum_over_processes: adds a tensor over all processes; called exactly once.
+    """
+    return WindowTotals(*sum_over_processes(torch.stack(list(micro_batches)).sum(0)).unbind())
+
+
 def distillation_coefficients(
-    batch: RoutedBatch, totals: WindowTotals, beta: float, branch_weight: float, num_processes: int
+    weight_N: Tensor,
+    sampler_ratio_N: Tensor | None,
+    totals: WindowTotals,
+    strength: float,
+    num_processes: int,
 ) -> Tensor:
     """Return what multiplies each distilled token's divergence, before the importance clip.
 
-        coefficient_it = branch_weight * w_it * sampler_ratio_it / (num_routed_tokens / num_processes)
+        coefficient_n = strength * w_n * sampler_ratio_n / (num_routed_tokens / num_processes)
 
     The division by the number of processes undoes the averaging of gradients over processes.
 
     Args:
-        batch: this micro-batch.
+        weight_N: w, from `mean_one_weights`.
+        sampler_ratio_N: pi_old / pi_sampler of those tokens; None without.
         totals: of the optimizer step.
-        beta: sharpness of the entropy weights.
-        branch_weight: 1, or `1 - lambda` of the advantage mix.
+        strength: of distillation beside the policy loss.
         num_processes: that average their gradients.
     Returns:
-        (N,) float64, packed row by row.
+        (N,), in the dtype of the weights and ratios.
     """
-    distilled_BT = batch.distilled_BT
-    weights_BT = entropy_weights(batch.teacher_entropy_BT, beta, totals.mean_unnormalized_weight)
-    if batch.sampler_ratio_BT is not None:
-        weights_BT = weights_BT * batch.sampler_ratio_BT
-    denominator = totals.num_routed_tokens.clamp(min=1) / num_processes
-    return branch_weight * weights_BT[distilled_BT] / denominator
+    if sampler_ratio_N is not None:
+        weight_N = weight_N * sampler_ratio_N
+    return strength * weight_N / (totals.num_routed_tokens.clamp(min=1) / num_processes)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from srpo_trl.loss.head import lm_head_of
+from srpo_trl.loss.head import STUDENT_HEAD, TeacherHead, lm_head_of
 from srpo_trl.loss.ops import DistillationResult, DistillationSpec, Head, distillation_loss
 from srpo_trl.seams.trl import FusedCausalLMOutput
 
@@ -28,7 +28,7 @@ class DistillationRequest:
     Attributes:
         scored_BT: bool, completion tokens that are distilled; they are packed row by row into N.
         teacher_hidden_ND: the teacher's hidden states of those tokens.
-        teacher_head: the teacher's LM head; None: the student's own, which has never trained.
+        teacher_head: that projects them.
         coefficient_N: everything that multiplies a token's loss and is known before the pass.
         old_logps_N: log pi_old of those tokens; None on-policy.
         spec: divergence and support.
@@ -36,7 +36,7 @@ class DistillationRequest:
 
     scored_BT: Tensor
     teacher_hidden_ND: Tensor
-    teacher_head: Head | None
+    teacher_head: TeacherHead
     coefficient_N: Tensor
     old_logps_N: Tensor | None
     spec: DistillationSpec
@@ -98,7 +98,7 @@ def add_distillation_head(model: PreTrainedModel) -> None:
             hidden_BTD[distillation.scored_BT],
             head,
             distillation.teacher_hidden_ND,
-            distillation.teacher_head or head,
+            head if distillation.teacher_head is STUDENT_HEAD else distillation.teacher_head,
             kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
             distillation.coefficient_N,
             distillation.old_logps_N,

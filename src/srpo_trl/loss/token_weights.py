@@ -1,6 +1,6 @@
-"""Entropy-aware weights of the distilled tokens.
+"""Weights of the distilled tokens.
 
-Shapes: any; a weight has the shape of its entropy. Omega: every valid token that is distilled in the
+Shapes: any; a weight has the shape of its token's entropy. Omega: every valid token that is distilled in the
 optimizer step, over all micro-batches and processes.
 """
 
@@ -28,27 +28,23 @@ def raw_entropy_weights(teacher_entropy: Tensor, beta: float) -> Tensor:
     return torch.exp(-beta * teacher_entropy.detach().double())
 
 
-def entropy_weights(teacher_entropy: Tensor, beta: float, mean_unnormalized_weight: Tensor | float) -> Tensor:
+def mean_one_weights(
+    raw_weights: Tensor, mean_unnormalized_weight: Tensor | float, dtype: torch.dtype
+) -> Tensor:
     """Weights whose mean over Omega is 1.
 
-        w = exp(-beta H) / mean over Omega of exp(-beta H)                  (SRPO, arXiv:2604.02288, sec. 3.2)
+        w = w~ / mean over Omega of w~                                      (SRPO, arXiv:2604.02288, sec. 3.2)
 
     Args:
-        teacher_entropy: H, entropy over the full vocabulary in nats, >= 0; detached here.
-        beta: >= 0. 0 gives exactly 1, whatever the mean.
-        mean_unnormalized_weight: mean of `raw_entropy_weights` over Omega, () and float64; above 0.
+        raw_weights: w~, float64, >= 0.
+        mean_unnormalized_weight: mean of w~ over Omega, () and float64; above 0. Exactly 1 where every w~ is 1.
+        dtype: of the teacher's entropies.
 
     Returns:
-        The argument's shape, in its dtype but float32 at least (computed in float64), >= 0, no gradient.
-
-    Raises:
-        ValueError: beta is negative.
+        The argument's shape, in `dtype` but float32 at least (computed in float64), >= 0.
     """
-    dtype = torch.promote_types(teacher_entropy.dtype, torch.float32)
-    raw_weights = raw_entropy_weights(teacher_entropy, beta)
-    if beta == 0:
-        return raw_weights.to(dtype)
-    return (raw_weights / mean_unnormalized_weight).to(dtype)
+    weights = raw_weights / mean_unnormalized_weight
+    return weights.to(torch.promote_types(dtype, torch.float32))
 
 
 def effective_sample_size(sum_w: Tensor | float, sum_w2: Tensor | float) -> Tensor:

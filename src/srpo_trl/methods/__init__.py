@@ -1,1 +1,72 @@
-"""Methods: what each rollout is trained by."""
+"""Methods: what each rollout and each token is trained by. A new one is a file here and a line in `METHODS`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from srpo_trl.methods import advantage_mix, grpo, sdpo, sdpo_correct, sdpo_failed, srpo
+from srpo_trl.methods.record import Method
+
+# Options that are None until the method is known, as the paper has them (SRPO, table 3 and section 3.3): first
+# inherited ones, then sampled evaluation and the extras.
+PAPER_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-6,
+    "epsilon_high": 0.28,
+    "scale_rewards": "none",
+    "vllm_importance_sampling_mode": "token_truncate",
+    "vllm_importance_sampling_clip_max": 2.0,
+    "num_generations_eval": 16,
+    "eval_temperature": 0.6,
+    "eval_top_p": 0.95,
+    "eval_tokens_per_batch": 65536,
+    "max_nonfinite_steps": 3,
+    "guard_action": "warn",
+    "run_log": True,
+}
+WEIGHTED = PAPER_DEFAULTS | {"entropy_weight_beta": 1.0}
+UNWEIGHTED = PAPER_DEFAULTS | {"entropy_weight_beta": 0.0}
+WITHOUT_EXTRAS = {"guard_action": "off", "run_log": False}
+
+
+class Entry(NamedTuple):
+    """A method by name.
+
+    Attributes:
+        factory: makes the method. A parameter with the name of an option takes that option's value; the others are
+            given in `method_options`.
+        title: as tables and figures name it.
+        defaults: of options that are None until the method is known; one that is missing here has TRL's default, or
+            stays None.
+    """
+
+    factory: Callable[..., Method]
+    title: str
+    defaults: Mapping[str, Any] = WEIGHTED
+
+    @property
+    def help(self) -> str:
+        """The method in one line."""
+        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+
+
+METHODS: dict[str, Entry] = {
+    "srpo": Entry(srpo.srpo, "SRPO"),
+    "grpo": Entry(grpo.grpo, "GRPO", WITHOUT_EXTRAS),
+    "sdpo": Entry(sdpo.sdpo, "SDPO", UNWEIGHTED),
+    "sdpo_failed": Entry(sdpo_failed.sdpo_failed, "SDPO on failed", UNWEIGHTED),
+    "sdpo_correct": Entry(sdpo_correct.sdpo_correct, "SDPO on correct", UNWEIGHTED),
+    "advantage_mix": Entry(advantage_mix.advantage_mix, "advantage mix", UNWEIGHTED),
+}
+DEFAULT = "srpo"
+GRPO = "grpo"  # `GRPOTrainer` itself
+
+# The variants of the paper's tables 1 and 2 and of figure 1b, each as options.
+VARIANTS: dict[str, dict[str, str]] = {
+    "grpo": {"method": "grpo"},
+    "sdpo": {"method": "sdpo"},
+    "srpo": {"method": "srpo"},
+    "srpo_beta0": {"method": "srpo", "entropy_weight_beta": "0"},
+    "advantage_mix": {"method": "advantage_mix"},
+    "sdpo_failed": {"method": "sdpo_failed"},
+    "sdpo_correct": {"method": "sdpo_correct"},
+}

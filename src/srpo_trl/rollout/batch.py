@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srpo_trl.methods.routers import Route
+from srpo_trl.methods.record import Tokens, TokenScores, is_distilled, is_policy
 from srpo_trl.seams.trl import split_pixel_values_by_grid
 from srpo_trl.teacher.context import TOKEN_TYPE_INPUTS
 from srpo_trl.teacher.images import VisionRow
@@ -46,6 +46,7 @@ class RoutedBatch:
         scored_BT: bool, completion tokens that the model itself wrote and that count in the loss.
         teacher_entropy_BT: nats over the full vocabulary; 0 where not distilled.
         teacher_hidden: per row (T_i, D) of its scored tokens, (0, D) where not distilled.
+        advantage_B: TRL's.
         old_logps_BT: log pi_old; None on-policy.
         sampler_ratio_BT: TRL's importance ratio pi_old / pi_sampler under vLLM, broadcastable; None without.
     """
@@ -54,18 +55,31 @@ class RoutedBatch:
     scored_BT: Tensor
     teacher_entropy_BT: Tensor
     teacher_hidden: Sequence[Tensor]
+    advantage_B: Tensor
     old_logps_BT: Tensor | None
     sampler_ratio_BT: Tensor | None
+
+    def tokens(self, step: int) -> Tokens:
+        """Return what the functions of a method see, at an optimizer step."""
+        teacher = TokenScores(self.teacher_entropy_BT)
+        return Tokens(self.scored_BT, self.advantage_B, {"teacher": teacher}, step)
+
+    @property
+    def sampler_ratio_N(self) -> Tensor | None:
+        """The sampler's importance ratio of each distilled token; None without."""
+        if self.sampler_ratio_BT is None:
+            return None
+        return self.sampler_ratio_BT.expand(self.distilled_BT.shape)[self.distilled_BT]
 
     @property
     def is_policy_B(self) -> Tensor:
         """Rows that the policy branch trains."""
-        return (self.route_B == Route.POLICY) | (self.route_B == Route.BOTH)
+        return is_policy(self.route_B)
 
     @property
     def is_distilled_B(self) -> Tensor:
         """Rows that the distillation branch trains."""
-        return self.route_B >= Route.DISTILLED
+        return is_distilled(self.route_B)
 
     @property
     def distilled_BT(self) -> Tensor:
@@ -75,12 +89,12 @@ class RoutedBatch:
     @property
     def routed_BT(self) -> Tensor:
         """Tokens that count in the joint denominator: valid tokens of every row that something trains."""
-        return self.scored_BT & (self.route_B != Route.SKIPPED).unsqueeze(1)
+        return self.scored_BT & (self.is_policy_B | self.is_distilled_B).unsqueeze(1)
 
 
 def scored_tokens(batch: TrlBatch) -> Tensor:
     """Return which completion tokens count in the loss: TRL's completion mask times its tool mask, (B, T) bool."""
-    mask = batch["completion_mask"]
+    mask: Tensor = batch["completion_mask"]
     return (mask * batch["tool_mask"] if "tool_mask" in batch else mask).bool()
 
 
@@ -101,7 +115,7 @@ def vision_rows(batch: TrlBatch) -> list[VisionRow]:
     num_rows, num_completion = batch["completion_ids"].shape
     split = split_pixel_values_by_grid(batch)
     images = {
-        key: values if isinstance(values, list) else values.split(1)
+        key: values if isinstance(values, list) else torch.split(values, 1)
         for key, values in split.items()
         if key in _IMAGE_KEYS
     }
@@ -139,10 +153,11 @@ def add_rollouts(batch: TrlBatch, number_B: Tensor, shown: Sequence[dict[str, An
 
 def rollout_numbers(batch: TrlBatch) -> Tensor:
     """Return the rollouts' numbers, (B,) int64."""
-    return batch[_ROLLOUT]
+    numbers_B: Tensor = batch[_ROLLOUT]
+    return numbers_B
 
 
-def shown_to_teachers(batch: TrlBatch) -> Sequence[dict[str, Any]]:
+def context_columns(batch: TrlBatch) -> Sequence[dict[str, Any]]:
     """Return what each row's teacher was shown; empty where that was not kept when the rollouts were made."""
     return batch.get(_SHOWN) or [{}] * len(batch[_ROLLOUT])
 
@@ -159,13 +174,14 @@ def routed_batch(batch: TrlBatch) -> RoutedBatch:
         scored_BT=scored_tokens(batch),
         teacher_entropy_BT=batch[TEACHER_ENTROPY],
         teacher_hidden=batch[_TEACHER_HIDDEN],
+        advantage_B=batch["advantages"],
         old_logps_BT=batch.get("old_per_token_logps"),
         sampler_ratio_BT=batch.get("importance_sampling_ratio"),
     )
 
 
 def policy_inputs(
-    batch: TrlBatch, routed: RoutedBatch, num_items_in_batch: Tensor, policy_weight: float
+    batch: TrlBatch, routed: RoutedBatch, num_items_in_batch: Tensor, advantage_B: Tensor
 ) -> TrlBatch:
     """Return the TRL micro-batch of the policy branch: TRL's whole loss then acts on policy rows alone.
 
@@ -175,14 +191,14 @@ def policy_inputs(
         batch: TRL's micro-batch; not changed.
         routed: the same micro-batch, translated.
         num_items_in_batch: () what TRL is to divide by, before its own rescaling.
-        policy_weight: of the branch; multiplies the advantages, in which TRL's loss is linear.
+        advantage_B: of the method.
     """
     policy_B1 = routed.is_policy_B.unsqueeze(1)
     tool_mask = batch.get("tool_mask", torch.ones_like(batch["completion_mask"]))
     inputs = {
         **batch,
         "tool_mask": tool_mask * policy_B1.to(tool_mask.dtype),
-        "advantages": batch["advantages"] * policy_weight,
+        "advantages": advantage_B,
         "num_items_in_batch": num_items_in_batch,
     }
     for key in _LOGPS_OF_POLICY_ROWS:

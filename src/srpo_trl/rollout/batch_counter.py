@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 _OF_ROLLOUTS_IN_USE = (  # saved rollouts are laid out and routed by them
-    "routing",
+    "method",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "steps_per_generation",
@@ -28,7 +28,7 @@ class BatchOptions:
         others: named as the options.
     """
 
-    routing: str
+    method: str
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     steps_per_generation: int
@@ -43,7 +43,7 @@ class BatchOptions:
     ) -> "BatchOptions":
         """Return those of an `SRPOConfig`; G, processes and prompts are what TRL, the launch and the data have."""
         return cls(
-            args.routing,
+            args.method_name,
             args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
             args.steps_per_generation,

@@ -1,7 +1,7 @@
 """How large a share of the rollouts that want a teacher get one, over a run.
 
-A rollout that gets none is routed as one for which there is nothing to show (m_i = 0): with `routing="srpo"` a
-share of 0 is GRPO.
+A rollout that gets none is routed as one for which there is nothing to show (m_i = 0): with SRPO a share of 0 is
+GRPO.
 
 Shapes: B rollouts of all processes, in order.
 """

@@ -83,7 +83,7 @@ class Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options whose value is not their default, and the routing."""
+        """Options whose value is not their default, and the method."""
         options = self.facts.get("options")
         return options if isinstance(options, dict) else {}
 

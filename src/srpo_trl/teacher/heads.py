@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from srpo_trl.loss.ops import Head
+from srpo_trl.loss.head import STUDENT_HEAD, TeacherHead
 
 PastHead = tuple[Tensor, Tensor | None]  # weight and bias
 _PAST = "of before a resume"
 
 
 class ScoringHead(NamedTuple):
-    """A head and the state of the teacher that it was taken from; None: the student's own, which has never trained."""
+    """A head and the state of the teacher that it was taken from."""
 
-    head: Head | None
+    head: TeacherHead
     teacher_state: Hashable
 
 
@@ -31,33 +31,33 @@ class HeadsInUse:
     def __init__(self) -> None:
         self._heads: dict[int, ScoringHead] = {}
 
-    def add(self, number: int, head: Head | None, teacher_state: Hashable) -> None:
+    def add(self, number: int, head: TeacherHead, teacher_state: Hashable) -> None:
         """Take the head that a rollout batch was scored with."""
         for known in self._heads.values():
             if known.teacher_state == teacher_state:
                 head = known.head
         self._heads[number] = ScoringHead(head, teacher_state)
 
-    def of(self, number: int) -> Head | None:
-        """Return the head of a rollout batch in use; None: the student's own, which has never trained."""
+    def of(self, number: int) -> TeacherHead:
+        """Return the head of a rollout batch in use."""
         return self._heads[number].head
 
     def past(self, number: int, teacher_state: Hashable) -> PastHead | None:
         """Return what a checkpoint must hold of a head: nothing where the teacher's present one is the same."""
         head, scored_by = self._heads[number]
-        return None if head is None or scored_by == teacher_state else (head.weight_VD, head.bias_V)
+        return None if head is STUDENT_HEAD or scored_by == teacher_state else (head.weight_VD, head.bias_V)
 
-    def restore(self, number: int, head: Head | None, teacher_state: Hashable, past: PastHead | None) -> None:
+    def restore(self, number: int, head: TeacherHead, teacher_state: Hashable, past: PastHead | None) -> None:
         """Take the head of the one rollout batch in use: what `past` returned, or else the teacher's present one."""
         self._heads.clear()
-        if head is not None and past is not None:
+        if head is not STUDENT_HEAD and past is not None:
             head, teacher_state = head._replace(weight_VD=past[0], bias_V=past[1]), _PAST
         self.add(number, head, teacher_state)
 
-    def give_own(self, head: Head | None) -> None:
+    def give_own(self, head: TeacherHead) -> None:
         """Let rollout batches that use the student's own head, which is about to train, use this one of its values."""
         for number, known in self._heads.items():
-            if known.head is None:
+            if known.head is STUDENT_HEAD:
                 self._heads[number] = known._replace(head=head)
 
     def forget_before(self, number: int) -> None:
@@ -73,7 +73,7 @@ class HeadsInUse:
 
 
 def _kept_apart(known: ScoringHead, places: set[int]) -> ScoringHead:
-    if known.head is None:
+    if known.head is STUDENT_HEAD:
         return known
 
     def own(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def check_first_prompt(prompt: Any, encoder: TeacherPromptEncoder) -> None:
     if last_user_position(prompt) is not None:
         raise ValueError(
             "The chat template does not render the text of the last user turn exactly once, as the teacher's re-prompt "
-            "needs it. Give the tokenizer another chat template, or set routing='grpo'."
+            "needs it. Give the tokenizer another chat template, or set method='grpo'."
         )
     roles = ", ".join(repr(message["role"]) for message in prompt)
     warnings.warn(

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from srpo_trl.seams.parameters import is_zero3
 from srpo_trl.seams.residence import residence
+from srpo_trl.teacher.packing import Layout, row_layout
 from srpo_trl.teacher.positions import give_positions
 from srpo_trl.teacher.probe import ModelProbe, ModelProblemError, probe_model
-from srpo_trl.teacher.scoring import Layout, row_layout
 
 _logger = logging.getLogger(__name__)
 

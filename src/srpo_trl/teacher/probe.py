@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srpo_trl.loss.head import head_logits, lm_head_of
+from srpo_trl.teacher.packing import Layout, TeacherRow
 from srpo_trl.teacher.positions import positions_of, takes_positions
 from srpo_trl.teacher.probe_rows import PROMPT, ProbeRows, num_embeddings, probe_rows
-from srpo_trl.teacher.scoring import Layout, ShardedBackbone, TeacherRow, forward_rows
+from srpo_trl.teacher.scoring import ShardedBackbone, forward_rows
 
 _SPREAD = 8.0  # standard deviation of logits at which a softcap shows
 
@@ -166,7 +167,7 @@ _HALVES = (torch.bfloat16, torch.float16)
 _HEAD = (
     "The fused losses take softcap(scale * (hidden W^T + bias)), with the scale in logit_scale, output_multiplier, "
     "lm_head_multiplier or logits_scaling and the cap in final_logit_softcapping of the configuration. Take an "
-    "architecture of this form; routing='grpo' is no way round, as GRPOTrainer computes its loss with the same head."
+    "architecture of this form; method='grpo' is no way round, as GRPOTrainer computes its loss with the same head."
 )
 
 
@@ -331,7 +332,7 @@ def _probe_hidden_states(
         raise ModelProblemError(
             f"{name} cannot be trained on prompts of different lengths: padding on the left, as TRL pads prompts, "
             f"changes a row's hidden states by {off:.2g} of their spread. Take an architecture whose layers leave "
-            "padding out; routing='grpo' is no way round, as GRPOTrainer pads alike."
+            "padding out; method='grpo' is no way round, as GRPOTrainer pads alike."
         )
     layouts: list[Layout] = [layout] if layout == "padded" else [layout, "padded"]
     differences = {}

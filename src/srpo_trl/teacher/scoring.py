@@ -9,22 +9,21 @@ T completion length, D hidden, N packed distilled tokens (row by row).
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from srpo_trl.loss.head import lm_head_of
+from srpo_trl.loss.head import STUDENT_HEAD, TeacherHead, lm_head_of
 from srpo_trl.loss.ops import Head, teacher_entropy
 from srpo_trl.loss.student import last_hidden_state
 from srpo_trl.seams.parameters import full_tensor, local_shard
 from srpo_trl.teacher.context import TeacherPrompt
 from srpo_trl.teacher.images import VisionRow, vision_inputs
+from srpo_trl.teacher.packing import Layout, TeacherRow, num_backbone_calls, plan_passes, shares_prompts
 from srpo_trl.teacher.padding import left_pad, right_pad
 from srpo_trl.teacher.weights import TeacherWeights
-
-Layout = Literal["shared", "packed", "padded"]
 
 
 class TeacherScores(NamedTuple):
@@ -33,13 +32,12 @@ class TeacherScores(NamedTuple):
     Attributes:
         hidden: per rollout (T_i, D) hidden states of its distilled tokens; (0, D) where it has none.
         entropy_N: full-vocabulary entropy of the teacher at those tokens, in nats.
-        head: the LM head that projects these hidden states, valid until the teacher moves; None where it has never
-            trained, so that it is the student's own.
+        head: the LM head that projects these hidden states, valid until the teacher moves.
     """
 
     hidden: list[Tensor]
     entropy_N: Tensor
-    head: Head | None
+    head: TeacherHead
 
 
 class BackboneOutput(NamedTuple):
@@ -71,21 +69,23 @@ class ShardedBackbone:
             self._model(**inputs, hidden_states_only=True)
         return BackboneOutput(captured[0])
 
-    def idle(self) -> None:
-        """Make a call that scores nothing: the engine gathers parameters on all processes or on none."""
+    def idle_until(self, num_calls: int) -> None:
+        """Make calls that score nothing until there were so many: all ranks gather parameters, or none does."""
         token_11 = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-        self(input_ids=token_11, attention_mask=torch.ones_like(token_11), use_cache=False)
+        while self.num_calls < num_calls:
+            self(input_ids=token_11, attention_mask=torch.ones_like(token_11), use_cache=False)
 
 
 @torch.no_grad()
 def rescore_rollouts(
-    student: PreTrainedModel,
+    model: PreTrainedModel,
     teacher: TeacherWeights,
-    autocast: AbstractContextManager,
+    autocast: AbstractContextManager[Any],
     prompts: Sequence[TeacherPrompt | None],
     completions: Sequence[tuple[int, ...]],
     distilled_BT: Tensor,
     *,
+    student: PreTrainedModel,
     layout: Layout,
     max_tokens: int,
     temperature: float,
@@ -97,64 +97,61 @@ def rescore_rollouts(
     """Return the teacher's hidden states and entropies of this process's distilled tokens.
 
     Args:
-        student: the model whose parameters the teacher's values are put in for the pass.
+        model: whose parameters the teacher's values are put in for the pass.
         teacher: the teacher's weights.
         autocast: the mixed precision that the student trains in.
         prompts: the teacher's prompt of each distilled rollout, None elsewhere.
         completions: token ids of each rollout, without padding.
         distilled_BT: bool, tokens that are distilled.
-        layout: of the rows, as the probe of the model found it; "padded" for a vision-language model.
-        max_tokens: most tokens of one pass.
+        student: the model that trains; the head can be `STUDENT_HEAD` only where it is `model`.
+        layout, max_tokens: see `plan_passes`; "padded" for a vision-language model.
         temperature: that logits are divided by.
-        on_cpu: keep the hidden states in the host's memory until they are needed.
+        on_cpu: keep the hidden states in CPU memory until they are needed.
         vision: what each rollout's student reads beside token ids; None for a text model.
-        sharded: how the backbone is called where its parameters are sharded; every process then makes as many
-            calls as the one with most.
-        max_over_processes: the largest of the processes' numbers; called only where parameters are sharded.
+        sharded: how the backbone is called where its parameters are sharded; every rank then makes as many calls as
+            the one with most.
+        max_over_processes: the largest of the ranks' numbers; called only where parameters are sharded.
     """
     chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
-    rows = [TeacherRow(prompts[i].ids, completions[i]) for i in chosen]  # type: ignore[union-attr]
-    # Prompts that are told apart by their images alone have the same token ids, so none is shared.
-    assert vision is None or layout == "padded"
-    backbone = sharded or student.base_model
-    passes = list(plan_passes(rows, max_tokens=max_tokens, layout=layout))
-    num_idle = 0
-    if sharded is not None:  # before the first call: processes in different collectives hang or abort
+    rows = {i: TeacherRow(prompts[i].ids, completions[i]) for i in chosen}  # type: ignore[union-attr]
+    plan = plan_passes(list(rows.values()), max_tokens=max_tokens, layout=layout)
+    passes = [[chosen[i] for i in batch] for batch in plan]
+    if sharded is not None:  # before the first call: ranks in different collectives hang or abort
         num_calls = sum(num_backbone_calls([rows[i] for i in batch], layout) for batch in passes)
-        num_idle = max_over_processes(num_calls) - num_calls
+        max_calls = max_over_processes(num_calls)
     hidden: dict[int, Tensor] = {}
     entropies: dict[int, Tensor] = {}
-    with _in_evaluation(student), teacher.swapped_in(), autocast:
-        pass_head = _whole_head(lm_head_of(student), distilled_BT.device)
+    with _in_evaluation(model), teacher.swapped_in(), autocast:
+        head = _whole_head(lm_head_of(model), distilled_BT.device)
         for batch in passes:
-            numbers = [chosen[i] for i in batch]
-            images: Mapping[str, Tensor] = {}
-            if vision is not None:
-                images = vision_inputs(
-                    [prompts[i] for i in numbers],  # type: ignore[misc]
-                    [len(completions[i]) for i in numbers],
-                    [vision[i] for i in numbers],
-                )
-            states = forward_rows(backbone, [rows[i] for i in batch], layout, images)
-            kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(numbers, states, strict=True)]
-            entropy_N = teacher_entropy(torch.cat(kept), pass_head, temperature, refuse_nonfinite=False)
-            hidden |= {i: state.cpu() if on_cpu else state for i, state in zip(numbers, kept, strict=True)}
-            entropies |= dict(zip(numbers, entropy_N.split([len(state) for state in kept]), strict=True))
+            images = {} if vision is None else _images(batch, prompts, completions, vision)
+            states = forward_rows(sharded or model.base_model, [rows[i] for i in batch], layout, images)
+            kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(batch, states, strict=True)]
+            entropy_N = teacher_entropy(torch.cat(kept), head, temperature, refuse_nonfinite=False)
+            hidden |= {i: state.cpu() if on_cpu else state for i, state in zip(batch, kept, strict=True)}
+            entropies |= dict(zip(batch, torch.split(entropy_N, [len(state) for state in kept]), strict=True))
         if sharded is not None:
-            assert sharded.num_calls == num_calls
-            for _ in range(num_idle):
-                sharded.idle()
-    nothing = next(iter(hidden.values()), pass_head.weight_VD).new_empty(0, pass_head.weight_VD.shape[1])
-    no_entropy = teacher_entropy(nothing.to(distilled_BT.device), pass_head, temperature)
-    if sharded is not None and _has_own_head(student, teacher):
-        head: Head | None = pass_head  # gathered while the parameters held the teacher's values
-    else:
-        head = teacher_head(student, teacher)
+            sharded.idle_until(max_calls)
+    nothing = next(iter(hidden.values()), head.weight_VD).new_empty(0, head.weight_VD.shape[1])
+    no_entropy = teacher_entropy(nothing.to(distilled_BT.device), head, temperature)
+    # Of sharded parameters `head` was gathered while they held the teacher's values.
+    is_gathered = sharded is not None and not _is_students_head(model, teacher, student)
     return TeacherScores(
         [hidden.get(i, nothing) for i in range(len(completions))],
         torch.cat([no_entropy, *(entropies[i] for i in chosen)]),
-        head,
+        head if is_gathered else teacher_head(model, teacher, student),
     )
+
+
+def _images(
+    batch: Sequence[int],
+    prompts: Sequence[TeacherPrompt | None],
+    completions: Sequence[tuple[int, ...]],
+    vision: Sequence[VisionRow],
+) -> Mapping[str, Tensor]:
+    """Return the further inputs of a pass over these rollouts of a vision-language model."""
+    of_batch = [prompts[i] for i in batch]
+    return vision_inputs(of_batch, [len(completions[i]) for i in batch], [vision[i] for i in batch])  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -167,17 +164,18 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head | None:
-    """Return the teacher's LM head, valid until the teacher's next EMA update; None where it is the student's.
+def teacher_head(model: PreTrainedModel, teacher: TeacherWeights, student: PreTrainedModel) -> TeacherHead:
+    """Return the LM head of the teacher whose values go into `model`, valid until the teacher's next EMA update.
 
-    It is the student's where it has never trained. Every process calls it alike.
+    `STUDENT_HEAD` where that is the student itself and its head has never trained. A collective: all ranks must call
+    it.
     """
-    if not _has_own_head(student, teacher):
-        return None
-    head = lm_head_of(student)
+    if _is_students_head(model, teacher, student):
+        return STUDENT_HEAD
+    head = lm_head_of(model)
     if not isinstance(head.weight_VD, nn.Parameter):  # computed from parameters, here from the teacher's
         with torch.no_grad(), teacher.swapped_in():
-            head = lm_head_of(student)
+            head = lm_head_of(model)
             bias_V = None if head.bias_V is None else head.bias_V.clone()
             return head._replace(weight_VD=head.weight_VD.clone(), bias_V=bias_V)
     weight_VD = teacher.value_of(head.weight_VD)
@@ -188,119 +186,18 @@ def teacher_head(student: PreTrainedModel, teacher: TeacherWeights) -> Head | No
     return head._replace(weight_VD=weight_VD, bias_V=bias_V)
 
 
-def _has_own_head(student: PreTrainedModel, teacher: TeacherWeights) -> bool:
-    """Return whether the teacher's head may differ from the student's: it trains, or has trained, or is computed."""
-    tensors = [tensor for tensor in lm_head_of(student)[:2] if tensor is not None]
-    return any(not isinstance(tensor, nn.Parameter) or teacher.holds(tensor) for tensor in tensors)
+def _is_students_head(model: PreTrainedModel, teacher: TeacherWeights, student: PreTrainedModel) -> bool:
+    """Return whether the teacher's head is the student's own: it has never trained, and is not computed."""
+    tensors = [tensor for tensor in lm_head_of(model)[:2] if tensor is not None]
+    return model is student and all(
+        isinstance(tensor, nn.Parameter) and not teacher.holds(tensor) for tensor in tensors
+    )
 
 
 def _whole_head(head: Head, device: torch.device) -> Head:
     """Return the head of gathered parameters, or itself where nothing is sharded."""
     weight_VD, bias_V = (None if p is None else full_tensor(p, local_shard(p), device) for p in head[:2])
     return Head(weight_VD, bias_V, *head[2:])  # type: ignore[arg-type]
-
-
-class TeacherRow(NamedTuple):
-    """One rollout to re-score: the teacher's prompt and the rollout's own token ids."""
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-
-
-_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-
-
-def row_layout(model: PreTrainedModel) -> Layout:
-    """Return how rows are laid out in a pass of this model, the cheapest that its attention allows.
-
-    "shared": a prompt that several rows have is encoded once; needs a plain key-value cache that can be copied
-    from row to row. "packed": rows one after another without padding; needs attention that keeps them apart
-    without a mask, as flash attention does. "padded": the rest.
-    """
-    if can_share_prompts(model):
-        return "shared"
-    keeps_rows_apart = "flash" in str(model.config._attn_implementation)
-    return "packed" if keeps_rows_apart and _layer_types(model) <= _ATTENTION else "padded"
-
-
-def can_share_prompts(model: PreTrainedModel) -> bool:
-    """Return whether the model keeps a plain key-value cache that can be copied from row to row."""
-    return _layer_types(model) <= {"full_attention"}
-
-
-def _layer_types(model: PreTrainedModel) -> set[str]:
-    """Return the kinds of the model's layers; "state" stands for any that carry a state along the sequence."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ("full_attention",))
-    has_cache = bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)())
-    return kinds | ({"state"} if getattr(model, "_is_stateful", False) or not has_cache else set())
-
-
-def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) -> Iterator[list[int]]:
-    """Yield batches of row numbers, alike in length, rows of one prompt side by side where prompts are shared.
-
-    A batch holds at most `max_tokens` tokens, padding counted where the layout pads and a shared prompt counted
-    once; a longer row comes alone.
-    """
-
-    def order(i: int) -> tuple:
-        prompt, completion = rows[i]
-        if layout == "shared":
-            return len(prompt), prompt, len(completion)
-        return (len(prompt) + len(completion),)
-
-    batch: list[int] = []
-    size = _PassSize(layout)
-    for i in sorted(range(len(rows)), key=order):
-        larger = size.with_row(rows[i], shares_last_prompt=bool(batch) and rows[i][0] == rows[batch[-1]][0])
-        if batch and larger.num_tokens > max_tokens:
-            yield batch
-            batch, larger = [], _PassSize(layout).with_row(rows[i], shares_last_prompt=False)
-        batch.append(i)
-        size = larger
-    if batch:
-        yield batch
-
-
-class _PassSize(NamedTuple):
-    """What decides how many tokens one pass runs."""
-
-    layout: Layout
-    num_rows: int = 0
-    num_prompts: int = 0
-    longest_prompt: int = 0
-    longest_completion: int = 0
-    longest_row: int = 0
-    sum_of_rows: int = 0
-
-    def with_row(self, row: TeacherRow, *, shares_last_prompt: bool) -> "_PassSize":
-        """Return the size with one row more."""
-        prompt_length, completion_length = len(row.prompt_ids), len(row.completion_ids)
-        return _PassSize(
-            self.layout,
-            self.num_rows + 1,
-            self.num_prompts + (not shares_last_prompt),
-            max(self.longest_prompt, prompt_length),
-            max(self.longest_completion, completion_length),
-            max(self.longest_row, prompt_length + completion_length),
-            self.sum_of_rows + prompt_length + completion_length,
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the pass runs, padding included."""
-        if self.layout == "shared" and self.num_prompts < self.num_rows:
-            return self.num_prompts * self.longest_prompt + self.num_rows * self.longest_completion
-        return self.sum_of_rows if self.layout == "packed" else self.longest_row * self.num_rows
-
-
-def num_backbone_calls(rows: Sequence[TeacherRow], layout: Layout) -> int:
-    """Return how often `forward_rows` calls the backbone: a shared prompt, then what is left to run after it."""
-    shares = _shares_prompts(rows, layout)
-    return 2 if shares and any(len(row.completion_ids) > 1 for row in rows) else 1
-
-
-def _shares_prompts(rows: Sequence[TeacherRow], layout: Layout) -> bool:
-    return layout == "shared" and len({row.prompt_ids for row in rows}) < len(rows)
 
 
 def forward_rows(
@@ -319,7 +216,7 @@ def forward_rows(
     Returns:
         List of (T_i, D) tensors in the order of `rows`; position t predicts completion token t.
     """
-    if _shares_prompts(rows, layout):
+    if shares_prompts(rows, layout):
         return _score_shared(backbone, rows)
     return (
         _score_packed(backbone, rows) if layout == "packed" else _score_padded(backbone, rows, images or {})

@@ -237,7 +237,7 @@ class TeacherWeights:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: the checkpoint holds no teacher, so it was not written by SRPOTrainer with "
-                f"routing other than 'grpo'. Resume from a checkpoint that holds one, or start a new run from "
+                f"a method other than 'grpo'. Resume from a checkpoint that holds one, or start a new run from "
                 "this one by passing it as `model`."
             )
         with safe_open(path, framework="pt") as file:

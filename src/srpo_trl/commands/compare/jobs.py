@@ -21,7 +21,7 @@ from srpo_trl.commands.compare.start import (
 from srpo_trl.commands.compare.variants import VARIANTS
 from srpo_trl.commands.options import attempt
 from srpo_trl.commands.train import Training, prepare
-from srpo_trl.config.defaults import DEFAULTS
+from srpo_trl.methods import PAPER_DEFAULTS
 from srpo_trl.runs.scores import Budget, read_budgets
 
 RUNS_FOLDER = "runs"
@@ -175,10 +175,11 @@ def _trainings(
 
 
 def _shared_defaults(training: Training) -> list[str]:
-    """Return the words that give a variant the others' defaults, where its routing has its own: one start for all."""
+    """Return the words that give a variant the others' defaults, where its method has its own: one start for all."""
     config = training.config
-    own = [name for name in sorted(config.defaulted) if getattr(config, name) != DEFAULTS[name]]
-    return [word for name in own for word in (f"--{name}", str(DEFAULTS[name]))]
+    shared = {name: value for name, value in sorted(PAPER_DEFAULTS.items()) if name in config.defaulted}
+    own = [name for name, value in shared.items() if getattr(config, name) != value]
+    return [word for name in own for word in (f"--{name}", str(shared[name]))]
 
 
 def _prepare(arguments: Sequence[str]) -> tuple[Training | None, list[str]]:

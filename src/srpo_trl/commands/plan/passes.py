@@ -8,7 +8,7 @@ import torch
 from srpo_trl.commands.plan.run import Run
 from srpo_trl.commands.plan.shape import ModelShape, build_without_memory, shape_of, uses_flash_attention
 from srpo_trl.commands.plan.simulation import Precision, Sampling, Simulation, TeacherPass, TrainingPass
-from srpo_trl.teacher.scoring import TeacherRow
+from srpo_trl.teacher.packing import TeacherRow
 
 Result = TypeVar("Result")
 

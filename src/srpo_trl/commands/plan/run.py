@@ -71,7 +71,7 @@ class Run:
     @property
     def has_teacher(self) -> bool:
         """Whether rollouts are distilled."""
-        return self.training.routing != "grpo"
+        return bool(self.training.method_record.scorers)
 
     @property
     def has_reference(self) -> bool:

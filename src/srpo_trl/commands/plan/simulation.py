@@ -18,7 +18,8 @@ from transformers import DynamicCache
 
 from srpo_trl.commands.plan.allocations import Held, LiveBytes, without_data
 from srpo_trl.commands.plan.shape import student_of
-from srpo_trl.teacher.scoring import TeacherRow, forward_rows, plan_passes, row_layout
+from srpo_trl.teacher.packing import TeacherRow, plan_passes, row_layout
+from srpo_trl.teacher.scoring import forward_rows
 
 
 class Precision(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-METHODS = ("grpo", "sdpo", "srpo")  # that are compared on it: values of `SRPOConfig.routing`
+METHODS = ("grpo", "sdpo", "srpo")  # that are compared on it: values of `SRPOConfig.method`
 NUM_DIGITS = 4
 # 4 columns of `a+b=cs;`, `#`, 5 digits, end of sequence.
 SOLUTION_TOKENS = NUM_DIGITS * 7 + 1 + NUM_DIGITS + 1 + 1

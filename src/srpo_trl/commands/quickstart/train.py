@@ -20,12 +20,12 @@ from srpo_trl.commands.quickstart.task import (
     prompt_dataset,
     sample_questions,
 )
-from srpo_trl.config.defaults import DEFAULTS as SRPO_DEFAULTS
+from srpo_trl.methods import PAPER_DEFAULTS
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that the three methods share; they differ in `routing` and token weights alone."""
+    """Everything that the three methods share; they differ in `method` alone."""
 
     num_steps: int = 100
     eval_every: int = 10
@@ -37,9 +37,8 @@ class TrainingRecipe:
     def config(self, method: str, seed: int, output_dir: Path) -> SRPOConfig:
         """Return the trainer's configuration; every option that is not named here has SRPO's default."""
         return SRPOConfig(
-            **(SRPO_DEFAULTS | {"learning_rate": self.learning_rate}),
-            routing=method,  # type: ignore[arg-type]
-            entropy_weight_beta=1.0 if method == "srpo" else 0.0,  # SDPO weights no token
+            **(PAPER_DEFAULTS | {"learning_rate": self.learning_rate}),
+            method=method,
             output_dir=str(output_dir),
             seed=seed,
             max_steps=self.num_steps,

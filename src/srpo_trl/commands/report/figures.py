@@ -85,7 +85,7 @@ FIGURES = (
             _share("srpo/teacher/available_frac", "with something to show, of those that want a teacher"),
             _share("srpo/teacher/earlier_frac", "shown an answer of an earlier step", is_optional=True),
         ),
-        "Where each rollout went. With srpo routing, failed rollouts that have a correct sibling are distilled and "
+        "Where each rollout went. With SRPO, failed rollouts that have a correct sibling are distilled and "
         "all others take GRPO's update, so the distilled share falls as the model gets better. A distilled share of "
         "0 from the start means that nothing could be shown to a teacher.",
     ),

@@ -80,7 +80,7 @@ def best_at_all(run: Run, metric: str) -> Best | None:
 def overview(run: Run) -> dict[str, str]:
     """Return what the report says of a run in one line."""
     return {
-        "routing": str(run.options.get("routing", "not in the log")),
+        "method": str(run.options.get("method", "not in the log")),
         "model": str(run.facts.get("model", "not in the log")),
         "steps": f"{run.num_steps:,}",
         "training time": "not in the log" if run.seconds is None else format_duration(run.seconds),

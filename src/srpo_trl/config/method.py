@@ -1,0 +1,123 @@
+"""From the options `method`, `method_options` and `routing` to the method that the trainer executes."""
+
+import importlib
+import inspect
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from srpo_trl.methods import METHODS
+from srpo_trl.methods.record import Graded, Method, is_distilled, is_policy
+from srpo_trl.methods.routers import ROUTERS
+
+
+def make_method(name: Any, method_options: Any, routing: Any, options: Mapping[str, Any]) -> Method:
+    """Return the method of these options.
+
+    Args:
+        name: a key of `METHODS`, or "module:factory".
+        method_options: the factory's keyword arguments, a mapping or JSON.
+        routing: a key of `ROUTERS`, which takes the place of the method's router; None: none does.
+        options: other options. A parameter of the factory with one of their names takes its value.
+    Raises:
+        ValueError: what was given, what is required, and what to do.
+    """
+    factory = _factory(name)
+    given = _mapping(method_options)
+    arguments = _arguments(factory, given, options)
+    try:
+        method = factory(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method={name!r} with method_options={given!r} cannot be made: {error}") from error
+    if not isinstance(method, Method):
+        raise ValueError(
+            f"method={name!r} makes a {type(method).__name__}; an srpo_trl.methods.record.Method is required."
+        )
+    if routing is not None:
+        method = method._replace(route=_router(routing))
+    problem = _problem(method)
+    if problem:
+        raise ValueError(f"method={name!r} with routing={routing!r} {problem}")
+    return method
+
+
+def _factory(name: Any) -> Callable[..., Any]:
+    if isinstance(name, str) and name in METHODS:
+        return METHODS[name].factory
+    if isinstance(name, str) and ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            factory: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"method={name!r} cannot be imported: {error}") from error
+        if callable(factory):
+            return factory
+        raise ValueError(
+            f"method={name!r} is a {type(factory).__name__}; a function that makes a method is required."
+        )
+    near = get_close_matches(name, METHODS, n=1) if isinstance(name, str) else []
+    meant = f"Did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+        f"method={name!r} is not one of {', '.join(map(repr, METHODS))}. {meant}Your own is 'module:factory'."
+    )
+
+
+def _mapping(method_options: Any) -> dict[str, Any]:
+    try:
+        given = json.loads(method_options) if isinstance(method_options, str) else method_options or {}
+    except ValueError as error:
+        raise ValueError(f"method_options={method_options!r} is not JSON: {error}") from error
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"method_options={method_options!r} must be a mapping from names to values.")
+    return dict(given)
+
+
+def _arguments(
+    factory: Callable[..., Any], given: dict[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters
+    own = [name for name in parameters if name not in options]
+    for name in given:
+        if name in parameters and name not in own:
+            raise ValueError(
+                f"method_options has {name!r}, which is an option of its own. Give {name}=... instead."
+            )
+        if name not in own:
+            takes = f"it takes {', '.join(own)}" if own else "it takes none"
+            raise ValueError(
+                f"method_options has {name!r}, which {factory.__name__}() does not take; {takes}."
+            )
+    missing = [n for n in own if n not in given and parameters[n].default is inspect.Parameter.empty]
+    if missing:
+        raise ValueError(f"method_options lacks {', '.join(missing)}, which {factory.__name__}() needs.")
+    return given | {name: options[name] for name in parameters if name in options}
+
+
+def _router(routing: Any) -> Callable[[Graded], torch.Tensor]:
+    if isinstance(routing, str) and routing in ROUTERS:
+        return ROUTERS[routing]
+    if isinstance(routing, str) and routing in METHODS:
+        raise ValueError(f"routing={routing!r} is a method, not a router. Give method={routing!r}.")
+    raise ValueError(f"routing={routing!r} is not one of {', '.join(map(repr, ROUTERS))}, or None.")
+
+
+def _problem(method: Method) -> str:
+    """Return what does not fit within a method, tried on groups of each kind of rollout; empty where all does."""
+    kinds = torch.tensor(list(itertools.product([False, True], repeat=2)))  # correct, has context
+    is_correct_PG, has_context_PG = (kind.unsqueeze(1).expand(-1, 2) for kind in kinds.unbind(1))
+    scored_PG = torch.ones_like(is_correct_PG)
+    route_PG = method.route(Graded(is_correct_PG.float(), scored_PG, is_correct_PG, has_context_PG, step=0))
+    distils = bool(is_distilled(route_PG).any())
+    if method.scorers and not distils:
+        return (
+            "scores rollouts with a teacher and distils none. Give a router that distils, or method='grpo'."
+        )
+    if distils and not method.scorers:
+        return "distils rollouts that no teacher scores. Leave routing out, or give a method with a scorer."
+    if method.advantages is not None and not is_policy(route_PG).any():
+        return "has advantages, and no rollout takes the policy loss. Give a router that lets some take it."
+    return ""

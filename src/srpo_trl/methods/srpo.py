@@ -1,0 +1,9 @@
+"""SRPO (arXiv:2604.02288): the policy loss or self-distillation, rollout by rollout."""
+
+from srpo_trl.methods import routers, tokenwise
+from srpo_trl.methods.record import Method
+
+
+def srpo(entropy_weight_beta: float) -> Method:
+    """Failed rollouts with teacher information are distilled, all others take the policy loss."""
+    return Method(route=routers.srpo, weights=tokenwise.entropy_weights(entropy_weight_beta))

@@ -1,0 +1,150 @@
+"""The options `method`, `method_options` and `routing`: what they make, and what is refused before a model loads."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+import torch
+
+from srpo_trl import SRPOConfig
+from srpo_trl.methods import METHODS, routers
+from srpo_trl.methods.record import Method
+
+BASE = {"output_dir": "unused", "use_cpu": True, "bf16": False}
+CALLS = []
+
+
+def mine(share: float, power: float = 2.0, entropy_weight_beta: float = 9.0) -> Method:
+    """A method of the user's own."""
+    CALLS.append((share, power, entropy_weight_beta))
+    if share < 0:
+        raise ValueError("share is below 0")
+    return Method(route=routers.both, strength=lambda step: share)
+
+
+def no_method(share=1.0):
+    return share
+
+
+def own(**options):
+    return SRPOConfig(**BASE, method=f"{__name__}:mine", **options)
+
+
+def test_the_factory_is_called_once_with_its_options():
+    CALLS.clear()
+    config = own(method_options={"share": 0.25})
+    assert config.method_record.strength(0) == 0.25
+    assert config.method_record is config.method_record
+    assert CALLS == [(0.25, 2.0, 1.0)]
+
+
+def test_options_reach_the_factory_by_name():
+    CALLS.clear()
+    own(method_options='{"share": 0.25, "power": 3}', entropy_weight_beta=7.0)
+    assert CALLS == [(0.25, 3, 7.0)]
+    mix = SRPOConfig(**BASE, method="advantage_mix", advantage_mix_lambda=0.3)
+    assert mix.method_record.strength(0) == 1.0 - 0.3
+
+
+def test_a_router_takes_the_place_of_the_methods():
+    assert SRPOConfig(**BASE).method_record.route is routers.srpo
+    assert SRPOConfig(**BASE, routing="sdpo").method_record.route is routers.distilled
+    assert own(method_options={"share": 1.0}, routing="srpo").method_record.route is routers.srpo
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "srop"}, "method='srop' is not one of 'srpo', .*Did you mean 'srpo'"),
+        ({"method": "no.such:f"}, "method='no.such:f' cannot be imported"),
+        ({"method": f"{__name__}:nothing"}, "cannot be imported"),
+        ({"method": f"{__name__}:BASE"}, "is a dict; a function that makes a method is required"),
+        ({"method": f"{__name__}:no_method"}, "makes a float; an srpo_trl.methods.record.Method is required"),
+        ({"method": f"{__name__}:mine"}, r"method_options lacks share, which mine\(\) needs"),
+        (
+            {"method": f"{__name__}:mine", "method_options": {"share": -1}},
+            "cannot be made: share is below 0",
+        ),
+        (
+            {"method": f"{__name__}:mine", "method_options": {"shar": 1}},
+            r"method_options has 'shar', which mine\(\) does not take; it takes share, power",
+        ),
+        (
+            {"method_options": {"beta": 1}},
+            r"method_options has 'beta', which srpo\(\) does not take; it takes none",
+        ),
+        ({"method_options": {"entropy_weight_beta": 1}}, "an option of its own. Give entropy_weight_beta="),
+        ({"method_options": "{"}, "is not JSON"),
+        ({"method_options": [1]}, "must be a mapping"),
+        ({"routing": "policy"}, "routing='policy' is not one of 'srpo', 'sdpo'"),
+        ({"routing": "grpo"}, "Give method='grpo'"),
+        ({"routing": "advantage_mix"}, "Give method='advantage_mix'"),
+        ({"method": "grpo", "routing": "srpo"}, "distils rollouts that no teacher scores"),
+        (
+            {"method": "advantage_mix", "routing": "sdpo"},
+            "has advantages, and no rollout takes the policy loss",
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_with_a_remedy(options, message):
+    with pytest.raises(ValueError, match=f"(?s)1 problem.*{message}"):
+        SRPOConfig(**BASE, **options)
+
+
+def test_a_scorer_that_scores_for_nothing_is_refused(monkeypatch):
+    entry = METHODS["grpo"]._replace(factory=lambda: Method(route=routers.policy))
+    monkeypatch.setitem(METHODS, "grpo", entry)
+    with pytest.raises(ValueError, match="scores rollouts with a teacher and distils none"):
+        SRPOConfig(**BASE, method="grpo")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_replaced_method_brings_its_defaults(method):
+    options = {"eval_strategy": "steps", "eval_steps": 3, "distillation_topk": 7}
+    start = SRPOConfig(**BASE, **options)
+    replaced = dataclasses.replace(start, method=method)
+    assert replaced == SRPOConfig(**BASE, **options, method=method)
+    assert replaced.defaulted == start.defaulted
+    assert dataclasses.replace(replaced, method="srpo") == start
+
+
+def test_what_was_given_stays_where_a_method_is_replaced():
+    given = {"learning_rate": 3e-4, "eval_temperature": 0.9, "entropy_weight_beta": 2.0}
+    replaced = dataclasses.replace(SRPOConfig(**BASE, **given), method="grpo")
+    assert {name: getattr(replaced, name) for name in given} == given
+    changed = dataclasses.replace(SRPOConfig(**BASE), method="grpo", learning_rate=1e-3)
+    assert changed.learning_rate == 1e-3
+
+
+def test_a_configuration_can_be_pickled_and_copied():
+    config = own(method_options={"share": 0.25})
+    for other in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
+        assert other == config
+        assert other.method_record.strength(0) == 0.25
+
+
+def test_a_name_tells_methods_apart():
+    configs = [
+        SRPOConfig(**BASE),
+        SRPOConfig(**BASE, routing="sdpo"),
+        SRPOConfig(**BASE, method="sdpo"),
+        own(method_options={"share": 0.25}),
+        own(method_options={"share": 0.5}),
+    ]
+    names = [config.method_name for config in configs]
+    assert names[:3] == ["srpo", "srpo, routing=sdpo", "sdpo"]
+    assert len(set(names)) == len(names)
+
+
+def test_a_groupwise_router_is_tried_on_each_kind_of_group(monkeypatch):
+    """One that distils only where a whole group failed is no router that distils nothing."""
+
+    def failed_groups(graded):
+        failed_P1 = ~graded.is_correct_PG.any(1, keepdim=True)
+        return torch.where(failed_P1 & graded.has_context_PG, 3, 1)
+
+    entry = METHODS["sdpo"]._replace(factory=lambda: Method(route=failed_groups))
+    monkeypatch.setitem(METHODS, "sdpo", entry)
+    SRPOConfig(**BASE, method="sdpo")
