@@ -7,9 +7,9 @@ The mathematics is elsewhere: routes and weights in `methods`, prompts and passe
 Legend: B rows of this process, T completion positions, N distilled tokens packed row by row, D hidden.
 """
 
-import functools
 import time
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -21,15 +21,20 @@ from srpo_trl.config import SRPOConfig
 from srpo_trl.config.renamed import explains_unknown_arguments
 from srpo_trl.host.arguments import bound_arguments, refuse_adapted_head
 from srpo_trl.host.callbacks import TrainingClock
-from srpo_trl.host.checkpoint_parts import run_parts
+from srpo_trl.host.checkpoint_parts import Counters, engine_of, run_parts
 from srpo_trl.host.datasets import max_prompt_length
 from srpo_trl.host.step_boundary import AtStepEnd
 from srpo_trl.host.trainer import HostTrainer
-from srpo_trl.logs.metrics import MetricSums, distance_sums, loss_sums, teacher_sums
+from srpo_trl.logs.metrics import MetricSums, distance_sums, gradient_sums, loss_sums, teacher_sums
 from srpo_trl.logs.rollout_log import RolloutLog
 from srpo_trl.loss.gradient_norms import BranchGradients
 from srpo_trl.loss.step_totals import WindowTotals
-from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head, distillation_spec
+from srpo_trl.loss.student import (
+    DistillationRequest,
+    DistillingModel,
+    add_distillation_head,
+    distillation_spec,
+)
 from srpo_trl.methods.card import CARD
 from srpo_trl.methods.record import is_distilled, route_names
 from srpo_trl.rollout import batch as trl_batch
@@ -66,11 +71,11 @@ class SRPOTrainer(HostTrainer):
     """
 
     @explains_unknown_arguments(SRPOConfig)  # type: ignore[misc]
-    @functools.wraps(GRPOTrainer.__init__)
+    @wraps(GRPOTrainer.__init__)
     def __init__(self, *given: Any, **keywords: Any) -> None:
         arguments = bound_arguments(given, keywords)
         args: SRPOConfig = arguments["args"]
-        self._method, self._is_plain = args.method_record, args.is_plain
+        self._method, self._is_plain = args.method_record, args.method_record.is_plain
         vars(self).update({} if self._is_plain else CARD)
         super().__init__(**arguments)
         use_own_weights(self.student)
@@ -140,20 +145,23 @@ class SRPOTrainer(HostTrainer):
         if args.run_log:
             TrainingClock.of(self)  # last of the callbacks: the update's time counts
         self.log_sources.append(self._drain)
-        self.checkpoints.parts += run_parts(
-            self._batches,
+        counters = Counters(
             self._counter,
-            self.teacher,
-            self._router,
-            self.prompt_order,
-            step=(lambda: self._step, lambda step: setattr(self, "_step", step)),
-            buffered=(
-                lambda: self._buffered_inputs,
-                lambda batches: setattr(self, "_buffered_inputs", batches),
-            ),
-            accelerator=self.accelerator,
+            self._batches,
+            lambda: self._step,
+            partial(setattr, self, "_step"),
+            engine=engine_of(self.accelerator),
             saves_rollouts=not args.save_only_model,
             tell=self.tell,
+        )
+        self.checkpoints.parts += run_parts(
+            counters,
+            self.teacher,
+            (lambda: self._buffered_inputs, partial(setattr, self, "_buffered_inputs")),
+            self._router.solved_prompts,
+            distilled_fraction=self._router.fraction,
+            correctness=self._router.watch,
+            prompts=self.prompt_order,
         )
 
     def _remedies(self) -> dict[str, Callable[[], None]]:
@@ -273,12 +281,12 @@ class SRPOTrainer(HostTrainer):
         distilled_loss = result.loss.to(policy_loss.dtype)
         self.part_losses = {"policy": policy_loss.detach(), "distilled": distilled_loss.detach()}
         self._sums.add(**loss_sums(policy_loss, distilled_loss, result))
-        weights = functools.partial(token_weights, routed, self._method, step, self._totals)
+        weights = partial(token_weights, routed, self._method, step, self._totals)
         self._rollout_log.add(step, inputs, routed, result, weights, self.teacher.whole_head)
         if self._gradients is not None and self._gradients.wants(step):
             self._gradients.add(policy=policy_loss, distilled=distilled_loss)
             if self._window.is_used_up:
-                average = functools.partial(self.accelerator.reduce, reduction="mean")
+                average = partial(self.accelerator.reduce, reduction="mean")
                 self._sums.add(**gradient_sums(self._gradients.norms(average)))
         return policy_loss + distilled_loss
 

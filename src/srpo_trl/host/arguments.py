@@ -81,7 +81,7 @@ def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iter
             f"resample_failed_frac={config.resample_failed_frac!r} needs a dataset whose rows can be looked up, not an "
             f"{type(train_dataset).__name__}; load it whole, or set it to 0."
         )
-    if arguments["peft_config"] is not None and not config.is_plain:
+    if arguments["peft_config"] is not None and not config.method_record.is_plain:
         yield from adapter_problems(arguments["peft_config"])
     reason = unwritable(str(config.output_dir)) if config.save_strategy != "no" else ""
     if reason:

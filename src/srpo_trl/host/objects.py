@@ -27,7 +27,7 @@ def checkpoints(trainer: Any) -> Checkpoints:
         str(args.output_dir),
         trainer.accelerator,
         StepBoundary(trainer.callback_handler.callbacks),
-        None if args.is_plain else manifest,
+        None if args.method_record.is_plain else manifest,
         writes=args.should_save,
         must_write=args.save_strategy != "no",
         limit=args.save_total_limit,
@@ -51,7 +51,7 @@ def rewards(trainer: Any) -> Rewards:
         trainer.reward_func_names,
         trainer.args.reward_timeout,
         trainer.reward_weights.tolist(),
-        joins_feedback=not trainer.args.is_plain,
+        joins_feedback=not trainer.args.method_record.is_plain,
     )
 
 
@@ -74,7 +74,7 @@ def prompt_rows(trainer: Any, columns: RewardColumns, row: dict[str, Any]) -> Pr
         reads_images=trainer._is_vlm,
         is_sampled=not has_rollout_func,
         has_environments=environments is not None,
-        max_length=None if trainer.args.is_plain else limit,
+        max_length=None if trainer.args.method_record.is_plain else limit,
     )
     check_rows(
         trainer.train_dataset,

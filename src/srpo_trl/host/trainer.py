@@ -72,7 +72,7 @@ class HostTrainer(GRPOTrainer):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        if not self.args.is_plain:
+        if not self.args.method_record.is_plain:
             refuse_unsupported(
                 self.model,
                 self.accelerator,
@@ -219,10 +219,13 @@ class HostTrainer(GRPOTrainer):
         """Write a checkpoint into a staging folder, then give it its name in one rename; at the end of a step."""
         if self.checkpoints.puts_off(self.state.global_step):
             return
-        staged: dict[str, Any] = {"_push_from_checkpoint": lambda folder: None}
-        with self.checkpoints.staging(self.state) as folder:
-            with replaced_methods(self, _get_output_dir=lambda trial: folder, **staged):
-                super()._save_checkpoint(model, trial)
+        with (
+            self.checkpoints.staging(self.state) as folder,
+            replaced_methods(
+                self, _get_output_dir=lambda trial: folder, _push_from_checkpoint=lambda folder: None
+            ),
+        ):
+            super()._save_checkpoint(model, trial)
         if self.args.push_to_hub:
             self._push_from_checkpoint(self.checkpoints.path_of(self.state.global_step))
 
@@ -231,7 +234,7 @@ class HostTrainer(GRPOTrainer):
         if self.args.load_best_model_at_end:
             self.checkpoints.find_best(self.state)
         limit = self.args.save_total_limit
-        if not self.args.is_plain:
+        if not self.args.method_record.is_plain:
             self.args.save_total_limit = None
         try:
             return super()._finalize_training(*args)
@@ -247,7 +250,7 @@ class HostTrainer(GRPOTrainer):
         self.rewards_began = time.perf_counter()
         rows = self.rows.whole(inputs)
         rewards_BF = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        if not self.args.is_plain:
+        if not self.args.method_record.is_plain:
             rewards_BF = torch.where(rewards_BF.isfinite(), rewards_BF, torch.nan)
         rewards_BF, excluded_frac = self.rows.without_excluded(rewards_BF, gather)
         if excluded_frac:

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.ops import DistillationResult
 from srpo_trl.loss.token_weights import effective_sample_size
+from srpo_trl.teacher.weights import TeacherDistance
 
 # Logged metric: (sum, count). A metric whose count is 0 is left out of the log.
 RATIOS: dict[str, tuple[str, str]] = {
@@ -93,6 +95,43 @@ class MetricSums:
         sums = dict(zip(SUMS, sum_over_processes(stacked).tolist(), strict=True))
         self._sums = dict.fromkeys(SUMS, 0.0)
         return metrics_from_sums(sums)
+
+
+def teacher_sums(entropy_N: Tensor, raw_weight_N: Tensor) -> dict[str, float | Tensor]:
+    """Return the sums of a teacher's pass over N distilled tokens."""
+    return {
+        "teacher_tokens": len(entropy_N),
+        "teacher_entropy": entropy_N,
+        "raw_weight": raw_weight_N,
+        _RAW_WEIGHT_SQUARED: raw_weight_N**2,
+    }
+
+
+def loss_sums(
+    policy_loss: Tensor, distilled_loss: Tensor, result: DistillationResult
+) -> dict[str, float | Tensor]:
+    """Return the sums of a micro-batch's loss."""
+    return {
+        "loss_policy": policy_loss,
+        "loss_distilled": distilled_loss,
+        "distilled_tokens": len(result.divergence_N),
+        "divergence": result.divergence_N,
+        "student_entropy": result.student_entropy_N,
+        "topk_mass": result.topk_mass_N,
+        "importance_ratio": result.importance_ratio_N,
+    }
+
+
+def gradient_sums(norms: dict[str, Tensor]) -> dict[str, float | Tensor]:
+    """Return the sums of a step whose branches' gradients were measured, from their norms by branch."""
+    return {"gradient_measurements": 1, **{f"gradient_norm_{name}": norm for name, norm in norms.items()}}
+
+
+def distance_sums(distance: TeacherDistance | None) -> dict[str, float | Tensor]:
+    """Return the sums of an update of the teacher; nothing of the live one, which has no distance."""
+    if distance is None:
+        return {}
+    return dict(zip(_TEACHER_DISTANCE, distance, strict=True))
 
 
 def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:

@@ -15,11 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from srpo_trl.config import SRPOConfig
 from srpo_trl.logs.completions_table import NUMBER_COLUMN, RolloutMeans
 from srpo_trl.logs.examples_log import ExamplesLog, TrainedBatch
 from srpo_trl.loss.ops import DistillationResult, Head
-from srpo_trl.loss.token_weights import mean_one_weights
 from srpo_trl.rollout.batch import RoutedBatch, TrlBatch, rollout_numbers
 from srpo_trl.runs.log import EXAMPLES_FILE
 
@@ -28,7 +26,7 @@ class RolloutLog:
     """Follows rollouts from their making to their loss, as far as the configuration asks for it.
 
     Args:
-        config: `log_completions`, `log_examples_steps` and what the weights depend on.
+        args: an `SRPOConfig`: what is logged, where, and the temperature.
         accelerator: of the trainer.
         tokenizer: decodes examples.
 
@@ -36,20 +34,18 @@ class RolloutLog:
         numbers_B: int64, of this process's rollouts in the rollout batch that was begun last.
     """
 
-    numbers_B: Tensor
+    numbers_B = torch.zeros(0, dtype=torch.int64)
 
-    def __init__(
-        self, config: SRPOConfig, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
-        self._config = config
+    def __init__(self, args: Any, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._temperature = args.temperature
         self._accelerator = accelerator
-        assert config.generation_batch_size is not None  # set by GRPOConfig
+        assert args.generation_batch_size is not None  # set by GRPOConfig
         self._means = (
-            RolloutMeans(config.generation_batch_size, accelerator.device) if config.log_completions else None
+            RolloutMeans(args.generation_batch_size, accelerator.device) if args.log_completions else None
         )
         self._examples = (
-            ExamplesLog(Path(str(config.output_dir)) / EXAMPLES_FILE, config.log_examples_steps, tokenizer)
-            if config.log_examples_steps and accelerator.is_main_process
+            ExamplesLog(Path(str(args.output_dir)) / EXAMPLES_FILE, args.log_examples_steps, tokenizer)
+            if args.log_examples_steps and accelerator.is_main_process
             else None
         )
 
@@ -58,7 +54,7 @@ class RolloutLog:
         """Whether the texts that teachers are shown must travel with their rollouts."""
         return self._examples is not None
 
-    def begin(self, first: int, num_rows: int) -> Tensor:
+    def begin(self, first: int, num_rows: int) -> None:
         """Number this process's rollouts of a new rollout batch, from the number of its first one on any process.
 
         The numbers are the same after a resume, and different for every rollout of a run.
@@ -67,7 +63,10 @@ class RolloutLog:
             self._means.begin(first)
         own = first + self._accelerator.process_index * num_rows
         self.numbers_B = torch.arange(own, own + num_rows, device=self._accelerator.device)
-        return self.numbers_B
+
+    def columns(self) -> dict[str, list[int]]:
+        """Return the columns of the completions table by which rollouts are recognised once they are trained on."""
+        return {NUMBER_COLUMN: self.numbers_B.tolist()}
 
     def add(
         self,
@@ -75,7 +74,7 @@ class RolloutLog:
         inputs: TrlBatch,
         routed: RoutedBatch,
         result: DistillationResult,
-        mean_unnormalized_weight: Tensor,
+        weights: Callable[[], Tensor],
         head: Head | None,
     ) -> None:
         """Take a micro-batch after its loss.
@@ -84,7 +83,7 @@ class RolloutLog:
             step: optimizer steps before this one.
             inputs, routed: the micro-batch.
             result: of its distillation.
-            mean_unnormalized_weight: of the optimizer step.
+            weights: returns w of each token, (B, T), mean 1 over the optimizer step's distilled tokens.
             head: the teacher's; None where it is sharded.
         """
         if self._means is not None:
@@ -92,11 +91,7 @@ class RolloutLog:
                 rollout_numbers(inputs), routed.distilled_BT, result.divergence_N, routed.teacher_entropy_BT
             )
         if self._examples is not None and self._examples.wants(step):
-            raw_weight_BT = self._config.method_record.raw_weights(routed.tokens(step))
-            weight_BT = mean_one_weights(
-                raw_weight_BT, mean_unnormalized_weight, routed.teacher_entropy_BT.dtype
-            )
-            batch = TrainedBatch(inputs, routed, result, weight_BT, head, self._config.temperature)
+            batch = TrainedBatch(inputs, routed, result, weights(), head, self._temperature)
             self._examples.write(step, batch)
 
     def fill_table(self, table: dict[str, Any], sum_over_processes: Callable[[Tensor], Tensor]) -> None:

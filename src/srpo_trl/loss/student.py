@@ -21,6 +21,18 @@ from srpo_trl.loss.ops import DistillationResult, DistillationSpec, Head, distil
 from srpo_trl.seams.trl import FusedCausalLMOutput
 
 
+def distillation_spec(args: Any) -> DistillationSpec:
+    """Return the divergence and support that the options of an `SRPOConfig` name."""
+    return DistillationSpec(
+        alpha=args.distillation_alpha,
+        topk=args.distillation_topk,
+        add_tail=args.distillation_add_tail,
+        estimator=args.distillation_estimator,
+        temperature=args.temperature,
+        importance_clip=args.distillation_is_clip,
+    )
+
+
 @dataclass(frozen=True)
 class DistillationRequest:
     """What the student's forward needs to add the distillation loss of one micro-batch.

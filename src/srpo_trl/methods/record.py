@@ -24,6 +24,11 @@ class Route(IntFlag):
 ROUTE_NAMES = ("skipped", "policy", "distilled", "both")  # by value
 
 
+def route_names(route_B: Tensor) -> list[str]:
+    """Return the name of each rollout's route."""
+    return [ROUTE_NAMES[route] for route in route_B.tolist()]
+
+
 def is_policy(route: Tensor) -> Tensor:
     """Return where the policy loss trains: bool, of the argument's shape."""
     return (route & Route.POLICY) != 0

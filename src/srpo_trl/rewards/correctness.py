@@ -50,3 +50,28 @@ def judge_correctness(score_PG: Tensor, threshold: float) -> Correctness:
     """
     is_scored = torch.isfinite(score_PG)
     return Correctness(is_scored, is_scored & (score_PG >= threshold))
+
+
+class Judge(NamedTuple):
+    """What decides which rollouts are correct.
+
+    Attributes:
+        reward_weights_F: of the reward functions.
+        names: of the reward functions.
+        correctness_reward: the one whose score decides alone; None: the weighted sum does.
+        threshold: smallest score of a correct rollout.
+    """
+
+    reward_weights_F: Tensor
+    names: Sequence[str]
+    correctness_reward: str | None
+    threshold: float
+
+    def score(self, rewards_BF: Tensor) -> Tensor:
+        """Return the score that decides, (B,)."""
+        return correctness_score(rewards_BF, self.reward_weights_F, self.names, self.correctness_reward)
+
+    def __call__(self, rewards_BF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the score that decides, which rollouts have one, and which are correct, (B,) each."""
+        score_B = self.score(rewards_BF)
+        return score_B, *judge_correctness(score_B, self.threshold)

@@ -130,11 +130,16 @@ def vision_rows(batch: TrlBatch) -> list[VisionRow]:
 
 
 def add_routing(
-    batch: TrlBatch, route_B: Tensor, teacher_entropy_BT: Tensor, teacher_hidden: Sequence[Tensor]
+    batch: TrlBatch,
+    route_B: Tensor,
+    distilled_BT: Tensor,
+    teacher_entropy_N: Tensor,
+    teacher_hidden: Sequence[Tensor],
 ) -> None:
-    """Add the routing's results to TRL's rollout batch, in place."""
+    """Add routes and the teacher's scores of the distilled tokens to TRL's rollout batch, in place."""
     batch[_ROUTE] = route_B
-    batch[TEACHER_ENTROPY] = teacher_entropy_BT
+    batch[TEACHER_ENTROPY] = teacher_entropy_N.new_zeros(distilled_BT.shape)
+    batch[TEACHER_ENTROPY][distilled_BT] = teacher_entropy_N
     batch[_TEACHER_HIDDEN] = list(teacher_hidden)
 
 

@@ -100,7 +100,9 @@ class Router:
         return rollouts
 
 
-def prompt_encoder(args: Any, first_prompt: Any, *, max_length: int | None, **given: Any) -> TeacherPromptEncoder:
+def prompt_encoder(
+    args: Any, first_prompt: Any, *, max_length: int | None, **given: Any
+) -> TeacherPromptEncoder:
     """Return the encoder of teacher prompts, which has a place for what the first prompt's teacher is shown.
 
     Args:
