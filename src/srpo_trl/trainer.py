@@ -27,6 +27,7 @@ from srpo_trl.config import SRPOConfig
 from srpo_trl.config.renamed import explains_unknown_arguments
 from srpo_trl.host.argument_types import check_each_argument
 from srpo_trl.host.arguments import check_arguments, check_reference_model, default_config
+from srpo_trl.host.callbacks import GuardCallback
 from srpo_trl.host.taught_rollouts import TaughtRolloutsGRPOTrainer
 from srpo_trl.loss.gradient_norms import BranchGradients
 from srpo_trl.loss.head import lm_head_of
@@ -35,7 +36,6 @@ from srpo_trl.loss.step_totals import WindowTotals, distillation_coefficients, w
 from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head
 from srpo_trl.rollout import batch as trl_batch
 from srpo_trl.rollout.batch import RoutedBatch
-from srpo_trl.runs.guards import GuardCallback
 from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
 from srpo_trl.seams.own_forward import use_own_weights
 from srpo_trl.seams.parameters import shards_parameters

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-METHODS = ("grpo", "sdpo", "srpo")  # that are compared on it: values of `SRPOConfig.routing`
+# That are compared on it, each with its options. GRPO and SDPO weigh no token.
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"routing": "grpo", "entropy_weight_beta": 0.0},
+    "sdpo": {"routing": "sdpo", "entropy_weight_beta": 0.0},
+    "srpo": {"routing": "srpo", "entropy_weight_beta": 1.0},
+}
+SAVED_METHOD = "srpo"
 NUM_DIGITS = 4
 # 4 columns of `a+b=cs;`, `#`, 5 digits, end of sequence.
 SOLUTION_TOKENS = NUM_DIGITS * 7 + 1 + NUM_DIGITS + 1 + 1
