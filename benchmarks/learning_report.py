@@ -5,7 +5,6 @@ python -m benchmarks.learning_report [outputs/learning]     prints Markdown, wri
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from srpo_trl.commands.compare.plot import COLOURS, MARKERS
-from srpo_trl.runs.scores import Estimate, estimate
+from srpo_trl.commands.curves import markdown
+from srpo_trl.commands.curves_plot import COLOURS, CURVE_STYLE, MARKERS
+from srpo_trl.runs.scores import estimate
 
 Runs = dict[int, list[dict[str, float]]]  # by seed, the points of `results.json`
 EARLY = 40  # steps after which the variants' speed at the start is compared
@@ -74,10 +74,10 @@ def summary(variants: Mapping[str, Runs]) -> list[str]:
     for name, runs in variants.items():
         curves = list(runs.values())
         measures = (mean_score, early_score, best_score, last_score)
-        cells = [_text(estimate([measure(points) for points in curves])) for measure in measures]
+        cells = [_text([measure(points) for points in curves]) for measure in measures]
         start = fmean(points[0]["score"] for points in curves)
         rows.append([name, str(len(curves)), f"{start:.3f}", *cells])
-    return table(rows)
+    return markdown(rows)
 
 
 def differences(variants: Mapping[str, Runs]) -> list[str]:
@@ -90,27 +90,20 @@ def differences(variants: Mapping[str, Runs]) -> list[str]:
                 cells = []
                 for measure in (mean_score, early_score, last_score):
                     pairs = [(variants[name][seed], variants[reference][seed]) for seed in seeds]
-                    cells.append(_text(estimate([measure(a) - measure(b) for a, b in pairs]), sign="+"))
+                    cells.append(_text([measure(a) - measure(b) for a, b in pairs], sign="+"))
                 rows.append([f"{name} - {reference}", str(len(seeds)), *cells])
-    return table(rows)
+    return markdown(rows)
 
 
-def _text(value: Estimate | None, sign: str = "") -> str:
-    assert value is not None
-    text = f"{value.mean:{sign}.3f}"
-    return text if math.isnan(value.standard_error) else f"{text} ± {value.standard_error:.3f}"
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table; the first row is its head."""
-    head, *body = rows
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
+def _text(values: Sequence[float], sign: str = "") -> str:
+    found = estimate(values)
+    assert found is not None
+    return found.text(sign)
 
 
 def draw(tasks: Mapping[str, Mapping[str, Runs]], path: Path) -> None:
     """Draw the mean curves over steps, a panel for each task, with every single run behind them."""
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(CURVE_STYLE):
         figure = Figure(figsize=(12, 4.6), layout="constrained")
         panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
         for axes, (task, variants) in zip(panels, tasks.items(), strict=True):

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.learning import RECIPE, WARMUPS
 from srpo_trl.commands.compare.variants import VARIANTS
+from srpo_trl.commands.curves import markdown
 from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
 
 WARM_UP_STEPS = 2
@@ -32,8 +33,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     options = parser.parse_args()
     set_environment()
-    from benchmarks.learning_report import table
-
     rows = [["variant", *WARMUPS]]
     with quiet_logs(), quiet_libraries():
         measured: dict[tuple[str, str], list[float]] = {}
@@ -44,7 +43,7 @@ def main() -> int:
                     measured.setdefault((variant, task), []).extend(seconds)
     for variant in VARIANTS:
         rows.append([variant, *(f"{median(measured[variant, task]):.3f}" for task in WARMUPS)])
-    print("\n".join(table(rows)))
+    print("\n".join(markdown(rows)))
     return 0
 
 

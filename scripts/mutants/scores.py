@@ -28,7 +28,7 @@ MUTANTS = [
     mutant(
         "standard_error_without_bessel",
         "standard errors divide by n in place of n - 1",
-        ("evaluation/scores.py", "statistics.stdev(known)", "statistics.pstdev(known)"),
+        ("runs/scores.py", "stdev(values) /", "(stdev(values) * math.sqrt(1 - 1 / len(values))) /"),
         tests=(f"{SCORES}::test_standard_error_is_over_questions_that_have_a_value",),
     ),
     mutant(

@@ -90,11 +90,11 @@ MUTANTS = [
         "guard_stops_without_saving",
         "a guard that stops the run saves no checkpoint",
         (
-            "runs/guards.py",
+            "host/callbacks.py",
             "control.should_save = control.should_training_stop = True",
             "control.should_training_stop = True",
         ),
-        tests=(f"{GUARDS}::test_stop_saves_and_stops",),
+        tests=("host/test_guard_actions.py::test_stop_saves_and_stops",),
     ),
     mutant(
         "share_without_hold",

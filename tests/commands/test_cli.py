@@ -113,7 +113,10 @@ class TestRefusals:
                 "correctness_reward='other' is not one of multiple_choice_reward",
             ),
             (("--resume_from_checkpoint", "nowhere"), "'nowhere' is not a complete checkpoint folder"),
-            (("--max_training_time", "soon"), "max_training_time='soon' is not a duration above 0"),
+            (
+                ("--max_training_time", "soon"),
+                "max_training_time='soon' is not a duration. Give a number above 0",
+            ),
             (("--max_steps", "2", "stray"), "'stray' belongs to no option"),
         ],
     )

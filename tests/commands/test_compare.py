@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 import os
 import shlex
 import signal
@@ -15,125 +14,26 @@ import pytest
 import yaml
 
 from srpo_trl.cli import main
-from srpo_trl.commands.compare.plot import common_points
 from srpo_trl.commands.compare.variants import VARIANTS
+from srpo_trl.commands.curves_plot import common_points
 from srpo_trl.commands.quickstart.task import prompt_dataset, sample_questions
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
-from srpo_trl.host.training_clock import seconds_of
 from srpo_trl.methods import METHODS
-from srpo_trl.runs.scores import (
-    Budget,
-    Curve,
-    Point,
-    best_within,
-    curve_points,
-    estimate,
-    metric_of,
-    read_budgets,
-)
+from srpo_trl.runs.scores import LearningCurve, Point
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# ---------------------------------------------------------------- statistics
-
-
-def curve(*points: tuple[int, float, float], is_finished: bool = True) -> Curve:
-    return Curve(tuple(Point(*point) for point in points), is_finished)
-
-
-TEN_SECONDS = Budget("10s", 10.0, is_time=True)
-TWENTY_STEPS = Budget("20steps", 20, is_time=False)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("7", 7), (12.5, 12.5), (" 2h ", 7200)]
-)
-def test_durations(text, seconds):
-    assert seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "h", "1d", "-1h", "0s", "nan", "inf", "one"])
-def test_no_durations(text):
-    with pytest.raises(ValueError, match="not a duration above 0"):
-        seconds_of(text)
-
-
-def test_budgets_are_times_or_steps():
-    assert read_budgets("1h, 90s,20steps,100 steps") == [
-        Budget("1h", 3600.0, is_time=True),
-        Budget("90s", 90.0, is_time=True),
-        TWENTY_STEPS,
-        Budget("100 steps", 100, is_time=False),
-    ]
-    assert read_budgets("60s,60steps")[0] != read_budgets("60s,60steps")[1]
-    for wrong in ("1h,60m", "1h,", "0steps", "steps"):
-        with pytest.raises(ValueError):
-            read_budgets(wrong)
-
-
-def test_best_is_the_highest_score_within_the_budget_and_after_the_start():
-    run = curve((0, 0.0, 0.9), (10, 5.0, 0.4), (20, 10.0, 0.6), (30, 15.0, 0.8))
-    assert best_within(run, TEN_SECONDS) == 0.6  # an evaluation at the very end is within
-    assert best_within(run, TWENTY_STEPS) == 0.6
-    assert best_within(run, Budget("9s", 9.0, is_time=True)) == 0.4
-    assert best_within(run, Budget("1s", 1.0, is_time=True)) is None  # no trained model was evaluated
-    falling = curve((0, 0.0, 0.3), (10, 5.0, 0.7), (20, 10.0, 0.2))
-    assert best_within(falling, TEN_SECONDS) == 0.7
-
-
-def test_best_waits_for_a_run_that_has_not_come_so_far():
-    points = ((10, 4.0, 0.4), (19, 9.0, 0.6))
-    assert best_within(curve(*points, is_finished=False), TEN_SECONDS) is None
-    assert best_within(curve(*points, is_finished=False), TWENTY_STEPS) is None
-    assert best_within(curve(*points, is_finished=True), TEN_SECONDS) == 0.6
-    assert best_within(curve(*points, (20, 11.0, 0.1), is_finished=False), TEN_SECONDS) == 0.6
-    assert best_within(Curve((), is_finished=False), TEN_SECONDS) is None
-
-
-def test_mean_and_standard_error_in_plain_arithmetic():
-    scores = [0.5, 0.7, 0.9]
-    mean = sum(scores) / 3
-    variance = sum((score - mean) ** 2 for score in scores) / 2
-    found = estimate(scores)
-    assert found is not None
-    assert found.mean == pytest.approx(mean)
-    assert found.standard_error == pytest.approx(math.sqrt(variance) / math.sqrt(3))
-    assert found.num_seeds == 3
-    one = estimate([0.5])
-    assert one is not None
-    assert (one.mean, one.num_seeds) == (0.5, 1)
-    assert math.isnan(one.standard_error)
-    assert estimate([]) is None
-
-
-LOG = [
-    {"step": 0, "eval_reward": 0.3, "training_seconds": 0.0},
-    {"step": 10, "reward": 0.99, "training_seconds": 5.0},
-    {"step": 10, "eval_reward": 0.5, "eval_avg@16": 0.25, "training_seconds": 5.0},
-    {"step": 10, "eval_reward": 0.8, "eval_avg@16": 0.35, "training_seconds": 5.0},
-    {"step": 20, "eval_reward": 0.6, "eval_avg@16": 0.45, "training_seconds": 9.5},
-]
-
-
-def test_points_are_the_evaluations_one_for_each_step():
-    assert curve_points(LOG, "eval_reward") == ((0, 0.0, 0.3), (10, 5.0, 0.5), (20, 9.5, 0.6))
-    assert curve_points(LOG, "eval_avg@16") == ((10, 5.0, 0.25), (20, 9.5, 0.45))
-    assert curve_points(LOG[1:2], "eval_reward") == ()
-    with pytest.raises(
-        ValueError, match="'eval_accuracy' is in no evaluation, which have eval_avg@16, eval_reward"
-    ):
-        curve_points(LOG, "eval_accuracy")
-
-
-def test_the_papers_metric_comes_first():
-    assert metric_of(LOG) == "eval_avg@16"
-    assert metric_of(LOG[:1]) == metric_of([]) == "eval_reward"
+# ---------------------------------------------------------------- curves and variants
 
 
 def test_curves_are_averaged_where_every_seed_was_evaluated():
+    points = {
+        0: ((0, 0.0, 0.2), (10, 4.0, 0.4), (20, 8.0, 0.6)),
+        1: ((0, 0.0, 0.4), (20, 12.0, 0.8), (30, 18.0, 0.9)),
+    }
     runs = {
-        0: curve((0, 0.0, 0.2), (10, 4.0, 0.4), (20, 8.0, 0.6)),
-        1: curve((0, 0.0, 0.4), (20, 12.0, 0.8), (30, 18.0, 0.9)),
+        seed: LearningCurve(tuple(Point(*point) for point in seen), *seen[-1][:2], is_finished=True)
+        for seed, seen in points.items()
     }
     steps, seconds, scores = common_points(runs)
     assert steps.tolist() == [0, 20]
@@ -393,7 +293,7 @@ def test_all_problems_come_in_one_message(compare, config, capsys):
     for part in (
         "--seeds 0 must be a whole number of at least 1",
         "--jobs x must be",
-        "--budget 1h,soon: 'soon' is not a duration",
+        "--budget 1h,soon: 'soon' is not a duration. Give a number above 0 with its unit",
         "nowhere.yaml is not a file",
         "--variants 'ppo' must be 'all' or among grpo,",
         "--seed cannot follow `--`",

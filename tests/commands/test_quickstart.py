@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srpo_trl.commands.quickstart import evaluate
-from srpo_trl.commands.quickstart.evaluate import sample_completions, sampled_accuracy
-from srpo_trl.commands.quickstart.plot import draw_curves
+from srpo_trl.commands.quickstart import held_out
+from srpo_trl.commands.quickstart.held_out import HeldOut, sample_completions
 from srpo_trl.commands.quickstart.prompts import TEMPLATES, student_prompts, teacher_prompts
 from srpo_trl.commands.quickstart.quiet import ENVIRONMENT
-from srpo_trl.commands.quickstart.report import curve_table, summary_table
 from srpo_trl.commands.quickstart.run import main
 from srpo_trl.commands.quickstart.task import (
     SOLUTION_TOKENS,
@@ -27,7 +24,7 @@ from srpo_trl.commands.quickstart.task import (
     is_right,
     sample_questions,
 )
-from srpo_trl.commands.quickstart.train import Curve, TrainingRecipe
+from srpo_trl.commands.quickstart.train import TrainingRecipe
 from srpo_trl.commands.quickstart.warmup import WarmupRecipe, load_start, save_start, solution_loss, warm_up
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
 from srpo_trl.teacher.context import TeacherInformation
@@ -207,8 +204,14 @@ def test_sampling_is_seeded_and_leaves_the_random_state_alone(tokenizer):
 def test_accuracy_is_the_share_of_right_completions(tokenizer, monkeypatch):
     questions = [QUESTION, Question(1, 2), Question(3, 4), Question(5, 6)]
     texts = [SOLUTION, "#00004", "#00007", ""]
-    monkeypatch.setattr(evaluate, "sample_completions", lambda *args: texts)
-    assert sampled_accuracy(None, tokenizer, [], questions, seed=0) == 0.5
+    asked = []
+    monkeypatch.setattr(held_out, "sample_completions", lambda *args: asked.append(args) or texts)
+    measure = HeldOut(tokenizer, questions, seed=3)
+    assert measure.accuracy(None) == measure.accuracy(None, shown=True) == 0.5
+    assert [args[2:] for args in asked] == [
+        (student_prompts(tokenizer, questions), 3),
+        (teacher_prompts(tokenizer, questions), 3),
+    ]
 
 
 # ---------------------------------------------------------------- warm-up
@@ -261,51 +264,6 @@ def test_start_is_kept_under_its_recipe(tokenizer, tmp_path):
     assert key != TINY_WARMUP.key(build_tokenizer(extra_tokens=["x"]))
 
 
-# ---------------------------------------------------------------- report
-
-
-@pytest.fixture
-def two_seeds() -> list[Curve]:
-    return [
-        Curve("grpo", 0, [0, 10, 20], [0.4, 0.5, 0.6], [0.0, 4.0, 8.0], [None] * 3),
-        Curve("srpo", 0, [0, 10, 20], [0.4, 0.6, 0.8], [0.0, 5.0, 10.0], [None, 0.5, 0.25]),
-        Curve("grpo", 1, [0, 10, 20], [0.4, 0.3, 0.4], [0.0, 6.0, 12.0], [None] * 3),
-        Curve("srpo", 1, [0, 10, 20], [0.4, 0.4, 0.4], [0.0, 5.0, 10.0], [None, 0.7, 0.45]),
-    ]
-
-
-def rendered(table) -> str:
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-def row(text: str, start: str) -> str:
-    return next(line for line in text.splitlines() if line.strip("│ ").startswith(start))
-
-
-def test_tables_show_means_and_the_range_over_seeds(two_seeds):
-    steps = rendered(curve_table(two_seeds))
-    assert "0.500 (10 s)" in row(steps, "20")
-    assert "0.600 (10 s)" in row(steps, "20")
-    summary = rendered(summary_table(two_seeds))
-    grpo, srpo = row(summary, "GRPO"), row(summary, "SRPO")
-    assert "0.450 (0.350 to 0.550)" in grpo  # mean of the curve: the start is no part of it
-    assert "0.500 (0.400 to 0.600)" in grpo
-    assert "0.50 (0.40 to 0.60)" in grpo
-    assert "none" in grpo
-    assert "60%, 35%" in srpo
-    one_seed = row(rendered(summary_table(two_seeds[:2])), "GRPO")
-    assert "0.550" in one_seed
-    assert "to" not in one_seed
-
-
-def test_picture_is_a_png(two_seeds, tmp_path):
-    draw_curves(two_seeds, 0.4, 0.9, 384, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
 # ---------------------------------------------------------------- the whole run
 
 
@@ -342,13 +300,15 @@ def quickstart(tmp_path, monkeypatch) -> Callable[..., Path]:
 def test_quickstart_trains_all_methods_from_one_start(quickstart, capsys, tokenizer):
     folder = quickstart("--steps", "2")
     results = json.loads((folder / "results.json").read_text())
-    assert [curve["method"] for curve in results["curves"]] == ["grpo", "sdpo", "srpo"]
-    for curve in results["curves"]:
-        assert curve["steps"] == [0, 1, 2]
-        assert curve["accuracy"][0] == results["start"]["student_accuracy"]
-        assert curve["seconds"] == sorted(curve["seconds"])
-        assert curve["seconds"][-1] > 0
-        assert (curve["routed_frac"][-1] is None) == (curve["method"] == "grpo")
+    assert list(results["variants"]) == ["grpo", "sdpo", "srpo"]
+    for method, variant in results["variants"].items():
+        (run,) = variant["runs"]
+        assert variant["options"]["routing"] == method
+        assert [point["step"] for point in run["points"]] == [0, 1, 2]
+        assert run["points"][0]["score"] == results["start"]["student_accuracy"]
+        seconds = [point["seconds"] for point in run["points"]]
+        assert seconds[0] == 0 < seconds[1] < seconds[2]
+        assert variant["best_within"]["2steps"]["num_seeds"] == 1
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     (start_folder,) = folder.glob("start-*")
@@ -374,8 +334,8 @@ def test_quickstart_keeps_the_start_for_the_next_run(quickstart, capsys):
     quickstart("--steps", "1", "--methods", "grpo", "--seeds", "2")
     assert (start_folder / "warmup.json").stat().st_mtime_ns == written
     assert "Took the start of an earlier run" in capsys.readouterr().out
-    curves = json.loads((folder / "results.json").read_text())["curves"]
-    assert [curve["seed"] for curve in curves] == [0, 1]
+    variants = json.loads((folder / "results.json").read_text())["variants"]
+    assert [run["seed"] for run in variants["grpo"]["runs"]] == [0, 1]
     assert not (folder / "srpo-model").exists()
     quickstart("--steps", "1", "--methods", "grpo", "--fresh")
     assert (start_folder / "warmup.json").stat().st_mtime_ns > written

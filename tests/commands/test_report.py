@@ -17,21 +17,15 @@ from matplotlib import image
 
 from harness import make_trainer
 from srpo_trl.cli import main
+from srpo_trl.commands.curves_plot import COLOURS
 from srpo_trl.commands.report import command
-from srpo_trl.commands.report.drawing import COLOURS, draw, run_style, running_mean, svg
+from srpo_trl.commands.report.drawing import draw, run_style, running_mean, svg
 from srpo_trl.commands.report.examples import NUM_LEVELS, Example, full_colour, level, pieces, read_example
 from srpo_trl.commands.report.figures import FIGURES, FigureSpec, Panel, accuracy_figure
-from srpo_trl.commands.report.tables import (
-    HELD_OUT,
-    TRAINING,
-    accuracy_metric,
-    best_at_all,
-    best_within,
-    differing_options,
-)
-from srpo_trl.runs.durations import axis_unit, format_duration, parse_duration
+from srpo_trl.commands.report.tables import differing_options
 from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, RunLog
-from srpo_trl.runs.read import ELAPSED, Run, read_runs
+from srpo_trl.runs.read import RunHistory
+from srpo_trl.runs.scores import Budget
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(1)">' onmouseover='alert(1)"""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -43,13 +37,14 @@ def write_run(folder: Path, num_steps: int = 40, method: str = "srpo", **facts) 
     log.begin(0, options={"method": method} | facts.pop("options", {}), model="tiny", device="cpu", **facts)
     metrics = sorted({name for f in FIGURES for p in f.panels for name in (p.metric, p.spread) if name})
     for step in range(0, num_steps + 1, 5):
-        log.append({"step": step, "seconds": 3.0 * step, "logs": {"eval_reward": math.sin(step / 20)}})
+        seconds = {"training_seconds": 3.0 * step}
+        log.append({"step": step, "logs": {"eval_reward": math.sin(step / 20)} | seconds})
         if step:
             values = {name: (i + step / 100) / 30 for i, name in enumerate(metrics)}
-            common = {"reward": 0.5, ELAPSED: 3.0 * step, "completions/mean_length": 10.0, "grad_norm": 1.0}
+            common = {"reward": 0.5, "completions/mean_length": 10.0, "grad_norm": 1.0} | seconds
             common |= {"step_time": 3.0, "srpo/memory/peak_gb": 1.0}
             shown = common if method == "grpo" else values | common
-            log.append({"step": step, "seconds": 3.0 * step, "logs": shown})
+            log.append({"step": step, "logs": shown})
     return folder
 
 
@@ -137,98 +132,34 @@ def test_a_folder_that_is_no_run_is_refused_with_what_was_looked_for(tmp_path, c
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_run_without_our_log_is_read_from_its_last_checkpoint(tmp_path):
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        history = [
-            {"step": 0, "eval_reward": 0.1},
-            {"step": 2, "reward": 0.2, ELAPSED: 10.0},
-            {"step": 6, "eval_reward": 0.3},
-            {"step": step, "reward": 0.4, ELAPSED: 50.0},
-        ]
-        text = json.dumps({"log_history": history})
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    (tmp_path / "checkpoint-best").mkdir()
-    (run,) = read_runs([tmp_path])
-    assert run.source == tmp_path / "checkpoint-10" / "trainer_state.json"
-    assert run.num_steps == 10
-    assert run.series("eval_reward").seconds.tolist() == [
-        0.0,
-        30.0,
-    ]  # read off between the logs that show the clock
-    assert run.series("reward").values.tolist() == [0.2, 0.4]
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": []}))
-    assert read_runs([tmp_path])[0].records == []
-
-
-def test_values_that_are_no_numbers_are_not_drawn(tmp_path):
-    log = RunLog(tmp_path / LOG_FILE)
-    for step, value in enumerate([1, 2.5, None, math.nan, math.inf, "3", True, [1]]):
-        log.append({"step": step, "seconds": step, "logs": {"reward": value}})
-    log.append({"step": 9, "seconds": 9, "logs": ["reward"]})
-    series = read_runs([tmp_path])[0].series("reward")
-    assert series.values.tolist() == [1.0, 2.5]
-    assert series.steps.tolist() == [0.0, 1.0]
-
-
-def test_runs_have_names_that_tell_them_apart(tmp_path):
-    folders = [tmp_path / "a" / "srpo", tmp_path / "b" / "srpo", tmp_path / "grpo"]
-    names = [run.name for run in read_runs([write_run(folder) for folder in folders])]
-    assert names == ["a/srpo", "b/srpo", "grpo"]
-    with pytest.raises(ValueError, match="more than once"):
-        read_runs([folders[0], folders[0]])
-
-
 # ---------------------------------------------------------------- numbers
-
-
-def series_run(values: list[tuple[int, float, float]], name: str = "run") -> Run:
-    records = [{"step": s, "seconds": t, "logs": {"eval_reward": v}} for s, t, v in values]
-    return Run(name, Path(name), records)
-
-
-def test_best_within_a_budget():
-    run = series_run([(0, 0.0, 0.2), (10, 100.0, 0.5), (20, 200.0, 0.5), (30, 300.0, 0.9)])
-    assert best_within(run, "eval_reward", 200.0) == (0.5, 10, 100.0, True)
-    assert best_within(run, "eval_reward", 299.9) == (0.5, 10, 100.0, True)
-    assert best_within(run, "eval_reward", 300.0) == (0.9, 30, 300.0, True)
-    assert best_within(run, "eval_reward", 301.0) == (0.9, 30, 300.0, False)
-    assert best_within(run, "reward", 300.0) is None
-    assert best_within(series_run([(10, 100.0, 0.5)]), "eval_reward", 99.0) is None
-    no_clock = Run("run", Path("run"), [{"step": 3, "seconds": None, "logs": {"eval_reward": 0.3}}])
-    assert best_within(no_clock, "eval_reward", 1e9) is None
-    assert best_at_all(no_clock, "eval_reward")[:2] == (0.3, 3)
 
 
 def test_page_shows_the_best_of_each_budget(tmp_path, few_figures):
     first, second = tmp_path / "first", tmp_path / "second"
-    for folder, values in ((first, [0.1, 0.6, 0.4]), (second, [0.2, 0.3, 0.7])):
+    for folder, values in ((first, [0.9, 0.6, 0.4, 0.5]), (second, [0.2, 0.3, 0.7])):
         log = RunLog(folder / LOG_FILE)
         for i, value in enumerate(values):
-            log.append({"step": 10 * i, "seconds": 1800.0 * i, "logs": {"eval_reward": value}})
-    html = report(tmp_path, first, second, arguments=("--budgets", "5h", "30m"))
+            log.append({"step": 10 * i, "logs": {"eval_reward": value, "training_seconds": 1800.0 * i}})
+    html = report(tmp_path, first, second, arguments=("--budgets", "5h", "30m", "90min", "1m"))
     rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('id="best"') :].split("</table>")[0], re.DOTALL)
-    cells = [re.findall(r"<td( class=\"best\")?>([\d.]+)<small>(.*?)</small>", row) for row in rows[1:]]
-    assert re.findall(r"<th>(.*?)</th>", rows[0]) == ["run", "within 30 min", "within 5 h", "at all"]
-    assert [[value for _, value, _ in row] for row in cells] == [["0.600"] * 3, ["0.300", "0.700", "0.700"]]
-    assert [[bool(best) for best, _, _ in row] for row in cells] == [
-        [True, False, False],
-        [False, True, True],
+    cells = [re.findall(r"<td( class=\"best\")?>([\d.]*)<small>(.*?)</small>", row) for row in rows[1:]]
+    assert re.findall(r"<th>(.*?)</th>", rows[0]) == [
+        *("run", "within 1 min", "within 30 min", "within 90 min", "within 5 h", "at all")
     ]
-    assert cells[1][0][2] == "step 10, 30 min"
-    assert cells[1][1][2] == "step 20, 1 h; the run is shorter"
-
-
-def test_accuracy_is_the_papers_score_where_it_was_measured():
-    def runs(*metrics: tuple[str, ...]) -> list[Run]:
-        records = [[{"step": 1, "seconds": 1.0, "logs": dict.fromkeys(names, 0.5)}] for names in metrics]
-        return [Run(str(i), Path("r"), record) for i, record in enumerate(records)]
-
-    both = ("eval_reward", "eval_avg@16", "eval_avg@16_stderr", "eval_math_avg@16", "reward")
-    assert accuracy_metric(runs(both, both), HELD_OUT) == "eval_avg@16"
-    assert accuracy_metric(runs(both, ("eval_reward",)), HELD_OUT) == "eval_reward"  # that all runs have
-    assert accuracy_metric(runs(("reward",)), HELD_OUT) is None
-    assert accuracy_metric(runs((*both, "srpo/correct_frac"), ("reward",)), TRAINING) == "reward"
+    assert [[value for _, value, _ in row] for row in cells] == [
+        ["", "0.600", "0.600", "", "0.600"],  # the start's 0.9 does not count
+        ["", "0.300", "", "", "0.700"],
+    ]
+    assert [[bool(best) for best, _, _ in row] for row in cells] == [
+        [False, True, True, False, False],
+        [False, False, False, False, True],
+    ]
+    assert cells[1][1][2] == "step 10, 30 min"
+    assert [note for _, value, note in cells[1] if not value] == [
+        "nothing measured",
+        *["the run has not come so far"] * 2,
+    ]
 
 
 def test_standard_errors_are_drawn_as_bands():
@@ -236,7 +167,7 @@ def test_standard_errors_are_drawn_as_bands():
     records = [
         {"step": i, "seconds": 7.0 * i, "logs": {"acc": 0.5 + i / 10, "acc_stderr": 0.25}} for i in range(3)
     ]
-    by_step, by_time = draw(spec, [Run("r", Path("r"), records)], []).figure.get_axes()
+    by_step, by_time = draw(spec, [RunHistory("r", Path("r"), records)], []).figure.get_axes()
     for axes, across in ((by_step, [0, 1, 2]), (by_time, [0, 7, 14])):
         (band,) = axes.collections
         corners = {(round(x, 6), round(y, 6)) for x, y in band.get_paths()[0].vertices}
@@ -251,42 +182,14 @@ def test_running_mean_is_the_mean_of_the_neighbours():
     np.testing.assert_allclose(running_mean(values, 0), values, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds", "written"),
-    [
-        ("90s", 90, "90 s"),
-        ("1m", 60, "1 min"),
-        ("2.5min", 150, "2.5 min"),
-        ("5h", 18000, "5 h"),
-        ("10", 36000, "10 h"),
-        (" 1 h ", 3600, "1 h"),
-        ("0.5s", 0.5, "0.5 s"),
-        ("100m", 6000, "100 min"),
-    ],
-)
-def test_durations(text, seconds, written):
-    assert parse_duration(text) == seconds
-    assert format_duration(seconds) == written
-
-
-@pytest.mark.parametrize("text", ["", "h", "-1h", "0s", "nan", "inf", "5d", "1h30m", "m5"])
-def test_wrong_durations_are_refused(text):
-    with pytest.raises(ValueError, match="90s, 30m or 5h"):
-        parse_duration(text)
-
-
-def test_time_axes_have_a_fitting_unit():
-    assert [axis_unit(seconds) for seconds in (100, 1000, 20_000)] == ["s", "min", "h"]
-
-
 def test_options_that_differ():
-    first = Run(
+    first = RunHistory(
         "a", Path("a"), [], {"options": {"method": "srpo", "seed": 1, "beta": [1], "disable_tqdm": True}}
     )
-    second = Run("b", Path("b"), [], {"options": {"method": "grpo", "seed": 1}})
+    second = RunHistory("b", Path("b"), [], {"options": {"method": "grpo", "seed": 1}})
     assert differing_options([first, second]) == {"beta": ["[1]", "default"], "method": ["srpo", "grpo"]}
     assert differing_options([second]) == {"method": ["grpo"], "seed": ["1"]}
-    assert differing_options([Run("c", Path("c"), [], {"options": "none"})]) == {}
+    assert differing_options([RunHistory("c", Path("c"), [], {"options": "none"})]) == {}
 
 
 # ---------------------------------------------------------------- figures
@@ -296,12 +199,9 @@ TWO_PANELS = FigureSpec(
 )
 
 
-def run_of(name: str, metric: str, values: list[float], seconds: float | None = 10.0) -> Run:
-    records = [
-        {"step": i, "seconds": None if seconds is None else i * seconds, "logs": {metric: value}}
-        for i, value in enumerate(values)
-    ]
-    return Run(name, Path(name), records)
+def run_of(name: str, metric: str, values: list[float], seconds: float = 10.0) -> RunHistory:
+    records = [{"step": i, "seconds": i * seconds, "logs": {metric: value}} for i, value in enumerate(values)]
+    return RunHistory(name, Path(name), records)
 
 
 def lines_of(axes) -> list[tuple[str, list[float], list[float]]]:
@@ -313,8 +213,14 @@ def lines_of(axes) -> list[tuple[str, list[float], list[float]]]:
 
 
 def test_lines_hold_the_logged_values_in_each_runs_own_colour():
-    runs = [run_of("first", "b", [1.0]), run_of("second", "a", [3.0, 1.0]), run_of("third", "a", [2.0], None)]
-    picture = draw(TWO_PANELS, runs, budgets=[5.0, 60.0])
+    runs = [
+        run_of("first", "b", [1.0]),
+        run_of("second", "a", [3.0, 1.0]),
+        run_of("third", "a", [2.0], math.nan),
+    ]
+    picture = draw(
+        TWO_PANELS, runs, budgets=[Budget("5 s", 5.0, is_time=True), Budget("1 min", 60.0, is_time=True)]
+    )
     by_step, by_time = picture.figure.get_axes()
     assert lines_of(by_step) == [(COLOURS[1], [0, 1], [3, 1]), (COLOURS[2], [0], [2])]
     assert lines_of(by_time) == [(COLOURS[1], [0, 10], [3, 1])]
@@ -333,7 +239,7 @@ def test_lines_hold_the_logged_values_in_each_runs_own_colour():
 
 
 def test_more_runs_than_colours_have_other_lines():
-    styles = [tuple(run_style(i).values()) for i in range(2 * len(COLOURS))]
+    styles = [tuple(run_style(i).values()) for i in range(12)]
     assert len(set(styles)) == len(styles)
 
 
@@ -347,10 +253,10 @@ def test_long_curves_are_drawn_with_their_running_mean():
 
 def test_optional_panels_are_left_out_where_they_say_nothing():
     spec = FigureSpec("o", "O", (Panel("a", "a", "u"), Panel("b", "b", "u", is_optional=True)), "")
-    run = Run("r", Path("r"), [{"step": 1, "seconds": 1.0, "logs": {"a": 1.0, "b": 0.0}}])
+    run = RunHistory("r", Path("r"), [{"step": 1, "seconds": 1.0, "logs": {"a": 1.0, "b": 0.0}}])
     visible = [axes for axes in draw(spec, [run], []).figure.get_axes() if axes.axison]
     assert len(visible) == 1
-    other = Run("r", Path("r"), [{"step": 1, "seconds": 1.0, "logs": {"a": 1.0, "b": 0.1}}])
+    other = RunHistory("r", Path("r"), [{"step": 1, "seconds": 1.0, "logs": {"a": 1.0, "b": 0.1}}])
     assert len([axes for axes in draw(spec, [other], []).figure.get_axes() if axes.axison]) == 2
 
 
@@ -541,7 +447,7 @@ def test_a_run_that_has_just_begun_renders(tmp_path, num_logs, few_figures):
     log = RunLog(tmp_path / "run" / LOG_FILE)
     log.begin(0, options={"method": "srpo"})
     for _ in range(num_logs):
-        log.append({"step": 1, "seconds": 0.0, "logs": {"reward": 0.0, "eval_reward": 0.0}})
+        log.append({"step": 1, "logs": {"reward": 0.0, "eval_reward": 0.0, "training_seconds": 0.0}})
     text = Page(report(tmp_path, tmp_path / "run")).text
     assert ("has not logged anything yet" in text) == (num_logs == 0)
 
@@ -576,7 +482,7 @@ def test_accuracy_is_the_metric_that_is_asked_for(tmp_path, capsys, few_figures)
     assert "eval_reward, reward" in told
 
 
-@pytest.mark.parametrize("arguments", [["--budgets", "5d"], ["--examples", "-1"], []])
+@pytest.mark.parametrize("arguments", [["--budgets", "5d"], ["--budgets", "5"], ["--examples", "-1"], []])
 def test_wrong_arguments_end_with_status_2(tmp_path, arguments, capsys):
     words = [str(tmp_path), *arguments] if arguments else []
     with pytest.raises(SystemExit) as stopped:

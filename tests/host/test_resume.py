@@ -16,9 +16,9 @@ from trl import GRPOTrainer
 from harness import LORA, make_trainer, replay, tiny_model, tiny_tokenizer
 from resumed_runs import RUN, SPLITS, half, states
 from srpo_trl.host import checkpoints as checkpointing
+from srpo_trl.host.callbacks import TrainingClock
 from srpo_trl.host.checkpoint_parts import STATE_FILE, StateFile
 from srpo_trl.host.manifest import MANIFEST_FILE, BrokenCheckpointError, names_in, write_manifest
-from srpo_trl.host.training_clock import TrainingClock
 from srpo_trl.teacher.weights import TEACHER_FILE
 
 

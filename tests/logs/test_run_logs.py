@@ -14,13 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from harness import NUM_GENERATIONS, ROLLOUTS, chat_dataset, contains_answer, logged, make_trainer
 from harness import tiny_tokenizer as new_tokenizer
-from srpo_trl.host import run_costs
-from srpo_trl.host.logged import ELAPSED, PEAK_MEMORY, changed_options
-from srpo_trl.host.run_costs import Stopwatch, peak_memory_gb
+from srpo_trl.host import callbacks
+from srpo_trl.host.callbacks import PEAK_MEMORY, changed_options
 from srpo_trl.logs import examples_log
 from srpo_trl.logs.completions_table import RolloutMeans
 from srpo_trl.logs.examples_log import token_texts
-from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, RunLog, read_run_log
+from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, TRAINING_SECONDS, RunLog, read_run_log
 from srpo_trl.teacher.context import TeacherInformation
 
 DISTILLED = 6  # of the 16 rollouts
@@ -29,10 +28,10 @@ SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock of `run_costs`, which a test can put forward."""
+    """The clock of `callbacks`, which a test can put forward."""
     ahead = SimpleNamespace(seconds=0.0)
     real = time.perf_counter
-    monkeypatch.setattr(run_costs, "time", SimpleNamespace(perf_counter=lambda: real() + ahead.seconds))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: real() + ahead.seconds))
     return ahead
 
 
@@ -90,34 +89,6 @@ def test_text_without_utf_8_does_not_end_a_run(tmp_path):
 # ---------------------------------------------------------------- costs
 
 
-def test_clock_adds_parts_and_leaves_pauses_out(clock):
-    stopwatch = Stopwatch()
-    assert stopwatch.seconds == 0
-    stopwatch.start(100.0)
-    clock.seconds = 10
-    with stopwatch.paused():
-        clock.seconds = 1000
-    clock.seconds += 5
-    assert stopwatch.seconds == pytest.approx(115, abs=1)
-    stopwatch.stop()
-    clock.seconds += 1000
-    assert stopwatch.seconds == pytest.approx(115, abs=1)
-    with stopwatch.paused():
-        pass
-    clock.seconds += 1000
-    assert stopwatch.seconds == pytest.approx(115, abs=1)  # a pause does not start a clock that stands
-
-
-def test_peak_memory_is_this_processs(monkeypatch):
-    before = peak_memory_gb(torch.device("cpu"))
-    assert 0.05 < before < 100
-    block = torch.ones(250_000_000 // 4)  # 0.25 GB
-    assert before <= peak_memory_gb(torch.device("cpu")) <= before + 0.5
-    del block
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3_000_000_000)
-    assert peak_memory_gb(torch.device("cuda")) == 3.0
-
-
 def test_evaluation_is_off_the_clock(tmp_path, clock):
     def slow_in_evaluation(completions, is_eval, **kwargs):
         clock.seconds += 1000.0 if is_eval[0] else 1.0
@@ -135,7 +106,7 @@ def test_evaluation_is_off_the_clock(tmp_path, clock):
     )
     trainer.train()
     assert clock.seconds >= 2002
-    elapsed = logged(trainer, ELAPSED)
+    elapsed = logged(trainer, TRAINING_SECONDS)
     assert 2 <= elapsed[-1] < 1000
     assert elapsed == sorted(elapsed)
 
@@ -152,15 +123,16 @@ def test_seconds_go_on_after_a_resume_without_the_pause(tmp_path, clock):
     clock.seconds += 100_000.0  # the pause
     second = make_trainer(tmp_path, reward_funcs=one_second_each, **options)
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    by_step = {entry["step"]: entry[ELAPSED] for entry in second.state.log_history if ELAPSED in entry}
+    by_step = {entry["step"]: entry[TRAINING_SECONDS] for entry in second.state.log_history}
     assert {step: round(seconds / 100) for step, seconds in by_step.items()} == {1: 1, 2: 2, 3: 3, 4: 4}
     records = read(tmp_path).records
     assert [r["step"] for r in records if "loss" in r["logs"]] == [1, 2, 3, 4]
-    assert [round(r["seconds"] / 100) for r in records if "loss" in r["logs"]] == [1, 2, 3, 4]
+    seconds = [r["logs"][TRAINING_SECONDS] for r in records if "loss" in r["logs"]]
+    assert [round(s / 100) for s in seconds] == [1, 2, 3, 4]
     third = make_trainer(tmp_path / "anew", reward_funcs=one_second_each, max_steps=1)
     third.train()
     third.train()  # a second call starts anew, and so does its clock
-    assert logged(third, ELAPSED)[-1] < 200
+    assert logged(third, TRAINING_SECONDS)[-1] < 200
 
 
 # ---------------------------------------------------------------- log.jsonl
@@ -190,9 +162,9 @@ def test_log_file_has_every_log_and_the_options(tmp_path, method):
         if entry["step"] > 0
     ]
     assert [{**r["logs"], "step": r["step"]} for r in contents.records] == history
-    assert all(r["seconds"] >= 0 for r in contents.records)
     for entry in history:
-        assert (ELAPSED in entry) == (PEAK_MEMORY in entry) == ("eval_reward" not in entry)
+        assert entry[TRAINING_SECONDS] >= 0
+        assert (PEAK_MEMORY in entry) == ("eval_reward" not in entry)
     assert contents.records[0]["logs"][PEAK_MEMORY] > 0.05
     (begin,) = contents.begins
     assert begin["options"]["method"] == method
@@ -208,7 +180,7 @@ def test_log_file_in_a_new_folder_starts_with_the_history_that_is_resumed(tmp_pa
     second.train(resume_from_checkpoint=str(tmp_path / "old" / "checkpoint-2"))
     records = read(tmp_path / "new").records
     assert [r["step"] for r in records if "loss" in r["logs"]] == [1, 2, 3]
-    assert records[0]["logs"][ELAPSED] > 0
+    assert records[0]["logs"][TRAINING_SECONDS] > 0
 
 
 def test_options_of_places_and_secrets_are_not_written(tmp_path):
@@ -435,9 +407,10 @@ def test_tensorboard_gets_the_scalars(tmp_path):
     folder = next((tmp_path / "run").rglob("events.out.tfevents.*")).parent
     events = event_accumulator.EventAccumulator(str(folder))
     events.Reload()
-    names = {name for entry in trainer.state.log_history for name in entry if name.startswith("srpo/")}
+    logs = trainer.state.log_history
+    names = {n for entry in logs for n in entry if n.startswith("srpo/")} | {TRAINING_SECONDS}
     assert len(names) > 25
-    assert {ELAPSED, PEAK_MEMORY} < names
+    assert PEAK_MEMORY in names
     for name in names:
         scalars = {event.step: event.value for event in events.Scalars(f"train/{name}")}
         expected = {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
@@ -457,7 +430,7 @@ def tables_of(tracker, monkeypatch):
 
 
 def check_tracker(scalars, frames):
-    for name in ("srpo/route/distilled_frac", "srpo/loss/distilled", ELAPSED, PEAK_MEMORY):
+    for name in ("srpo/route/distilled_frac", "srpo/loss/distilled", TRAINING_SECONDS, PEAK_MEMORY):
         assert math.isfinite(scalars[f"train/{name}"]), name
     assert {"route", "rollout", "divergence", "teacher_entropy"} <= set(frames[0].columns)
     assert int(frames[0]["divergence"].notna().sum()) == DISTILLED

@@ -22,9 +22,10 @@ from srpo_trl.commands.inputs import (
 from srpo_trl.commands.options import attempt, parse_options, refuse
 from srpo_trl.commands.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
 from srpo_trl.config import SRPOConfig
+from srpo_trl.host.callbacks import TrainingClock
 from srpo_trl.host.manifest import flaw_of, newest_whole
 from srpo_trl.host.staging import unwritable
-from srpo_trl.host.training_clock import TrainingClock, seconds_of
+from srpo_trl.runs.durations import parse_duration
 from srpo_trl.seams.trl import RewardFunc as RewardFunction
 from srpo_trl.trainer import SRPOTrainer
 
@@ -134,7 +135,7 @@ def _max_seconds(script: TrainArguments) -> float | None:
     if script.max_training_time is None:
         return None
     try:
-        return seconds_of(script.max_training_time)
+        return parse_duration(script.max_training_time)
     except ValueError as error:
         raise ValueError(f"max_training_time={error}") from error
 
@@ -173,8 +174,7 @@ def _run(training: Training) -> None:
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
-    clock = TrainingClock(training.max_seconds)
-    trainer.add_callback(clock)  # after the trainer's own, whose time in a step counts
+    TrainingClock.of(trainer).limit = training.max_seconds
     resume = config.resume_from_checkpoint
     if resume == "auto":
         resume = trainer.checkpoints.newest_whole()

@@ -9,31 +9,15 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+
+from srpo_trl.runs.scores import Estimate, estimate
 
 NGRAM = 4
 
 
-class Estimate(NamedTuple):
-    """A mean over questions.
-
-    Attributes:
-        mean: of the questions that have a value.
-        standard_error: standard deviation over these questions (with n - 1) / square root of their number; None
-            for a single question, which says nothing about it.
-    """
-
-    mean: float
-    standard_error: float | None
-
-
 def mean_over_questions(values: Iterable[float | None]) -> Estimate | None:
     """Return mean and standard error of one value per question, None where no question has one."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    spread = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
-    return Estimate(statistics.fmean(known), spread)
+    return estimate([value for value in values if value is not None])
 
 
 def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate | None:

@@ -1,26 +1,24 @@
-"""Durations as people write them: `90s`, `30m`, `1h`; a bare number is hours."""
+"""Durations as people write them: `90s`, `30m`, `2min`, `1.5h`. A number without a unit is refused."""
 
-import math
+import re
 
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
-_SUFFIXES = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 3600.0}
+_WRITTEN = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(s|min|m|h)\s*")
 _LONGEST_IN_SECONDS, _LONGEST_IN_MINUTES = 180.0, 3 * 3600.0
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: object) -> float:
     """Return a duration in seconds.
 
     Raises:
-        ValueError: the text is no positive number with one of the units s, m, min, h.
+        ValueError: it is no number above 0 with one of the units s, m, min, h.
     """
-    number = text.strip().rstrip("hmins ")
-    suffix = text.strip()[len(number) :].strip()
-    try:
-        seconds = float(number) * _SUFFIXES[suffix]
-    except (ValueError, KeyError):
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{text!r} is no duration. Write a number above 0 and a unit: 90s, 30m or 5h.")
+    written = _WRITTEN.fullmatch(str(text))
+    seconds = float(written[1]) * (UNITS | {"m": 60.0})[written[2]] if written else 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(
+            f"{text!r} is not a duration. Give a number above 0 with its unit: 90s, 30m or 1.5h."
+        )
     return seconds
 
 

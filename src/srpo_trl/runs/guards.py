@@ -1,25 +1,16 @@
-"""Guards: known ways in which a run goes wrong, found in its log, and what is done about each.
+"""Guards: known failure modes of a run, found in its log, and what helps against each.
 
 A guard reads logged metrics alone. It compares the last few logs with the first few of the run, or with a bound,
 so a few noisy logs do not set it off, and it speaks once until it has been silent for a while.
 """
 
-import json
-import logging
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
-
-GUARDS_FILE = "guards.jsonl"
-
-_logger = logging.getLogger(__name__)
+from srpo_trl.runs.scores import HELD_OUT, common_metric
 
 
 @dataclass(frozen=True)
@@ -81,14 +72,13 @@ class History:
 
     def evaluation_scores(self) -> list[float]:
         """Return the evaluation's mean accuracy over its samples; TRL's mean reward where it has none."""
-        names = [name for name in self._values if re.fullmatch(r"eval_avg@\d+", name)]
-        return self.values(names[0] if names else "eval_reward")
+        return self.values(common_metric([self._values], HELD_OUT) or "")
 
-    def first_and_last(self, name: str, window: int) -> tuple[float, float] | None:
-        """Return the means of the first and of the last `window` values; None before there are twice as many."""
+    def first_and_last(self, name: str, window: int) -> tuple[float, float]:
+        """Return the means of the first and of the last `window` values; NaN before there are twice as many."""
         values = self.values(name)
         if len(values) < 2 * window:
-            return None
+            return math.nan, math.nan
         return fmean(values[:window]), fmean(values[-window:])
 
 
@@ -103,34 +93,29 @@ def _format_collapse(history: History, limits: GuardThresholds) -> str | None:
 
 
 def _length(history: History, limits: GuardThresholds) -> str | None:
-    means = history.first_and_last("completions/mean_length", limits.window)
-    if means is None or not means[0]:
-        return None
-    growth = means[1] / means[0]
-    if not 1 / limits.length_growth <= growth <= limits.length_growth:
-        return f"completions went from {means[0]:.0f} to {means[1]:.0f} tokens in the mean"
+    first, last = history.first_and_last("completions/mean_length", limits.window)
+    if first > 0 and not 1 / limits.length_growth <= last / first <= limits.length_growth:
+        return f"completions went from {first:.0f} to {last:.0f} tokens in the mean"
     return None
 
 
 def _entropy(history: History, limits: GuardThresholds) -> str | None:
-    means = history.first_and_last("entropy", limits.window)
-    if means is None or means[0] <= 0:
-        return None
-    if not limits.entropy_fall <= means[1] / means[0] <= limits.entropy_growth:
-        return f"the policy's entropy went from {means[0]:.3g} to {means[1]:.3g} nats"
+    first, last = history.first_and_last("entropy", limits.window)
+    if first > 0 and not limits.entropy_fall <= last / first <= limits.entropy_growth:
+        return f"the policy's entropy went from {first:.3g} to {last:.3g} nats"
     return None
 
 
 def _distilled_share(history: History, limits: GuardThresholds) -> str | None:
-    shares = history.first_and_last("srpo/route/distilled_frac", limits.window)
-    correct = history.first_and_last("srpo/correct_frac", limits.window)
+    _, distilled = history.first_and_last("srpo/route/distilled_frac", limits.window)
+    _, correct = history.first_and_last("srpo/correct_frac", limits.window)
     allowed = history.values("srpo/distillation/share")
-    if shares is None or correct is None or (allowed and allowed[-1] < 1.0):
+    if math.isnan(correct) or (allowed and allowed[-1] < 1.0):
         return None
-    if shares[1] < limits.distilled_low and correct[1] < limits.mostly_correct:
-        return f"{shares[1]:.1%} of the rollouts are distilled while {1 - correct[1]:.0%} are not correct"
-    if shares[1] > limits.distilled_high:
-        return f"{shares[1]:.0%} of the rollouts are distilled, so hardly any reward drives the policy"
+    if distilled < limits.distilled_low and correct < limits.mostly_correct:
+        return f"{distilled:.1%} of the rollouts are distilled while {1 - correct:.0%} are not correct"
+    if distilled > limits.distilled_high:
+        return f"{distilled:.0%} of the rollouts are distilled, so hardly any reward drives the policy"
     return None
 
 
@@ -143,29 +128,27 @@ def _teacher_stands_still(history: History, limits: GuardThresholds) -> str | No
 
 
 def _teacher_drifts(history: History, limits: GuardThresholds) -> str | None:
-    means = history.first_and_last("srpo/teacher/distance", limits.window)
-    if means is not None and means[0] > 0 and means[1] > limits.teacher_growth * means[0]:
-        return f"the distance of student and teacher grew from {means[0]:.3g} to {means[1]:.3g}"
+    first, last = history.first_and_last("srpo/teacher/distance", limits.window)
+    if first > 0 and last > limits.teacher_growth * first:
+        return f"the distance of student and teacher grew from {first:.3g} to {last:.3g}"
     return None
 
 
 def _reward_without_score(history: History, limits: GuardThresholds) -> str | None:
-    rewards = history.first_and_last("reward", limits.window)
+    first, last = history.first_and_last("reward", limits.window)
     scores = history.evaluation_scores()
-    if rewards is None or len(scores) < 2:
-        return None
-    if scores[-1] < max(scores) - limits.score_drop and rewards[1] >= rewards[0]:
+    if len(scores) > 1 and scores[-1] < max(scores) - limits.score_drop and last >= first:
         return (
-            f"the training reward went from {rewards[0]:.3f} to {rewards[1]:.3f} while the evaluation fell from "
+            f"the training reward went from {first:.3f} to {last:.3f} while the evaluation fell from "
             f"{max(scores):.3f} to {scores[-1]:.3f}"
         )
     return None
 
 
 def _few_tokens_count(history: History, limits: GuardThresholds) -> str | None:
-    means = history.first_and_last("srpo/weight/ess_frac", limits.window)
-    if means is not None and means[1] < limits.effective_share:
-        return f"the token weights count as {means[1]:.1%} of the distilled tokens"
+    _, share = history.first_and_last("srpo/weight/ess_frac", limits.window)
+    if share < limits.effective_share:
+        return f"the token weights count as {share:.1%} of the distilled tokens"
     return None
 
 
@@ -191,7 +174,7 @@ class Guard(NamedTuple):
 
     find: Find
     advice: str
-    remedies: tuple[str, ...]
+    remedies: tuple[str, ...] = ()
 
 
 GUARDS: dict[str, Guard] = {
@@ -214,12 +197,10 @@ GUARDS: dict[str, Guard] = {
         _distilled_share,
         "Read srpo/teacher/available_frac and srpo/correct_frac: easier prompts, more generations, or more sources in "
         "teacher_context; check success_reward_threshold",
-        (),
     ),
     "teacher_stands_still": Guard(
         _teacher_stands_still,
         "No reward differs within a group, or nothing is trainable: look at reward_std and grad_norm",
-        (),
     ),
     "teacher_drifts": Guard(
         _teacher_drifts,
@@ -231,16 +212,8 @@ GUARDS: dict[str, Guard] = {
         "Read evaluated completions: the reward is exploited, or the format broke; go back to the best checkpoint",
         ("lower_distillation", "freeze_teacher", "stop"),
     ),
-    "few_tokens_count": Guard(
-        _few_tokens_count,
-        "Lower entropy_weight_beta",
-        (),
-    ),
-    "non_finite": Guard(
-        _non_finite,
-        "Lower the learning rate; look at the saved batch",
-        ("stop",),
-    ),
+    "few_tokens_count": Guard(_few_tokens_count, "Lower entropy_weight_beta"),
+    "non_finite": Guard(_non_finite, "Lower the learning rate; look at the saved batch", ("stop",)),
 }
 
 
@@ -274,62 +247,3 @@ class Watch:
                 action = self._action if self._action in guard.remedies else "warn"
                 findings.append(Finding(step, name, message, action))
         return findings
-
-
-class GuardCallback(TrainerCallback):
-    """Watches a run's log; warns, and acts where `guard_action` is a remedy.
-
-    Args:
-        action: `guard_action`, not "off".
-        remedies: what each action but "warn" and "stop" does.
-        thresholds: when a guard speaks.
-
-    Other thresholds than the default ones: `guard_action="off"`, and `trainer.add_callback(GuardCallback(...))`.
-    """
-
-    def __init__(
-        self,
-        action: str,
-        remedies: Mapping[str, Callable[[], None]],
-        thresholds: GuardThresholds = DEFAULT_THRESHOLDS,
-    ) -> None:
-        self._action = action
-        self._remedies = remedies
-        self._thresholds = thresholds
-        self._watch = Watch(action, thresholds)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take what a resumed run has logged so far; findings of then are not repeated."""
-        self._watch = Watch(self._action, self._thresholds)
-        for entry in state.log_history:
-            self._watch.observe(entry, entry.get("step", 0))
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Look at the newest log, on every process; the first one's findings count."""
-        findings = [self._watch.observe(logs or {}, state.global_step)]
-        broadcast_object_list(findings)
-        if state.is_world_process_zero:
-            _report(args.output_dir, findings[0])
-        for action in sorted({finding.action for finding in findings[0]}):
-            if action == "stop":
-                control.should_save = control.should_training_stop = True
-            elif action != "warn":
-                self._remedies[action]()
-
-
-def _report(output_dir: str, findings: Iterable[Finding]) -> None:
-    """Warn, and add the findings to `GUARDS_FILE`, one JSON object a line."""
-    for finding in findings:
-        advice = GUARDS[finding.guard].advice
-        _logger.warning(
-            "guard %s at step %d: %s. %s. Action: %s.",
-            finding.guard,
-            finding.step,
-            finding.message,
-            advice,
-            finding.action,
-        )
-        with (Path(output_dir) / GUARDS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**finding._asdict(), "advice": advice}) + "\n")

@@ -1,17 +1,19 @@
-"""From a run's log to its best score within each budget; means and standard errors over seeds."""
+"""From a run's log to its best score within a budget; means and standard errors over runs."""
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from srpo_trl.host.training_clock import TRAINING_SECONDS, seconds_of
+from srpo_trl.runs.durations import parse_duration
 
-STEPS = re.compile(r"(\d+) ?steps")
-AVERAGE = re.compile(r"eval_avg@\d+")
-FALLBACK_METRIC = "eval_reward"
+# Regular expressions of whole names, in order of preference.
+HELD_OUT = (r"eval_avg@\d+", "eval_reward")
+TRAINING = ("srpo/correct_frac", "reward")
+
+_STEPS = re.compile(r"(\d+) ?steps")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Budget:
 
 
 class Point(NamedTuple):
-    """One evaluation: after how many optimizer steps and seconds of training, and what it found."""
+    """One evaluation: after how many optimizer steps and seconds of training (NaN: no clock), and its score."""
 
     step: int
     seconds: float
@@ -32,24 +34,61 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The evaluations of one run in order; `is_finished` where it is not to be trained any further."""
+class LearningCurve:
+    """The evaluations of one run.
+
+    Attributes:
+        points: in order, one for each step.
+        num_steps: of training so far, evaluated or not.
+        seconds: of training so far; NaN where the run has no clock.
+        is_finished: the run is not to be trained any further.
+    """
 
     points: tuple[Point, ...]
+    num_steps: int
+    seconds: float
     is_finished: bool
 
     def used(self, budget: Budget) -> float:
-        """Return how much of the budget's kind the evaluated part of the run took."""
-        last = self.points[-1]
-        return last.seconds if budget.is_time else last.step
+        """Return how much of the budget's kind the run has taken so far."""
+        return self.seconds if budget.is_time else self.num_steps
+
+    def best(self, budget: Budget | None = None) -> Point | None:
+        """Return the evaluation with the highest score within the budget, the earliest of several.
+
+        The start is no part of it. None: the run has not reached the budget's end, or was not evaluated before it.
+
+        Args:
+            budget: None for the whole run so far.
+        """
+        if budget is not None and not self.used(budget) >= budget.amount:
+            return None
+        within = [
+            point
+            for point in self.points
+            if point.step > 0
+            and (budget is None or (point.seconds if budget.is_time else point.step) <= budget.amount)
+        ]
+        return max(within, key=lambda point: point.score, default=None)
 
 
 class Estimate(NamedTuple):
-    """A mean over `num_seeds` runs with its standard error, which one run alone does not have (NaN)."""
+    """A mean of independent values; one alone has no standard error (None)."""
 
     mean: float
-    standard_error: float
-    num_seeds: int
+    standard_error: float | None
+
+    def text(self, sign: str = "") -> str:
+        """Return the mean and, after a plus-minus sign, its standard error."""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.3f}"
+        return f"{self.mean:{sign}.3f}{error}"
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Return mean and standard error, `stdev / sqrt(n)` with the n - 1 of a sample; None of no values."""
+    if not values:
+        return None
+    return Estimate(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None)
 
 
 def read_budgets(text: str) -> list[Budget]:
@@ -60,59 +99,28 @@ def read_budgets(text: str) -> list[Budget]:
     """
     budgets = []
     for name in (item.strip() for item in text.split(",")):
-        if steps := STEPS.fullmatch(name):
+        if steps := _STEPS.fullmatch(name):
             if int(steps[1]) < 1:
                 raise ValueError(f"{name!r} is not a number of steps above 0.")
             budgets.append(Budget(name, int(steps[1]), is_time=False))
         else:
-            budgets.append(Budget(name, seconds_of(name), is_time=True))
+            budgets.append(Budget(name, parse_duration(name), is_time=True))
     if len({(budget.amount, budget.is_time) for budget in budgets}) < len(budgets):
         raise ValueError(f"{text!r} names a budget twice.")
     return budgets
 
 
-def metric_of(log_history: Sequence[dict[str, Any]]) -> str:
-    """Return the score's name where none was asked for: `eval_avg@N` if the run logs it, else `eval_reward`."""
-    names = {name for entry in log_history for name in entry}
-    return next(iter(sorted(filter(AVERAGE.fullmatch, names))), FALLBACK_METRIC)
+def common_metric(logged: Sequence[Collection[str]], candidates: Sequence[str]) -> str | None:
+    """Return the metric that most runs have logged, of several the first candidate; None where none has any.
 
-
-def curve_points(log_history: Sequence[dict[str, Any]], metric: str) -> tuple[Point, ...]:
-    """Return the evaluations in a log, one per step: a resumed run that evaluates its start again adds none.
-
-    Raises:
-        ValueError: the log has evaluations, but none with this metric.
+    Args:
+        logged: names of metrics, per run.
+        candidates: `HELD_OUT` or `TRAINING`.
     """
-    points: dict[int, Point] = {}
-    for entry in log_history:
-        if metric in entry:
-            point = Point(int(entry["step"]), float(entry[TRAINING_SECONDS]), float(entry[metric]))
-            points.setdefault(point.step, point)
-    names = sorted({name for entry in log_history for name in entry if name.startswith("eval_")})
-    if names and not points:
-        raise ValueError(f"metric {metric!r} is in no evaluation, which have {', '.join(names)}.")
-    return tuple(points[step] for step in sorted(points))
-
-
-def best_within(curve: Curve, budget: Budget) -> float | None:
-    """Return the highest score of a trained model within the budget.
-
-    The start is no part of it. None: the run has not come to the budget's end yet, or there was no evaluation
-    before it.
-    """
-    if not curve.points or not (curve.is_finished or curve.used(budget) >= budget.amount):
-        return None
-    within = [
-        point.score
-        for point in curve.points
-        if point.step > 0 and (point.seconds if budget.is_time else point.step) <= budget.amount
-    ]
-    return max(within, default=None)
-
-
-def estimate(scores: Sequence[float]) -> Estimate | None:
-    """Return mean and standard error, `stdev / sqrt(n)` with the n - 1 of a sample; None of no scores."""
-    if not scores:
-        return None
-    error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
-    return Estimate(fmean(scores), error, len(scores))
+    found: dict[str, int] = {}
+    for candidate in candidates:
+        for names in logged:
+            for name in sorted(names):
+                if re.fullmatch(candidate, name):
+                    found[name] = found.get(name, 0) + 1
+    return max(found, key=lambda name: found[name], default=None)

@@ -25,17 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments[:cut])
     console = Console()
     with console.status("Loading torch, transformers and trl"):
-        from srpo_trl.commands.compare.jobs import make_plan
+        from srpo_trl.commands.compare.jobs import make_comparison
         from srpo_trl.commands.options import EXIT_WRONG_ARGUMENTS, refuse
     from srpo_trl.commands.compare.processes import run_all
     from srpo_trl.commands.compare.table import report
 
-    plan, problems = make_plan(options, training_options=arguments[cut + 1 :])
-    if plan is None:
+    comparison, problems = make_comparison(options, training_options=arguments[cut + 1 :])
+    if comparison is None:
         return refuse("srpo-trl compare", problems)
-    missing = {} if options.table_only else run_all(plan, console)
+    missing = {} if options.table_only else run_all(comparison, console)
     try:
-        report(plan, missing, console)
+        report(comparison, missing, console)
     except ValueError as error:  # which metrics there are is known once a run has logged them
         print(f"srpo-trl compare: {error}", file=sys.stderr)
         return EXIT_WRONG_ARGUMENTS
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser. Values stay text: `make_plan` checks all of them and reports every problem at once."""
+    """Return the parser. Values stay text: `make_comparison` checks all of them and reports every problem at once."""
     parser = argparse.ArgumentParser(
         prog="srpo-trl compare",
         usage="srpo-trl compare CONFIG [CONFIG ...] [options] [-- options of srpo-trl train]",

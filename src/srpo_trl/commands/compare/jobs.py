@@ -1,4 +1,4 @@
-"""From the command's options to runs: every variant with every seed, all from one start; or every problem at once."""
+"""From the command's options to jobs: every variant with every seed, all from one start; or every problem at once."""
 
 import argparse
 import contextlib
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from srpo_trl.commands.compare.start import (
-    as_json,
     changed_since_start,
     different_starts,
     differing,
     options_of,
+    options_text,
     start_of,
 )
 from srpo_trl.commands.compare.variants import VARIANTS
@@ -29,7 +29,7 @@ OWN_OPTIONS = ("config", "seed", "output_dir", "resume_from_checkpoint", "max_tr
 
 
 @dataclass(frozen=True)
-class Run:
+class Job:
     """One variant with one seed: the command that makes or resumes it, and where it writes."""
 
     variant: str
@@ -38,18 +38,23 @@ class Run:
     command: tuple[str, ...]
     options: str  # JSON: all that the result may depend on, but the seed
 
+    @property
+    def name(self) -> str:
+        """How the job is called in messages."""
+        return f"{self.variant}, seed {self.seed}"
+
 
 @dataclass(frozen=True)
-class Plan:
-    """What is compared. `runs` has the first seed of every variant first, so that a partial result is balanced."""
+class Comparison:
+    """What is compared. `jobs` has the first seed of every variant first, so that a partial result is balanced."""
 
-    runs: tuple[Run, ...]
+    jobs: tuple[Job, ...]
     variants: tuple[str, ...]
     differences: dict[str, dict[str, Any]]  # option: its value by variant, where it is not the same in all
     start: dict[str, Any]
     budgets: tuple[Budget, ...]
     metric: str | None
-    jobs: int
+    num_parallel: int
     output_dir: Path
 
     @property
@@ -58,8 +63,10 @@ class Plan:
         return _longest(self.budgets)
 
 
-def make_plan(options: argparse.Namespace, training_options: Sequence[str]) -> tuple[Plan | None, list[str]]:
-    """Return the plan, or None with every problem of the options, of the configs and between them.
+def make_comparison(
+    options: argparse.Namespace, training_options: Sequence[str]
+) -> tuple[Comparison | None, list[str]]:
+    """Return what is compared, or None with every problem of the options, of the configs and between them.
 
     Args:
         options: the command's, values still text.
@@ -67,7 +74,7 @@ def make_plan(options: argparse.Namespace, training_options: Sequence[str]) -> t
     """
     problems: list[str] = []
     num_seeds = next(iter(attempt(problems, _whole_number, "seeds", options.seeds)), 1)
-    jobs = next(iter(attempt(problems, _whole_number, "jobs", options.jobs)), 1)
+    num_parallel = next(iter(attempt(problems, _whole_number, "jobs", options.jobs)), 1)
     budgets = next(iter(attempt(problems, _budgets, options.budget)), [])
     problems += _own_options(training_options)
     variants = _variants(options.configs, options.variants, problems)
@@ -81,27 +88,27 @@ def make_plan(options: argparse.Namespace, training_options: Sequence[str]) -> t
 
     launch = shlex.split(options.launch) if options.launch else [sys.executable, "-m", "srpo_trl.cli"]
     limit = _longest(budgets)
-    runs = []
+    jobs = []
     for offset in range(num_seeds):
         for name, arguments in variants.items():
             seed = trainings[name].config.seed + offset
             folder = options.output_dir / RUNS_FOLDER / name / f"seed-{seed}"
             words = [*launch, "train", *arguments, *training_options]
             words += ["--seed", str(seed), "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
-            words += [] if limit is None else ["--max_training_time", f"{limit:g}s"]
-            runs.append(Run(name, seed, folder, tuple(words), as_json(values[name])))
-    for run in runs:
-        problems += changed_since_start(run.output_dir, run.options)
+            words += [] if limit is None else ["--max_training_time", f"{limit:f}s"]
+            jobs.append(Job(name, seed, folder, tuple(words), options_text(values[name])))
+    for job in jobs:
+        problems += changed_since_start(job.output_dir, job.options)
     if problems:
         return None, problems
-    return Plan(
-        runs=tuple(runs),
+    return Comparison(
+        jobs=tuple(jobs),
         variants=tuple(variants),
         differences=differing(values),
         start=next(iter(starts.values())),
         budgets=tuple(budgets),
         metric=options.metric,
-        jobs=jobs,
+        num_parallel=num_parallel,
         output_dir=options.output_dir,
     ), []
 

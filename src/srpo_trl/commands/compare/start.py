@@ -51,7 +51,7 @@ def differing(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
     return {name: values for name, values in by_option.items() if len({repr(v) for v in values.values()}) > 1}
 
 
-def as_json(options: Mapping[str, Any]) -> str:
+def options_text(options: Mapping[str, Any]) -> str:
     """Return the options as text that tells two sets of them apart."""
     return json.dumps(options, indent=1, sort_keys=True, default=str) + "\n"
 

@@ -1,102 +1,92 @@
-"""The table in the form of the paper's table 1, with what has to be known to read it; printed and as Markdown."""
+"""The table in the form of the paper's table 1, with what has to be known to read it; printed, as Markdown, drawn."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from srpo_trl.commands.compare.jobs import Plan, Run
-from srpo_trl.commands.compare.plot import draw_curves
-from srpo_trl.commands.compare.results import Results, as_json, read_results
-from srpo_trl.runs.scores import Estimate
+from srpo_trl.commands.compare.jobs import Comparison, Job
+from srpo_trl.commands.compare.processes import read_hardware, read_job
+from srpo_trl.commands.curves import CurveSet, markdown, print_table, results_json, table_rows
+from srpo_trl.commands.curves_plot import draw_curves
+from srpo_trl.runs.scores import HELD_OUT, LearningCurve, common_metric
 
 
-def report(plan: Plan, missing: dict[Run, str], console: Console) -> None:
+def report(comparison: Comparison, missing: dict[Job, str], console: Console) -> None:
     """Print the table and write `table.md`, `results.json` and `curves.png` to the output folder.
 
     Raises:
         ValueError: the metric asked for is in no evaluation of a run.
     """
-    results = read_results(plan)
-    heading, rows, notes = headings(plan), table_rows(plan, results), list(table_notes(plan, results))
-    table = Table(title=f"{results.metric}: best within each budget")
-    for index, name in enumerate(heading):
-        table.add_column(name, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    curves, folder = read_curves(comparison), comparison.output_dir
+    hardware: list[dict[str, Any]] = []
+    for job in comparison.jobs:
+        hardware += [kind for kind in read_hardware(job) if kind not in hardware]
+    rows, notes = table_rows(curves, comparison.budgets), list(table_notes(comparison, curves, hardware))
+    print_table(f"{curves.metric}: best within each budget", rows, console)
     for note in notes:
         console.print(f"- {note}", markup=False)
-    for run, reason in missing.items():
-        console.print(f"Not finished: {run.variant}, seed {run.seed}: {reason}", markup=False)
-    plan.output_dir.mkdir(parents=True, exist_ok=True)
-    (plan.output_dir / "table.md").write_text(markdown(heading, rows, notes), encoding="utf-8")
-    (plan.output_dir / "results.json").write_text(as_json(plan, results), encoding="utf-8")
-    draw_curves(results, plan.output_dir / "curves.png")
-    console.print(f"Saved table.md, results.json and curves.png in {plan.output_dir}.")
+    for job, reason in missing.items():
+        console.print(f"Not finished: {job.name}: {reason}", markup=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [*markdown(rows), "", *(f"- {note}" for note in notes)]
+    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = {
+        variant: {option: values[variant] for option, values in comparison.differences.items()}
+        for variant in comparison.variants
+    }
+    facts = {"start": comparison.start, "hardware": hardware}
+    text = results_json(curves, comparison.budgets, options, **facts)
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    draw_curves(curves, folder / "curves.png")
+    console.print(f"Saved table.md, results.json and curves.png in {folder}.")
 
 
-def headings(plan: Plan) -> list[str]:
-    """Return the names of the table's columns."""
-    return ["variant", *(budget.name for budget in plan.budgets), "last", "seconds a step"]
+def read_curves(comparison: Comparison) -> CurveSet:
+    """Read what the runs have logged.
+
+    Raises:
+        ValueError: the metric asked for is in no evaluation of a run.
+    """
+    histories = {job: found for job in comparison.jobs if (found := read_job(job)) is not None}
+    logged = [history.metrics for history in histories.values()]
+    metric = comparison.metric or common_metric(logged, HELD_OUT) or HELD_OUT[-1]
+    curves: dict[str, dict[int, LearningCurve]] = {variant: {} for variant in comparison.variants}
+    for job, history in histories.items():
+        curve = history.curve(metric, comparison.max_seconds)
+        evaluated = sorted(name for name in history.metrics if name.startswith("eval_"))
+        if curve.points:
+            curves[job.variant][job.seed] = curve
+        elif evaluated:
+            raise ValueError(f"metric {metric!r} is in no evaluation, which have {', '.join(evaluated)}.")
+    return CurveSet(metric, curves)
 
 
-def table_rows(plan: Plan, results: Results) -> list[list[str]]:
-    """Return one row for the start, where it was evaluated, and one for each variant."""
-    rows = []
-    num_seeds = max(map(len, results.curves.values()))
-    start = results.start()
-    if start is not None:
-        rows.append(["start", *[f"{start.mean:.3f}"] * len(plan.budgets), "", ""])
-    for variant in plan.variants:
-        cells = [_cell(results.best(variant, budget), num_seeds) for budget in plan.budgets]
-        seconds = results.seconds_per_step(variant)
-        cells += [_cell(results.last(variant), num_seeds), f"{seconds.mean:.3g}" if seconds else ""]
-        rows.append([variant, *cells])
-    return rows
-
-
-def _cell(value: Estimate | None, num_seeds: int) -> str:
-    """Return mean and standard error; the number of seeds where some have not come so far."""
-    if value is None:
-        return "not yet"
-    text = f"{value.mean:.3f}"
-    if not math.isnan(value.standard_error):
-        text += f" ± {value.standard_error:.3f}"
-    return text if value.num_seeds == num_seeds else f"{text} (n={value.num_seeds})"
-
-
-def table_notes(plan: Plan, results: Results) -> Iterator[str]:
+def table_notes(comparison: Comparison, curves: CurveSet, hardware: list[dict[str, Any]]) -> Iterator[str]:
     """Yield what has to be known to read the table: seeds, shortfalls, hardware, options."""
-    num_seeds = max(map(len, results.curves.values()))
     yield {
         0: "No run has been evaluated yet.",
         1: "One seed: there is no standard error.",
-    }.get(num_seeds, f"Mean and standard error over {num_seeds} seeds.")
+    }.get(curves.num_seeds, f"Mean and standard error over {curves.num_seeds} seeds.")
     yield (
         "A best value is a maximum over noisy evaluations after the start: read it beside the last one. "
         "Time is spent in training steps; evaluation and saving are left out."
     )
-    for budget in plan.budgets:
+    for budget in comparison.budgets:
         short = [
             f"{variant} ({curve.used(budget):.0f})"
-            for variant, curves in results.curves.items()
-            for curve in curves.values()
+            for variant, by_seed in curves.curves.items()
+            for curve in by_seed.values()
             if curve.is_finished and curve.used(budget) < budget.amount and budget.is_time
         ]
         if short:
-            yield f"Runs that ended before {budget.name}, and after how many seconds: {', '.join(short)}."
-    for kind in results.hardware:
+            yield (
+                f"Runs that ended before {budget.name}, and so have no score there, with their seconds: "
+                f"{', '.join(short)}."
+            )
+    for kind in hardware:
         yield "Trained on " + ", ".join(f"{name} {value}" for name, value in kind.items()) + "."
-    if len(results.hardware) > 1:
+    if len(hardware) > 1:
         yield "The runs' hardware, or how many runs shared it, differs: budgets in time do not compare."
-    for option, values in plan.differences.items():
+    for option, values in comparison.differences.items():
         yield f"{option}: " + ", ".join(f"{value!r} in {name}" for name, value in values.items()) + "."
-
-
-def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """Return table and notes as Markdown."""
-    rule = ["---"] + ["---:"] * (len(heading) - 1)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (heading, rule, *rows)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"

@@ -1,27 +1,33 @@
 """`srpo-trl quickstart`: a warm start, three methods from it, a table, a picture and a saved model."""
 
 import argparse
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from srpo_trl.commands.curves import CurveSet, print_table, results_json, table_rows
+from srpo_trl.commands.curves_plot import draw_curves
 from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
-from srpo_trl.commands.quickstart.task import METHODS
+from srpo_trl.commands.quickstart.task import METHODS, SAVED_METHOD
+from srpo_trl.runs.scores import Budget, LearningCurve
 
 if TYPE_CHECKING:  # torch, transformers and trl are imported once the environment is set
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-    from srpo_trl.commands.quickstart.train import Curve, HeldOut, TrainingRecipe
+    from srpo_trl.commands.quickstart.held_out import HeldOut
+    from srpo_trl.commands.quickstart.train import TrainingRecipe
     from srpo_trl.commands.quickstart.warmup import WarmupRecipe, WarmupResult
 
-SAVED_METHOD = "srpo"
 HELD_OUT_SEED = 5
+METRIC = "held-out accuracy (sampled, temperature 1)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +54,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/quickstart"), help="default: %(default)s"
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--steps", type=_positive, default=100, help="of each method (default: %(default)s)")
     parser.add_argument("--eval_every", type=_positive, default=10, help="steps (default: %(default)s)")
     parser.add_argument("--eval_questions", type=_positive, default=384, help="default: %(default)s")
@@ -71,28 +77,25 @@ def _positive(text: str) -> int:
 
 
 def _run(options: argparse.Namespace, console: Console) -> None:
-    from srpo_trl.commands.quickstart.evaluate import standard_error
-    from srpo_trl.commands.quickstart.plot import draw_curves
-    from srpo_trl.commands.quickstart.report import curve_table, summary_table, write_results
+    from srpo_trl.commands.quickstart.held_out import HeldOut
     from srpo_trl.commands.quickstart.task import sample_questions
-    from srpo_trl.commands.quickstart.train import HeldOut, TrainingRecipe
+    from srpo_trl.commands.quickstart.train import TrainingRecipe
     from srpo_trl.commands.quickstart.warmup import WarmupRecipe
     from srpo_trl.data.tiny_model import build_tokenizer
 
-    output_dir: Path = options.output_dir
-    output_dir.mkdir(parents=True, exist_ok=True)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     warmup = WarmupRecipe(seed=options.seed, max_steps=options.warmup_steps)
     training = TrainingRecipe(num_steps=options.steps, eval_every=options.eval_every)
-    held_out = HeldOut(sample_questions(options.eval_questions, HELD_OUT_SEED, held_out=True), HELD_OUT_SEED)
+    questions = sample_questions(options.eval_questions, HELD_OUT_SEED, held_out=True)
+    held_out = HeldOut(tokenizer, questions, HELD_OUT_SEED)
 
-    start_folder = output_dir / f"start-{warmup.key(tokenizer)}"
+    start_folder = options.output_dir / f"start-{warmup.key(tokenizer)}"
     model, start = _warm_start(start_folder, tokenizer, warmup, options.fresh, console)
-    student_accuracy = held_out.accuracy(model, tokenizer)
-    teacher_accuracy = held_out.accuracy(model, tokenizer, shown=True)
+    alone, shown = held_out.accuracy(model), held_out.accuracy(model, shown=True)
     console.print(
         f"The start, on {options.eval_questions} held-out questions, sampled at temperature 1: right "
-        f"{student_accuracy:.3f} alone, {teacher_accuracy:.3f} with a right solution shown."
+        f"{alone:.3f} alone, {shown:.3f} with a right solution shown."
     )
     if not start.reached:
         console.print(
@@ -100,34 +103,68 @@ def _run(options: argparse.Namespace, console: Console) -> None:
             f"{warmup.student_accuracy} alone, and {warmup.teacher_ratio:g} times that with a solution shown. Training "
             "goes on from there; for a better start give another --seed or more --warmup_steps.[/yellow]"
         )
+    curves = _train_all(options, tokenizer, start_folder, training, held_out, alone, console)
+    facts = {
+        "start": {"student_accuracy": alone, "teacher_accuracy": shown} | asdict(start),
+        "recipes": {"warmup": asdict(warmup), "training": asdict(training)},
+        "num_held_out_questions": options.eval_questions,
+    }
+    _report(options, curves, facts, console)
 
-    curves = []
+
+def _train_all(
+    options: argparse.Namespace,
+    tokenizer: "PreTrainedTokenizerFast",
+    start_folder: Path,
+    recipe: "TrainingRecipe",
+    held_out: "HeldOut",
+    start_accuracy: float,
+    console: Console,
+) -> CurveSet:
+    """Train each method with each seed from the start in `start_folder`, and save one of the models."""
+    from srpo_trl.commands.quickstart.train import train_method
+    from srpo_trl.commands.quickstart.warmup import load_start
+
+    curves: dict[str, dict[int, LearningCurve]] = {method: {} for method in options.methods}
     for seed in range(options.seed, options.seed + options.seeds):
         for method in options.methods:
-            curve, model = _train(
-                start_folder, tokenizer, method, seed, training, held_out, student_accuracy, console
+            start = load_start(start_folder)
+            assert start is not None, "the start was saved before any training"
+            config, name = recipe.config(method, seed, options.output_dir), f"{method.upper()}, seed {seed}"
+            with _progress(console, name, recipe.num_steps) as advance:
+                curve = train_method(start[0], tokenizer, config, held_out, start_accuracy, advance)
+            curves[method][seed] = curve
+            console.print(
+                f"{name}: held-out accuracy {start_accuracy:.3f} to {curve.points[-1].score:.3f} in "
+                f"{recipe.num_steps} steps, {curve.seconds:.0f} s."
             )
-            curves.append(curve)
             if method == SAVED_METHOD and seed == options.seed:
-                model.save_pretrained(output_dir / "srpo-model")
-                tokenizer.save_pretrained(output_dir / "srpo-model")
+                start[0].save_pretrained(options.output_dir / f"{method}-model")
+                tokenizer.save_pretrained(options.output_dir / f"{method}-model")
+    return CurveSet(METRIC, curves)
 
-    console.print(curve_table(curves))
-    console.print(summary_table(curves))
+
+def _report(options: argparse.Namespace, curves: CurveSet, facts: dict[str, Any], console: Console) -> None:
+    """Print the table and write the picture and the numbers."""
+    folder, steps = options.output_dir, sorted({max(options.steps // 2, 1), options.steps})
+    budgets = [Budget(f"{num}steps", num, is_time=False) for num in steps]
+    print_table("Held-out accuracy: best within each budget", table_rows(curves, budgets), console)
     console.print(
         f"Seen on this task, from this start, with {options.seeds} seed{'s'[: options.seeds - 1]}; a single point of "
-        f"one run has a standard error of up to {standard_error(0.5, options.eval_questions):.3f}."
+        f"one run has a standard error of up to {0.5 / options.eval_questions**0.5:.3f}."
     )
-    draw_curves(curves, student_accuracy, teacher_accuracy, options.eval_questions, output_dir / "curves.png")
-    write_results(
-        output_dir / "results.json",
-        curves,
-        start={"student_accuracy": student_accuracy, "teacher_accuracy": teacher_accuracy} | asdict(start),
-        recipes={"warmup": asdict(warmup), "training": asdict(training)},
-        num_held_out_questions=options.eval_questions,
+    start = facts["start"]
+    levels = {"start, shown a solution": start["teacher_accuracy"], "start": start["student_accuracy"]}
+    draw_curves(curves, folder / "curves.png", levels)
+    packages = ("torch", "transformers", "trl", "srpo-trl")
+    facts["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
+    facts["machine"] = {"platform": platform.platform(), "processor": platform.machine()}
+    method_options = {method: METHODS[method] for method in options.methods}
+    (folder / "results.json").write_text(
+        results_json(curves, budgets, method_options, **facts), encoding="utf-8"
     )
-    saved = ["curves.png", "results.json", *(["srpo-model"] if SAVED_METHOD in options.methods else [])]
-    console.print(f"Saved {', '.join(saved)} in {output_dir}.")
+    saved = [f"{SAVED_METHOD}-model"] if SAVED_METHOD in options.methods else []
+    console.print(f"Saved {', '.join(['curves.png', 'results.json', *saved])} in {folder}.")
 
 
 def _warm_start(
@@ -145,42 +182,6 @@ def _warm_start(
     console.print(f"Warmed up in {result.num_steps} supervised steps, {result.seconds:.0f} s.")
     save_start(folder, model, tokenizer, result)
     return model, result
-
-
-def _train(
-    start_folder: Path,
-    tokenizer: "PreTrainedTokenizerFast",
-    method: str,
-    seed: int,
-    recipe: "TrainingRecipe",
-    held_out: "HeldOut",
-    start_accuracy: float,
-    console: Console,
-) -> "tuple[Curve, Qwen3ForCausalLM]":
-    """Train one method with one seed from the start in `start_folder`; return its curve and the model."""
-    from srpo_trl.commands.quickstart.train import train_method
-    from srpo_trl.commands.quickstart.warmup import load_start
-
-    start = load_start(start_folder)
-    assert start is not None, "the start was saved before any training"
-    model, _ = start
-    with _progress(console, f"{method.upper()}, seed {seed}", recipe.num_steps) as advance:
-        curve = train_method(
-            model,
-            tokenizer,
-            method,
-            seed,
-            recipe,
-            held_out,
-            start_accuracy,
-            start_folder.parent,
-            advance,
-        )
-    console.print(
-        f"{method.upper()}, seed {seed}: held-out accuracy {curve.accuracy[0]:.3f} to {curve.accuracy[-1]:.3f} in "
-        f"{recipe.num_steps} steps, {curve.seconds[-1]:.0f} s."
-    )
-    return curve, model
 
 
 @contextmanager

@@ -17,7 +17,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-METHODS = ("grpo", "sdpo", "srpo")  # that are compared on it: values of `SRPOConfig.method`
+from srpo_trl.methods import DEFAULT, TABLE_1
+
+# That are compared on it, each with its options.
+METHODS: dict[str, dict[str, Any]] = {name: {"method": name} for name in TABLE_1}
+SAVED_METHOD = DEFAULT
 NUM_DIGITS = 4
 # 4 columns of `a+b=cs;`, `#`, 5 digits, end of sequence.
 SOLUTION_TOKENS = NUM_DIGITS * 7 + 1 + NUM_DIGITS + 1 + 1

@@ -1,9 +1,7 @@
 """One reinforcement-learning run: a method, a seed, and the held-out accuracy along the way."""
 
-import dataclasses
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +9,22 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, TrainerCallb
 from transformers.trainer_callback import PrinterCallback
 
 from srpo_trl import SRPOConfig, SRPOTrainer
-from srpo_trl.commands.quickstart.evaluate import sampled_accuracy
-from srpo_trl.commands.quickstart.prompts import student_prompts, teacher_prompts
+from srpo_trl.commands.quickstart.held_out import HeldOut
 from srpo_trl.commands.quickstart.task import (
+    METHODS,
     SOLUTION_TOKENS,
-    Question,
     addition_reward,
     prompt_dataset,
     sample_questions,
 )
+from srpo_trl.host.callbacks import TrainingClock
 from srpo_trl.methods import PAPER_DEFAULTS
+from srpo_trl.runs.scores import LearningCurve, Point
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that the three methods share; they differ in `method` alone."""
+    """Everything that the three methods share; they differ in the options of `METHODS` alone."""
 
     num_steps: int = 100
     eval_every: int = 10
@@ -37,8 +36,7 @@ class TrainingRecipe:
     def config(self, method: str, seed: int, output_dir: Path) -> SRPOConfig:
         """Return the trainer's configuration; every option that is not named here has SRPO's default."""
         return SRPOConfig(
-            **(PAPER_DEFAULTS | {"learning_rate": self.learning_rate}),
-            method=method,
+            **(PAPER_DEFAULTS | {"learning_rate": self.learning_rate} | METHODS[method]),
             output_dir=str(output_dir),
             seed=seed,
             max_steps=self.num_steps,
@@ -56,112 +54,54 @@ class TrainingRecipe:
         )
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The fixed questions of every evaluation, and the seed that they are sampled with."""
-
-    questions: list[Question]
-    seed: int
-
-    def accuracy(
-        self, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, *, shown: bool = False
-    ) -> float:
-        """Return the sampled accuracy, with a right solution shown as the teacher sees it, or without."""
-        prompts = (teacher_prompts if shown else student_prompts)(tokenizer, self.questions)
-        return sampled_accuracy(model, tokenizer, prompts, self.questions, self.seed)
-
-
-@dataclass
-class Curve:
-    """Held-out accuracy of one run. Entry 0 is the common start; seconds are of training, evaluations left out."""
-
-    method: str
-    seed: int
-    steps: list[int] = field(default_factory=list)
-    accuracy: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    routed_frac: list[float | None] = field(default_factory=list)
-
-    @property
-    def mean_accuracy(self) -> float:
-        """Mean over the measured steps after the start."""
-        return sum(self.accuracy[1:]) / max(len(self.accuracy) - 1, 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the raw numbers for `results.json`."""
-        return dataclasses.asdict(self) | {"mean_accuracy": self.mean_accuracy}
-
-
 def train_method(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    method: str,
-    seed: int,
-    recipe: TrainingRecipe,
+    config: SRPOConfig,
     held_out: HeldOut,
     start_accuracy: float,
-    output_dir: Path,
-    on_step: Callable[[int, str], None] | None = None,
-) -> Curve:
-    """Train `model` in place with one method and return its held-out curve.
+    on_step: Callable[[int, str], None],
+) -> LearningCurve:
+    """Train `model` in place and return its held-out curve.
 
     Args:
-        start_accuracy: of `model`, measured by `held_out`: the curve's entry 0.
-        on_step: called after each step with its number and, after a measurement, its result (else "").
+        config: of `TrainingRecipe.config`.
+        start_accuracy: of `model`, measured by `held_out`: the curve's first point.
+        on_step: called after each step with its number and "", and after a measurement with its result.
     """
-    curve = Curve(method, seed, steps=[0], accuracy=[start_accuracy], seconds=[0.0], routed_frac=[None])
-    questions = sample_questions(recipe.num_steps * recipe.prompts_per_step, seed=1000 + seed)
+    assert config.num_generations is not None
+    num_questions = config.max_steps * config.per_device_train_batch_size // config.num_generations
     trainer = SRPOTrainer(
         model=model,
         reward_funcs=addition_reward,
-        args=recipe.config(method, seed, output_dir),
-        train_dataset=prompt_dataset(questions),
+        args=config,
+        train_dataset=prompt_dataset(sample_questions(num_questions, seed=1000 + config.seed)),
         processing_class=tokenizer,
-        callbacks=[_Measure(curve, recipe, held_out, tokenizer, on_step)],
     )
     trainer.remove_callback(PrinterCallback)
+    clock = TrainingClock.of(trainer)
+    measure = _Measure(held_out, clock, start_accuracy, on_step)
+    trainer.add_callback(measure)
     trainer.train()
-    return curve
+    return LearningCurve(tuple(measure.points), config.max_steps, clock.seconds, is_finished=True)
 
 
 class _Measure(TrainerCallback):
-    """Measures held-out accuracy every few steps, on a clock that stands still meanwhile."""
+    """Measures held-out accuracy at every log, which the clock leaves out, and at the end."""
 
     def __init__(
-        self,
-        curve: Curve,
-        recipe: TrainingRecipe,
-        held_out: HeldOut,
-        tokenizer: PreTrainedTokenizerFast,
-        on_step: Callable[[int, str], None] | None,
+        self, held_out: HeldOut, clock: TrainingClock, start: float, on_step: Callable[[int, str], None]
     ) -> None:
-        self._curve, self._recipe, self._held_out = curve, recipe, held_out
-        self._tokenizer, self._on_step = tokenizer, on_step
-        self._trained_seconds = 0.0
-        self._resumed_at = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._resumed_at = time.perf_counter()
+        self.points = [Point(0, 0.0, start)]
+        self._held_out, self._clock, self._on_step = held_out, clock, on_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure every `eval_every` steps and at the last one."""
-        step = state.global_step
-        note = ""
-        if step % self._recipe.eval_every == 0 or step == self._recipe.num_steps:
-            self._trained_seconds += time.perf_counter() - self._resumed_at
-            self._curve.steps.append(step)
-            self._curve.seconds.append(self._trained_seconds)
-            self._curve.accuracy.append(self._held_out.accuracy(kwargs["model"], self._tokenizer))
-            self._curve.routed_frac.append(None)
-            note = f"held-out accuracy {self._curve.accuracy[-1]:.3f}"
-            self._resumed_at = time.perf_counter()
-        if self._on_step is not None:
-            self._on_step(step, note)
+        """Say how far the run has come."""
+        self._on_step(state.global_step, "")
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        """Keep the share of rollouts that were distilled since the last measurement."""
-        if logs and "srpo/route/distilled_frac" in logs and state.global_step == self._curve.steps[-1]:
-            self._curve.routed_frac[-1] = logs["srpo/route/distilled_frac"]
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure; the end of training logs its last step again."""
+        if state.global_step > self.points[-1].step:
+            accuracy = self._held_out.accuracy(kwargs["model"])
+            self.points.append(Point(state.global_step, self._clock.seconds, accuracy))
+            self._on_step(state.global_step, f"held-out accuracy {accuracy:.3f}")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from srpo_trl.commands.quickstart.evaluate import sampled_accuracy
+from srpo_trl.commands.quickstart.held_out import HeldOut
 from srpo_trl.commands.quickstart.prompts import TEMPLATES, student_prompts, teacher_prompts
 from srpo_trl.commands.quickstart.task import Question, sample_questions
 from srpo_trl.data.tiny_model import build_model
@@ -83,30 +83,25 @@ def warm_up(
     start = time.perf_counter()
     model = build_model(tokenizer, recipe.seed, initializer_range=recipe.initializer_range)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
-    questions = sample_questions(
-        recipe.batch_size * recipe.max_steps, seed=recipe.seed + 1, num_forms=recipe.num_forms
-    )
-    check = _Check(tokenizer, recipe)
+    num_questions = recipe.batch_size * recipe.max_steps
+    questions = sample_questions(num_questions, seed=recipe.seed + 1, num_forms=recipe.num_forms)
+    checked = sample_questions(recipe.check_questions, seed=recipe.seed + 2, num_forms=recipe.num_forms)
+    check = HeldOut(tokenizer, checked, recipe.seed)  # of the training part, and not trained on
     student_accuracy = teacher_accuracy = 0.0
     reached = is_near = False
     step, next_check = 0, min(recipe.first_check, recipe.max_steps)
     while step < recipe.max_steps and not reached:
         _set_learning_rate(optimizer, step + 1, is_near, recipe)
         batch = questions[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        _train_on(
-            model,
-            tokenizer,
-            optimizer,
-            shown=batch[: recipe.teacher_rows],
-            alone=batch[recipe.teacher_rows :],
-        )
+        shown, alone = batch[: recipe.teacher_rows], batch[recipe.teacher_rows :]
+        _train_on(model, tokenizer, optimizer, shown=shown, alone=alone)
         step += 1
         message = ""
         if step == next_check:
-            student_accuracy = check(model, shown=False)
+            student_accuracy = check.accuracy(model)
             message = f"right alone {student_accuracy:.2f}"
             if student_accuracy >= recipe.student_accuracy or step == recipe.max_steps:
-                teacher_accuracy = check(model, shown=True)
+                teacher_accuracy = check.accuracy(model, shown=True)
                 message += f", shown a solution {teacher_accuracy:.2f}"
                 reached = (
                     student_accuracy >= recipe.student_accuracy
@@ -161,24 +156,6 @@ def solution_loss(
     num_targets = len(solutions[0]) + 1
     logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=num_targets + 1).logits[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1), input_ids[:, -num_targets:].flatten())
-
-
-class _Check:
-    """Measures accuracy on questions of the training part that the warm-up does not train on."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: WarmupRecipe) -> None:
-        self._tokenizer, self._seed = tokenizer, recipe.seed
-        self._questions = sample_questions(
-            recipe.check_questions, seed=recipe.seed + 2, num_forms=recipe.num_forms
-        )
-        self._prompts = {
-            False: student_prompts(tokenizer, self._questions),
-            True: teacher_prompts(tokenizer, self._questions),
-        }
-
-    def __call__(self, model: Qwen3ForCausalLM, *, shown: bool) -> float:
-        """Return the sampled accuracy, with a right solution shown or without."""
-        return sampled_accuracy(model, self._tokenizer, self._prompts[shown], self._questions, self._seed)
 
 
 def _set_learning_rate(

@@ -12,9 +12,9 @@ from srpo_trl.commands.report.examples import select_examples
 from srpo_trl.commands.report.figures import FIGURES, accuracy_figure
 from srpo_trl.commands.report.histogram import draw_weights
 from srpo_trl.commands.report.page import render
-from srpo_trl.commands.report.tables import HELD_OUT, TRAINING, accuracy_metric
-from srpo_trl.runs.durations import parse_duration
-from srpo_trl.runs.read import Run, read_runs
+from srpo_trl.runs.durations import format_duration, parse_duration
+from srpo_trl.runs.read import RunHistory, read_runs
+from srpo_trl.runs.scores import HELD_OUT, TRAINING, Budget, common_metric
 
 EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 BUDGETS = ("1h", "5h", "10h")  # the paper's
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"srpo-trl report: {error}", file=sys.stderr)
         return EXIT_WRONG_ARGUMENTS
-    budgets = sorted(set(options.budgets))
-    held_out = options.accuracy or accuracy_metric(runs, HELD_OUT)
-    training = accuracy_metric(runs, TRAINING)
+    budgets = [Budget(format_duration(s), s, is_time=True) for s in sorted(set(options.budgets))]
+    logged = [run.metrics for run in runs]
+    held_out, training = options.accuracy or common_metric(logged, HELD_OUT), common_metric(logged, TRAINING)
     pictures = draw_all(runs, held_out, training, budgets)
     examples = [select_examples(run, options.examples) for run in runs]
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw_all(
-    runs: Sequence[Run], held_out: str | None, training: str | None, budgets: Sequence[float]
+    runs: Sequence[RunHistory], held_out: str | None, training: str | None, budgets: Sequence[Budget]
 ) -> list[Picture]:
     """Draw every figure of the report.
 
     Args:
         runs: in the order of their colours.
         held_out, training: metrics of accuracy; None: no run has one.
-        budgets: seconds of training that are marked.
+        budgets: of training time, marked on time axes.
     """
     specs = []
     marked = "Dotted lines mark the budgets. " if budgets else ""
@@ -124,7 +124,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _unknown_metric(metric: str, runs: Sequence[Run]) -> str:
+def _unknown_metric(metric: str, runs: Sequence[RunHistory]) -> str:
     logged = sorted({name for run in runs for name in run.metrics})
     near = [name for name in logged if re.search("reward|correct|accuracy|@", name)]
     return f"--accuracy {metric}: no run has logged it. Logged were {', '.join(near) or 'no rewards'}."

@@ -16,14 +16,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from srpo_trl.commands.curves_plot import COLOURS, MARKERS
 from srpo_trl.commands.report.figures import FigureSpec, Panel
-from srpo_trl.runs.durations import UNITS, axis_unit, format_duration
-from srpo_trl.runs.read import Run, Series
+from srpo_trl.runs.durations import UNITS, axis_unit
+from srpo_trl.runs.read import RunHistory, Series
+from srpo_trl.runs.scores import Budget
 
-# Okabe and Ito's colours, told apart with colour-blind eyes, too; a second round has other lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = COLOURS[:6]  # all but black, which a dark screen does not show; a second round has other lines
 LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "^", "s", "D", "v", "P")
 
 INK = "#1a1b1e"  # replaced by the page's text colour in SVG
 _COLUMNS = 2
@@ -67,13 +67,13 @@ class Picture:
     rows: Sequence[Sequence[Any]]
 
 
-def draw(spec: FigureSpec, runs: Sequence[Run], budgets: Sequence[float]) -> Picture:
+def draw(spec: FigureSpec, runs: Sequence[RunHistory], budgets: Sequence[Budget]) -> Picture:
     """Draw the runs over each other, in the same colour everywhere; panels that nobody has are left out.
 
     Args:
         spec: what to draw.
         runs: in the order of their colours.
-        budgets: seconds of training that are marked on time axes.
+        budgets: of training time, marked on time axes.
     """
     curves = {panel: [_curve(panel, run) for run in runs] for panel in spec.panels}
     shown = [panel for panel, series in curves.items() if _is_shown(panel, series)]
@@ -96,7 +96,7 @@ def draw(spec: FigureSpec, runs: Sequence[Run], budgets: Sequence[float]) -> Pic
     return Picture(spec.name, spec.title, spec.reading, missing, figure, header, rows)
 
 
-def _curve(panel: Panel, run: Run) -> Series | None:
+def _curve(panel: Panel, run: RunHistory) -> Series | None:
     series = run.series(panel.metric)
     return series if len(series) and (panel.against == "steps" or series.has_seconds) else None
 
@@ -109,7 +109,7 @@ def _named(panel: Panel) -> str:
     return f"the clock of {panel.metric}" if panel.against == "time" else panel.metric
 
 
-def _logged(panels: Sequence[Panel], runs: Sequence[Run]) -> Iterator[tuple[int, str, Series]]:
+def _logged(panels: Sequence[Panel], runs: Sequence[RunHistory]) -> Iterator[tuple[int, str, Series]]:
     metrics = [name for panel in panels for name in (panel.metric, panel.spread) if name]
     for metric in dict.fromkeys(metrics):
         for i, run in enumerate(runs):
@@ -119,8 +119,8 @@ def _logged(panels: Sequence[Panel], runs: Sequence[Run]) -> Iterator[tuple[int,
 def _figure(
     panels: Sequence[Panel],
     curves: dict[Panel, list[Series | None]],
-    runs: Sequence[Run],
-    budgets: Sequence[float],
+    runs: Sequence[RunHistory],
+    budgets: Sequence[Budget],
 ) -> Figure:
     columns = min(_COLUMNS, len(panels))
     num_rows = -(-len(panels) // columns)
@@ -137,7 +137,11 @@ def _figure(
 
 
 def _draw_panel(
-    axes: Axes, panel: Panel, curves: Sequence[Series | None], runs: Sequence[Run], budgets: Sequence[float]
+    axes: Axes,
+    panel: Panel,
+    curves: Sequence[Series | None],
+    runs: Sequence[RunHistory],
+    budgets: Sequence[Budget],
 ) -> None:
     drawn = [curve for curve in curves if curve is not None]
     longest = max(float(curve.seconds.max()) for curve in drawn) if panel.against == "time" else 0.0
@@ -149,7 +153,7 @@ def _draw_panel(
             if panel.spread is not None:
                 _draw_spread(axes, i, across, curve, runs[i].series(panel.spread))
     if panel.against == "time":
-        _mark_budgets(axes, [budget for budget in budgets if budget <= longest], unit)
+        _mark_budgets(axes, [budget for budget in budgets if budget.amount <= longest], unit)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_title(panel.title)
@@ -167,8 +171,8 @@ def _draw_panel(
 
 def run_style(index: int) -> dict[str, Any]:
     """Return the colour and the line of a run."""
-    turn = index // len(COLOURS)
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[turn % len(LINES)]}
+    turn = index // len(_COLOURS)
+    return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": LINES[turn % len(LINES)]}
 
 
 def _draw_curve(axes: Axes, index: int, across: NDArray[np.float64], values: NDArray[np.float64]) -> None:
@@ -198,12 +202,12 @@ def _draw_spread(axes: Axes, index: int, across: NDArray[np.float64], curve: Ser
     )
 
 
-def _mark_budgets(axes: Axes, budgets: Sequence[float], unit: str) -> None:
+def _mark_budgets(axes: Axes, budgets: Sequence[Budget], unit: str) -> None:
     for budget in budgets:
-        axes.axvline(budget / UNITS[unit], color=INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.7)
+        axes.axvline(budget.amount / UNITS[unit], color=INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.7)
         axes.annotate(
-            format_duration(budget),
-            (budget / UNITS[unit], 1),
+            budget.name,
+            (budget.amount / UNITS[unit], 1),
             (-3, -2),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
@@ -214,7 +218,7 @@ def _mark_budgets(axes: Axes, budgets: Sequence[float], unit: str) -> None:
         )
 
 
-def name_runs(figure: Figure, runs: Sequence[Run]) -> None:
+def name_runs(figure: Figure, runs: Sequence[RunHistory]) -> None:
     """Name the runs above the panels; their names are never read as mathematics or as hidden labels."""
     handles = [
         Line2D([], [], linewidth=2, marker=MARKERS[i % len(MARKERS)], markersize=4, **run_style(i))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srpo_trl.runs.log import Record
-from srpo_trl.runs.read import Run, is_number
+from srpo_trl.runs.read import RunHistory, is_number
 
 NUM_LEVELS = 9
 FULL_COLOUR_QUANTILE = 0.95  # of the shown tokens' corrections; whatever is above has the full colour
@@ -128,7 +128,7 @@ def _choices(entries: Any) -> dict[int, tuple[str, float]]:
     }
 
 
-def select_examples(run: Run, number: int) -> list[Example]:
+def select_examples(run: RunHistory, number: int) -> list[Example]:
     """Return up to `number` of a run's examples, spread evenly over the run, in order."""
     found = [example for record in run.examples if (example := read_example(record)) is not None]
     indices = np.linspace(0, len(found) - 1, min(number, len(found))).round().astype(int)

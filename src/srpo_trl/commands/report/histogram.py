@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from srpo_trl.commands.report.drawing import INK, PANEL_INCHES, STYLE, Picture, name_runs, run_style
-from srpo_trl.runs.read import Run, is_number
+from srpo_trl.runs.read import RunHistory, is_number
 
 NUM_BINS = 40
 
 
-def draw_weights(runs: Sequence[Run]) -> Picture:
+def draw_weights(runs: Sequence[RunHistory]) -> Picture:
     """Draw, per run, which share of the logged examples' distilled tokens has which weight."""
     weights = [np.array(_weights(run)) for run in runs]
     highest = max((values.max() for values in weights if len(values)), default=0.0)
@@ -41,13 +41,13 @@ def draw_weights(runs: Sequence[Run]) -> Picture:
     )
 
 
-def _weights(run: Run) -> list[float]:
+def _weights(run: RunHistory) -> list[float]:
     lists = [record.get("weight") for record in run.examples]
     return [float(w) for values in lists if isinstance(values, list) for w in values if is_number(w)]
 
 
 def _figure(
-    edges: np.ndarray, shares: Sequence[np.ndarray], runs: Sequence[Run], is_drawn: Sequence[bool]
+    edges: np.ndarray, shares: Sequence[np.ndarray], runs: Sequence[RunHistory], is_drawn: Sequence[bool]
 ) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2 * PANEL_INCHES[0], PANEL_INCHES[1]), layout="constrained")

@@ -1,89 +1,62 @@
 """The report's tables: what each run is, its best accuracy within each budget, options that differ."""
 
 import json
-import re
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from srpo_trl.runs.durations import format_duration
-from srpo_trl.runs.read import Run
+from srpo_trl.runs.read import RunHistory
+from srpo_trl.runs.scores import Budget, LearningCurve
 
-# In order of preference, as whole names.
-HELD_OUT = (r"eval_avg@\d+", "eval_reward")
-TRAINING = ("srpo/correct_frac", "reward")
 SAME_EVERYWHERE = frozenset({"log_examples_steps", "disable_tqdm", "report_to", "do_eval", "debug"})
 DEFAULT = "default"
 
 
-class Best(NamedTuple):
-    """The highest value within a budget.
+class Cell(NamedTuple):
+    """One entry of the table of best values."""
 
-    Attributes:
-        value: of the metric.
-        step, seconds: where it was measured.
-        is_over: whether the run went on for the whole budget.
-    """
-
-    value: float
-    step: int
-    seconds: float
-    is_over: bool
+    value: str
+    note: str
+    is_best: bool
 
 
-def accuracy_metric(runs: Sequence[Run], candidates: Sequence[str]) -> str | None:
-    """Return the metric that most of the runs have logged, of several the first candidate; None where none has any.
+class BestTable(NamedTuple):
+    """The table of best values: a column per budget and one without, a row per run."""
 
-    Args:
-        runs: to be compared.
-        candidates: regular expressions of metrics' names, in order of preference.
-    """
-    found: dict[str, int] = {}
-    for candidate in candidates:
-        for run in runs:
-            for name in sorted(run.metrics):
-                if re.fullmatch(candidate, name):
-                    found[name] = found.get(name, 0) + 1
-    return max(found, key=lambda name: found[name], default=None)
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
 
 
-def best_within(run: Run, metric: str, budget: float) -> Best | None:
-    """Return the run's highest value of a metric within `budget` seconds of training.
-
-    None where it logged none by then, or has no clock. Of equal values the earliest counts.
-    """
-    series = run.series(metric)
-    inside = series.seconds <= budget
-    if not inside.any() or run.seconds is None:
-        return None
-    index = int(np.argmax(np.where(inside, series.values, -np.inf)))
-    return Best(
-        float(series.values[index]),
-        int(series.steps[index]),
-        float(series.seconds[index]),
-        run.seconds >= budget,
-    )
+def best_table(runs: Sequence[RunHistory], metric: str, budgets: Sequence[Budget]) -> BestTable:
+    """Return each run's highest value within each budget, and at all; the start is no part of either."""
+    curves = [run.curve(metric) for run in runs]
+    columns = []
+    for budget in (*budgets, None):
+        scores = [best.score for curve in curves if (best := curve.best(budget)) is not None]
+        columns.append(
+            [_cell(curve, budget, max(scores) if len(runs) > 1 and scores else None) for curve in curves]
+        )
+    titles = [f"within {budget.name}" for budget in budgets]
+    return BestTable([*titles, "at all"], list(zip(*columns, strict=True)))
 
 
-def best_at_all(run: Run, metric: str) -> Best | None:
-    """Return the run's highest value of a metric, with NaN seconds where it has no clock."""
-    series = run.series(metric)
-    if not len(series):
-        return None
-    index = int(np.argmax(series.values))
-    return Best(
-        float(series.values[index]), int(series.steps[index]), float(series.seconds[index]), is_over=True
-    )
+def _cell(curve: LearningCurve, budget: Budget | None, highest: float | None) -> Cell:
+    best = curve.best(budget)
+    if best is None:
+        is_short = budget is not None and not curve.used(budget) >= budget.amount
+        return Cell("", "the run has not come so far" if is_short else "nothing measured", False)
+    when = "" if math.isnan(best.seconds) else f", {format_duration(best.seconds)}"
+    return Cell(f"{best.score:.3f}", f"step {best.step}{when}", best.score == highest)
 
 
-def overview(run: Run) -> dict[str, str]:
+def overview(run: RunHistory) -> dict[str, str]:
     """Return what the report says of a run in one line."""
     return {
         "method": str(run.options.get("method", "not in the log")),
         "model": str(run.facts.get("model", "not in the log")),
         "steps": f"{run.num_steps:,}",
-        "training time": "not in the log" if run.seconds is None else format_duration(run.seconds),
+        "training time": "not in the log" if math.isnan(run.seconds) else format_duration(run.seconds),
         "device": _device(run),
         "read from": run.source.name
         if run.source.parent.name.rpartition("-")[0] != "checkpoint"
@@ -91,12 +64,12 @@ def overview(run: Run) -> dict[str, str]:
     }
 
 
-def _device(run: Run) -> str:
+def _device(run: RunHistory) -> str:
     device, processes = run.facts.get("device", "not in the log"), run.facts.get("num_processes", 1)
     return f"{device}" if processes == 1 else f"{processes} x {device}"
 
 
-def differing_options(runs: Sequence[Run]) -> dict[str, list[str]]:
+def differing_options(runs: Sequence[RunHistory]) -> dict[str, list[str]]:
     """Return options by name, one text per run: those that differ, or of a single run those that were set."""
     names = sorted({name for run in runs for name in run.options} - SAME_EVERYWHERE)
     texts = {name: [_text(run.options.get(name, DEFAULT)) for run in runs] for name in names}

@@ -6,9 +6,33 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from srpo_trl.commands.quickstart.prompts import student_prompts, teacher_prompts
 from srpo_trl.commands.quickstart.task import SOLUTION_TOKENS, Question, is_right
 
 BATCH_SIZE = 512
+
+
+class HeldOut:
+    """Questions that a model is not trained on, and its accuracy on them.
+
+    Args:
+        tokenizer: its padding side is left.
+        questions: the same in every measurement.
+        seed: of the sampling; the same seed gives the same completions on one machine.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], seed: int) -> None:
+        self._tokenizer, self._questions, self._seed = tokenizer, questions, seed
+        self._prompts = {
+            False: student_prompts(tokenizer, questions),
+            True: teacher_prompts(tokenizer, questions),
+        }
+
+    def accuracy(self, model: Qwen3ForCausalLM, *, shown: bool = False) -> float:
+        """Return the share of right answers, with a right solution shown as the teacher sees it or without."""
+        texts = sample_completions(model, self._tokenizer, self._prompts[shown], self._seed)
+        right = [is_right(text, q.answer) for text, q in zip(texts, self._questions, strict=True)]
+        return sum(right) / len(right)
 
 
 @torch.no_grad()
@@ -23,9 +47,8 @@ def sample_completions(
 
     Args:
         model: left in the mode (training or evaluation) that it is in.
-        tokenizer: decodes; its padding side is left.
+        tokenizer, seed: see `HeldOut`.
         prompts: token ids.
-        seed: of the sampling; the same seed gives the same completions on one machine.
         max_new_tokens: where a completion without an end is cut.
     """
     texts: list[str] = []
@@ -40,26 +63,3 @@ def sample_completions(
             completions = output[:, batch["input_ids"].shape[1] :]
             texts += tokenizer.batch_decode(completions, skip_special_tokens=True)
     return texts
-
-
-def sampled_accuracy(
-    model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Sequence[int]],
-    questions: Sequence[Question],
-    seed: int,
-) -> float:
-    """Return the share of the questions whose sampled completion is right, in [0, 1].
-
-    Args:
-        model, tokenizer, prompts, seed: see `sample_completions`.
-        questions: what each prompt asks, in the same order.
-    """
-    texts = sample_completions(model, tokenizer, prompts, seed)
-    right = [is_right(text, question.answer) for text, question in zip(texts, questions, strict=True)]
-    return sum(right) / len(right)
-
-
-def standard_error(accuracy: float, num_questions: int) -> float:
-    """Return the binomial standard error of an accuracy measured on `num_questions` independent samples."""
-    return (accuracy * (1 - accuracy) / num_questions) ** 0.5

@@ -1,52 +1,67 @@
-"""The picture: the score over steps and over training time, mean and standard error over seeds."""
+"""The picture of learning curves: the score over steps and over training time, mean and standard error over seeds."""
 
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srpo_trl.commands.compare.results import Results
-from srpo_trl.runs.scores import Curve
+from srpo_trl.commands.curves import CurveSet
+from srpo_trl.runs.scores import LearningCurve
 
-# Okabe and Ito's, told apart with colour-blind eyes, too
+# Okabe and Ito's, told apart with color-blind eyes, too
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#000000")
 MARKERS = "os^vDPX"
-HOUR = 3600
-MINUTE = 60
+CURVE_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def draw_curves(results: Results, path: Path) -> None:
-    """Draw every variant that has an evaluation into the PNG `path`."""
-    curves = {variant: runs for variant, runs in results.curves.items() if runs}
-    longest = max((run.points[-1].seconds for runs in curves.values() for run in runs.values()), default=0.0)
-    unit, divisor = ("hours", HOUR) if longest > HOUR else ("minutes", MINUTE)
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+def draw_curves(curves: CurveSet, path: Path, references: Mapping[str, float] | None = None) -> None:
+    """Draw every variant that has an evaluation into the PNG `path`.
+
+    Args:
+        curves: by variant and seed.
+        path: of the file.
+        references: scores to mark across the picture, by their names.
+    """
+    shown = {variant: runs for variant, runs in curves.curves.items() if runs}
+    longest = max((run.points[-1].seconds for runs in shown.values() for run in runs.values()), default=0.0)
+    unit, divisor = (
+        ("hours", 3600) if longest > 3600 else ("minutes", 60) if longest > 180 else ("seconds", 1)
+    )
+    with matplotlib.rc_context(CURVE_STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         by_step, by_time = figure.subplots(1, 2, sharey=True)
-        for (variant, runs), colour, marker in zip(curves.items(), cycle(COLOURS), cycle(MARKERS)):
+        for (variant, runs), colour, marker in zip(shown.items(), cycle(COLOURS), cycle(MARKERS)):
             steps, times, scores = common_points(runs)
             style = {"color": colour, "marker": marker, "markersize": 4, "label": variant}
             _draw(by_step, steps, scores, style)
             _draw(by_time, times.mean(axis=0) / divisor, scores, style)
         for axes in (by_step, by_time):
+            for height in (references or {}).values():
+                axes.axhline(height, color="0.45", linestyle=":", linewidth=1)
             axes.grid(alpha=0.25)
             axes.set_xlim(left=0)
-        by_step.set(xlabel="training step", ylabel=results.metric)
+        for text, height in (references or {}).items():
+            by_time.annotate(
+                text, (1, height), (-2, 3), ("axes fraction", "data"), "offset points", ha="right"
+            )
+        by_step.set(xlabel="training step", ylabel=curves.metric)
         by_time.set(xlabel=f"{unit} of training (evaluation left out)")
-        if curves:
+        if shown:
             by_time.legend(loc="lower right", frameon=False, fontsize=8)
-        num_seeds = max(map(len, curves.values()), default=0)
         figure.suptitle(
-            f"mean and standard error of up to {num_seeds} seeds" if num_seeds > 1 else "one seed"
+            f"mean and standard error of up to {curves.num_seeds} seeds"
+            if curves.num_seeds > 1
+            else "one seed"
         )
         figure.savefig(path, dpi=110)
 
 
-def common_points(runs: Mapping[int, Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def common_points(runs: Mapping[int, LearningCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the steps (points,) that every seed evaluated, and seconds and scores (seeds, points) there."""
     by_step = [{point.step: point for point in run.points} for run in runs.values()]
     steps = sorted(set(by_step[0]).intersection(*by_step[1:]))
