@@ -270,7 +270,7 @@ class SRPOTrainer(HostTrainer):
         routed, step = trl_batch.routed_batch(inputs), self.state.global_step
         distilling = DistillingModel(model, self._request(routed), routed.is_policy_B)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
-        rescaling = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        rescaling = self._batches.steps_per_generation / self.current_gradient_accumulation_steps
         num_items = self._totals.num_routed_tokens * rescaling
         advantages = self._method.advantages_of(routed.tokens(step))
         policy_loss = super()._compute_loss(
@@ -311,7 +311,7 @@ class SRPOTrainer(HostTrainer):
         """Update the teacher once per rollout batch, after its last optimizer step (SDPO), unless that was skipped."""
         finite = self.finite_steps
         self._sums.add(nonfinite_steps=finite is not None and finite.is_nonfinite)
-        num_complete = self.counter.take_complete(self._step)
+        num_complete = self._counter.take_complete(self._step)
         self.teacher.forget_used()
         if num_complete and not (finite is not None and finite.was_skipped):
             self._sums.add(**distance_sums(self.teacher.update(num_complete)))

@@ -47,7 +47,7 @@ def test_a_run_without_our_log_is_read_from_its_last_checkpoint(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", "7", '{"log_history": '])
 def test_a_file_that_is_no_state_is_named(tmp_path, text):
     (tmp_path / "trainer_state.json").write_text(text)
-    with pytest.raises(ValueError, match="trainer_state.json is no trainer state with a log_history"):
+    with pytest.raises(ValueError, match=r"trainer_state\.json is no trainer state with a log_history"):
         read_checkpoint(tmp_path)
 
 

@@ -143,7 +143,9 @@ def test_no_other_module_imports_trls_inside(name):
 
 
 def test_the_seams_offer_what_they_import():
-    imported = {name for module, name in trl_imports(PACKAGE / "seams" / "trl.py") if module != "trl" and name}
+    imported = {
+        name for module, name in trl_imports(PACKAGE / "seams" / "trl.py") if module != "trl" and name
+    }
     assert imported
     assert imported <= set(trl_seams.__all__)
 

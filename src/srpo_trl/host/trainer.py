@@ -68,6 +68,7 @@ class HostTrainer(GRPOTrainer):
     reward_funcs: Any
     graded: GradedRollouts
     _generate: Any
+    _logs: Any
     _metrics: Any
 
     def __init__(self, **arguments: Any) -> None:
@@ -189,7 +190,8 @@ class HostTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[Any]:
         """Return a sampler like TRL's, of enough rows for a batch; evaluation alone needs none."""
-        rows, batch_size = self.train_dataset if dataset is None else dataset, self.args.generation_batch_size
+        rows = self.train_dataset if dataset is None else dataset
+        batch_size: Any = self.args.generation_batch_size
         check_size(len(rows), batch_size, self.num_generations)
         return self.prompt_order.sampler_like(super()._get_train_sampler(dataset))
 

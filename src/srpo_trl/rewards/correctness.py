@@ -4,6 +4,7 @@ Shapes: B rollouts of all processes; F reward functions; P prompts, G generation
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,8 @@ def judge_correctness(score_PG: Tensor, threshold: float) -> Correctness:
     return Correctness(is_scored, is_scored & (score_PG >= threshold))
 
 
-class Judge(NamedTuple):
+@dataclass(frozen=True)
+class Judge:
     """What decides which rollouts are correct.
 
     Attributes:
