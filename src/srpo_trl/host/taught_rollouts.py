@@ -138,11 +138,15 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     @property
     def _batch_options(self) -> BatchOptions:
         """What micro-batches and rollout batches are counted in."""
-        data = self.train_dataset
-        return BatchOptions.of(
-            self.args,
-            num_generations=self.num_generations,
-            num_processes=self.accelerator.num_processes,
+        data, args = self.train_dataset, self.args
+        return BatchOptions(
+            args.routing,
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            self._steps_per_generation,
+            args.num_iterations,
+            self.num_generations,
+            self.accelerator.num_processes,
             num_prompts=len(data) if hasattr(data, "__len__") else None,
         )
 

@@ -21,11 +21,10 @@ _OF_ROLLOUTS_IN_USE = (  # saved rollouts are laid out and routed by them
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What micro-batches, rollout batches and the position in the data are counted in.
+    """What micro-batches, rollout batches and the position in the data are counted in, named as the options.
 
     Attributes:
         num_prompts: rows of the training data; None for a stream.
-        others: named as the options.
     """
 
     routing: str
@@ -36,22 +35,6 @@ class BatchOptions:
     num_generations: int
     num_processes: int
     num_prompts: int | None
-
-    @classmethod
-    def of(
-        cls, args: Any, *, num_generations: int, num_processes: int, num_prompts: int | None
-    ) -> "BatchOptions":
-        """Return those of an `SRPOConfig`; G, processes and prompts are what TRL, the launch and the data have."""
-        return cls(
-            args.routing,
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-            args.steps_per_generation,
-            args.num_iterations,
-            num_generations,
-            num_processes,
-            num_prompts,
-        )
 
     @property
     def micro_batches_per_rollout_batch(self) -> int:
