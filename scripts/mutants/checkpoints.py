@@ -17,7 +17,7 @@ MUTANTS = [
     mutant(
         "resume_without_rollouts",
         "a run resumed inside a rollout batch samples a new one",
-        (PARTS, "            self._set_batches(batches)\n", ""),
+        (PARTS, "            self.set_batches(batches)\n", ""),
         tests=(
             "host/test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",
         ),
@@ -31,7 +31,7 @@ MUTANTS = [
     mutant(
         "resume_without_counters",
         "a resumed run counts its micro-batches from 0",
-        (PARTS, "        self._set_step(step)\n", "        self._set_step(0)\n"),
+        (PARTS, "        self.set_step(step)\n", "        self.set_step(0)\n"),
         tests=(
             "host/test_resume.py::test_resumed_run_equals_uninterrupted_run[inside a rollout batch-full]",
         ),

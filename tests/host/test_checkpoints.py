@@ -312,11 +312,9 @@ def test_a_signal_saves_once_and_stops(make, boundary):
     class Signal:
         asked = True
 
-        def is_asked_for(self):
-            return self.asked
-
-        def is_done(self):
-            self.asked = False
+        def take(self, device):
+            was_asked, self.asked = self.asked, False
+            return was_asked
 
     boundary.preemption = Signal()
     checkpoints, control, state = make(boundary=boundary), TrainerControl(), TrainerState(global_step=2)

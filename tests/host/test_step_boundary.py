@@ -1,6 +1,7 @@
 """`StepBoundary` by itself: first and last among the callbacks, and what it puts off."""
 
 import pytest
+import torch
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
@@ -102,11 +103,11 @@ def test_transformers_preemption_is_taken_over():
     assert theirs not in callbacks
     assert isinstance(boundary.preemption, Preemption)
     assert callbacks[2] is boundary.preemption
-    assert not boundary.preemption.is_asked_for()  # before the signal's handler is there
+    cpu = torch.device("cpu")
+    assert not boundary.preemption.take(cpu)  # before the signal's handler is there
     theirs.jit_manager = Manager()
-    assert boundary.preemption.is_asked_for()
-    boundary.preemption.is_done()
-    assert not boundary.preemption.is_asked_for()
+    assert boundary.preemption.take(cpu)
+    assert not boundary.preemption.take(cpu)
     call(callbacks[2:3], TrainerControl(), "on_train_end")
     assert len(ended) == 1
     assert StepBoundary([]).preemption is None

@@ -460,6 +460,7 @@ def test_inside_a_rollout_batch_other_options_are_refused_before_anything_is_loa
     with pytest.raises(ValueError, match="lies inside a rollout batch") as error:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert all(value in str(error.value) for value in named)
+    monkeypatch.undo()
     resumed = trained(tmp_path, "checkpoint-3", max_steps=9, rows=24, **after)
     each = resumed._batch_options.micro_batches_per_rollout_batch
     assert resumed._teacher.num_updates == resumed._step // each > 1

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ def engine_of(accelerator: Accelerator) -> str:
     return kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else ""
 
 
+@dataclass
 class Counters:
     """The counts of a run that TRL does not save, with the options that they are counted in.
 
@@ -53,36 +54,29 @@ class Counters:
         tell: called with a note for the user, which may be empty.
     """
 
-    def __init__(
-        self,
-        counter: RolloutBatchCounter,
-        options: BatchOptions,
-        step: Callable[[], int],
-        set_step: Callable[[int], None],
-        *,
-        engine: str = "",
-        saves_rollouts: bool = True,
-        tell: Callable[[str], None] = lambda note: None,
-    ) -> None:
-        self._counter, self._options = counter, options
-        self._step, self._set_step = step, set_step
-        self._engine, self._saves_rollouts, self._tell = engine, saves_rollouts, tell
+    counter: RolloutBatchCounter
+    options: BatchOptions
+    step: Callable[[], int]
+    set_step: Callable[[int], None]
+    engine: str = ""
+    saves_rollouts: bool = True
+    tell: Callable[[str], None] = lambda note: None
 
     def is_under_way(self) -> bool:
         """Return whether a rollout batch is still to be trained on; after `restore`, whether its rest was saved."""
-        return self._counter.is_under_way(self._step())
+        return self.counter.is_under_way(self.step())
 
     def has_rollouts(self) -> bool:
         """Return whether a checkpoint of now holds rollouts."""
-        return self._saves_rollouts and self.is_under_way()
+        return self.saves_rollouts and self.is_under_way()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
         return {
-            "micro_step": self._step(),
-            "counted_in": asdict(self._options),
-            "num_rollouts": self._counter.num_rollouts,
-            "engine": self._engine,
+            "micro_step": self.step(),
+            "counted_in": asdict(self.options),
+            "num_rollouts": self.counter.num_rollouts,
+            "engine": self.engine,
             "has_rollouts": self.has_rollouts(),
         }
 
@@ -92,26 +86,26 @@ class Counters:
         Another engine does not find the optimizer's state, and `Trainer` would begin with a new one; rollouts saved
         under other batch options would have to be shared out anew.
         """
-        saved, now = (engine or "one process or DDP" for engine in (state["engine"], self._engine))
+        saved, now = (engine or "one process or DDP" for engine in (state["engine"], self.engine))
         if saved != now:
             raise ValueError(
                 f"{folder} was written under {saved} and cannot be resumed under {now}, which does not read its "
                 "optimizer's state. Launch as before, or start a new run from the checkpoint's model."
             )
         options = BatchOptions(**state["counted_in"])
-        if problem := resume_problem(options, self._options, has_rollouts=state["has_rollouts"]):
+        if problem := resume_problem(options, self.options, has_rollouts=state["has_rollouts"]):
             raise ValueError(f"{folder} {problem}")
 
     def restore(self, state: dict[str, Any]) -> None:
         """Count on where the checkpoint stopped, in today's options."""
-        saved, now = BatchOptions(**state["counted_in"]), self._options
+        saved, now = BatchOptions(**state["counted_in"]), self.options
         step = resumed_micro_batches(state["micro_step"], saved, now, has_rollouts=state["has_rollouts"])
-        self._set_step(step)
-        self._counter.resume(step, state["num_rollouts"])
-        self._tell(resume_note(saved, now, self._counter.number_of(step)))
+        self.set_step(step)
+        self.counter.resume(step, state["num_rollouts"])
+        self.tell(resume_note(saved, now, self.counter.number_of(step)))
 
 
-class StateFile:
+class StateFile(CheckpointPart):
     """`STATE_FILE`: the counters, and small states under their names."""
 
     def __init__(self, counters: Counters, **others: Stateful) -> None:
@@ -148,8 +142,7 @@ class StateFile:
             )
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _refuse_other_fields(path, set(state), {*_OF_COUNTERS, *self._others})
-        options = {field.name for field in fields(BatchOptions)}
-        _refuse_other_fields(path, set(state["counted_in"]), options)
+        _refuse_other_fields(path, set(state["counted_in"]), {field.name for field in fields(BatchOptions)})
         return state
 
 
@@ -163,7 +156,8 @@ def _refuse_other_fields(path: Path, found: set[str], expected: set[str]) -> Non
         )
 
 
-class BufferedRollouts:
+@dataclass
+class BufferedRollouts(CheckpointPart):
     """Each process's rollouts that are still to be trained on; loaded after the counters.
 
     Args:
@@ -174,40 +168,31 @@ class BufferedRollouts:
         restore_head: takes what `past_head` returned; called after the teacher is loaded.
     """
 
-    def __init__(
-        self,
-        counters: Counters,
-        batches: Callable[[], Any],
-        set_batches: Callable[[Any], None],
-        past_head: Callable[[], PastHead | None],
-        restore_head: Callable[[PastHead | None], None],
-    ) -> None:
-        self._counters = counters
-        self._batches, self._set_batches = batches, set_batches
-        self._past_head, self._restore_head = past_head, restore_head
+    counters: Counters
+    batches: Callable[[], Any]
+    set_batches: Callable[[Any], None]
+    past_head: Callable[[], PastHead | None]
+    restore_head: Callable[[PastHead | None], None]
 
     def save(self, folder: Path, rank: int, *, writes: bool) -> None:
         """Write this process's rollouts."""
-        if self._counters.has_rollouts():
-            batches = self._batches()
+        if self.counters.has_rollouts():
+            batches = self.batches()
             assert batches is not None
-            torch.save((batches, self._past_head()), folder / ROLLOUTS_FILE.format(rank=rank))
-
-    def check(self, folder: Path) -> None:
-        """Accept: the counters know whether there are rollouts."""
+            torch.save((batches, self.past_head()), folder / ROLLOUTS_FILE.format(rank=rank))
 
     def load(self, folder: Path, rank: int, device: torch.device) -> None:
         """Read this process's rollouts; plain tensors and lists only, never pickled code."""
-        self._set_batches(None)
-        if self._counters.is_under_way():
+        self.set_batches(None)
+        if self.counters.is_under_way():
             path = folder / ROLLOUTS_FILE.format(rank=rank)
             saved = torch.load(path, map_location="cpu", weights_only=True)
             batches, past_head = send_to_device(saved, device)
-            self._set_batches(batches)
-            self._restore_head(past_head)
+            self.set_batches(batches)
+            self.restore_head(past_head)
 
 
-class OwnFile:
+class OwnFile(CheckpointPart):
     """A part that writes and reads a file of its own.
 
     Args:
@@ -221,9 +206,6 @@ class OwnFile:
     def save(self, folder: Path, rank: int, *, writes: bool) -> None:
         """Write the file."""
         self._save(folder, writes)
-
-    def check(self, folder: Path) -> None:
-        """Accept: what does not fit is found when it is loaded."""
 
     def load(self, folder: Path, rank: int, device: torch.device) -> None:
         """Read the file."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather_object
 from transformers import TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -82,12 +82,8 @@ class Checkpoints:
         limit: int | None = None,
     ) -> None:
         self.parts = list(parts)
-        self._run_dir, self._accelerator, self._boundary, self._manifest = (
-            run_dir,
-            accelerator,
-            boundary,
-            manifest,
-        )
+        self._run_dir, self._accelerator, self._boundary = run_dir, accelerator, boundary
+        self._manifest = manifest
         self._writes, self._must_write, self._limit = writes, must_write, limit
         self._lock: RunLock | None = None  # of the processes that write, while they train
         self._is_training = False
@@ -225,19 +221,18 @@ class Checkpoints:
                 self._manifest.write(staged)
             if self._writes:
                 publish(run_dir, name)
-                self._rotate(state)  # only now may older checkpoints go
+                best = Path(state.best_model_checkpoint or "")
+                is_here = best.parent.resolve() == Path(run_dir).resolve()
+                # Only now may older checkpoints go.
+                rotate_checkpoints(
+                    run_dir, self._limit, state.global_step, state.best_global_step if is_here else None
+                )
             self._accelerator.wait_for_everyone()
         self._last_saved_step = state.global_step
 
     def path_of(self, step: int) -> str:
         """Return the folder of a step's checkpoint."""
         return os.path.join(self._run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-
-    def _rotate(self, state: TrainerState) -> None:
-        best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
-        is_here = best is not None and best.parent.resolve() == Path(self._run_dir).resolve()
-        best_step = state.best_global_step if is_here else None
-        rotate_checkpoints(self._run_dir, self._limit, state.global_step, best_step)
 
     def _name_best(self, state: TrainerState, staged: str = "") -> bool:
         """Point to the best checkpoint where it lies, or is about to; return whether there is one to load."""
@@ -286,21 +281,11 @@ class Checkpoints:
         """Return, at the end of a step, whether a checkpoint was put off to here; after a signal, stop the run too."""
         if self._boundary.is_inside:  # stopped inside the step, by a callback that came after all others
             return False
-        if self._is_preempted():
+        preemption = self._boundary.preemption
+        if preemption is not None and preemption.take(self._accelerator.device):
             self._boundary.save_is_due = control.should_training_stop = True
         is_due, self._boundary.save_is_due = self._boundary.save_is_due, False
         return is_due and self._last_saved_step != state.global_step
-
-    def _is_preempted(self) -> bool:
-        """Return whether any process was told by a signal to save and stop."""
-        preemption = self._boundary.preemption
-        if preemption is None:
-            return False
-        asked = torch.tensor([int(preemption.is_asked_for())], device=self._accelerator.device)
-        is_preempted = bool(gather(asked).any())
-        if is_preempted:
-            preemption.is_done()
-        return is_preempted
 
 
 def _first_of_all_processes(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -118,6 +119,7 @@ class ResumableRepeatSampler(RepeatSampler):
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_again))]
 
 
+@dataclass
 class PromptOrder:
     """The order of a run's prompts, which a checkpoint holds.
 
@@ -130,21 +132,15 @@ class PromptOrder:
         sampler: of the training rows; None for an iterable data set, and before training.
     """
 
+    micro_batches_each: int
+    epoch: Callable[[], float]
+    resampled_frac: float = 0.0
     sampler: ResumableRepeatSampler | None = None
-
-    def __init__(
-        self, micro_batches_each: int, epoch: Callable[[], float], resampled_frac: float = 0.0
-    ) -> None:
-        self._micro_batches_each, self._epoch, self._resampled_frac = (
-            micro_batches_each,
-            epoch,
-            resampled_frac,
-        )
 
     def sampler_like(self, sampler: Sampler[Any]) -> ResumableRepeatSampler:
         """Return a sampler of the same arguments as TRL's, and keep to it."""
         self.sampler = ResumableRepeatSampler.like(sampler)
-        self.sampler.max_again = int(self._resampled_frac * self.sampler.batch_size)
+        self.sampler.max_again = int(self.resampled_frac * self.sampler.batch_size)
         return self.sampler
 
     def begin_epoch(self, epoch: int, num_skipped: int, num_micro_batches: int) -> None:
@@ -157,7 +153,7 @@ class PromptOrder:
         """
         if self.sampler is not None:
             self.sampler.set_epoch(epoch)
-            self.sampler.start_at(next_of_epoch(num_skipped, num_micro_batches, self._micro_batches_each))
+            self.sampler.start_at(next_of_epoch(num_skipped, num_micro_batches, self.micro_batches_each))
 
     def report(self, has_failed_P: Sequence[bool]) -> None:
         """Take the outcome of the epoch's next rollout batch."""
@@ -166,7 +162,7 @@ class PromptOrder:
 
     def state(self) -> dict[str, Any] | None:
         """Return what a checkpoint must hold; None without a sampler."""
-        epoch = self._epoch()
+        epoch = self.epoch()
         return None if self.sampler is None else self.sampler.state(is_inside_epoch=epoch != int(epoch))
 
     def restore(self, state: dict[str, Any] | None) -> None:

@@ -8,6 +8,8 @@ moved: a checkpoint of that moment resumes to another run. transformers saves th
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerControl
 
 from srpo_trl.seams.trl import JITCheckpointCallback
@@ -78,15 +80,14 @@ class Preemption(TrainerCallback):
     def __init__(self, callback: JITCheckpointCallback) -> None:
         self._callback: Any = callback
 
-    def is_asked_for(self) -> bool:
-        """Return whether a checkpoint has been asked for since the last one that was written for it."""
+    def take(self, device: torch.device) -> bool:
+        """Return, once a signal, whether any process was asked for a checkpoint; every process calls it alike."""
         manager = self._callback.jit_manager
-        return manager is not None and manager.is_checkpoint_requested
-
-    def is_done(self) -> None:
-        """Take note that the checkpoint is written."""
-        if self._callback.jit_manager is not None:
-            self._callback.jit_manager.is_checkpoint_requested = False
+        is_asked = manager is not None and manager.is_checkpoint_requested
+        is_asked = bool(gather(torch.tensor([int(is_asked)], device=device)).any())
+        if is_asked and manager is not None:
+            manager.is_checkpoint_requested = False
+        return is_asked
 
     def on_train_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Give the signal back to whoever had it before."""

@@ -21,11 +21,10 @@ _OF_ROLLOUTS_IN_USE = (  # saved rollouts are laid out and routed by them
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What micro-batches, rollout batches and the position in the data are counted in.
+    """What micro-batches, rollout batches and the position in the data are counted in, named as the options.
 
     Attributes:
         num_prompts: rows of the training data; None for a stream.
-        others: named as the options.
     """
 
     method: str
