@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srpo_trl.cli import main
-from srpo_trl.commands.evaluation_report import Score, paired
+from srpo_trl.commands.evaluate import Score, paired
 from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
 
 REPOSITORY = Path(__file__).resolve().parents[2]

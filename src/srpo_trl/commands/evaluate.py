@@ -1,18 +1,22 @@
-"""`srpo-trl eval`: a model's scores on a benchmark or data set, sampled as evaluation during training samples."""
+"""`srpo-trl eval`: a model's scores on a benchmark or data set, sampled as evaluation during training samples.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+It leaves a table on the terminal, a JSON file of the scores, and a JSON line of every completion.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from rich.console import Console
+from rich.table import Table
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from srpo_trl.commands.evaluation_report import completions_file, paired, table_of, write_report
 from srpo_trl.commands.inputs import (
     data_problems,
     load_rows,
@@ -26,6 +30,7 @@ from srpo_trl.commands.options import attempt, parse_options, refuse
 from srpo_trl.commands.train import TrainArguments
 from srpo_trl.config import SRPOConfig
 from srpo_trl.config.defaults import SAMPLED_EVALUATION
+from srpo_trl.evaluation.samples import Sample
 from srpo_trl.host.manifest import MANIFEST_FILE, flaw_of
 from srpo_trl.seams.trl import RewardFunc as RewardFunction
 from srpo_trl.trainer import SRPOTrainer
@@ -38,6 +43,9 @@ ADAPTER_FILE = "adapter_config.json"
 # The model as it was saved. TRL's defaults are those of training: float32 weights, and bf16 autocast for its passes.
 # With any routing that a training run's file names, samples are drawn.
 DEFAULTS = {"dtype": "auto", "bf16": False, "eval_temperature": SAMPLED_EVALUATION["eval_temperature"]}
+STDERR = "_stderr"
+# What transformers and TRL log beside the scores and says nothing of them.
+NOT_SCORES = ("model_preparation_time", "samples_per_second", "steps_per_second", "num_tokens")
 VLLM_SEQUENCES = 256  # that vLLM works on at a time; TRL lets it have those of a training step only
 
 
@@ -126,13 +134,13 @@ def _run(
     if trainer.accelerator.is_main_process:
         scores = paired(metrics)
         console = Console()
-        console.print(table_of(scores, title=f"{model} on {script.benchmark or script.dataset_name}"))
+        console.print(_table(scores, title=f"{model} on {script.benchmark or script.dataset_name}"))
         if script.output is not None:
             output = Path(script.output)
             run = _description(script, config, model, rewards)
-            write_report(output, run, scores, trainer.evaluated_samples, rows["prompt"])
+            _write_report(output, run, scores, trainer.evaluated_samples, rows["prompt"])
             console.print(
-                f"[srpo-trl] scores in {output}, completions in {completions_file(output)}", markup=False
+                f"[srpo-trl] scores in {output}, completions in {output.with_suffix('.jsonl')}", markup=False
             )
     if hasattr(trainer, "end"):  # from transformers 5.18 on
         trainer.end()
@@ -198,3 +206,52 @@ def _description(
             "vllm": config.use_vllm,
         },
     }
+
+
+class Score(NamedTuple):
+    """A score and its standard error over questions, None where it has none."""
+
+    value: float
+    standard_error: float | None
+
+
+def paired(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str, Score]:
+    """Return the scores among metrics, and the seconds they took, without `prefix`, each with its standard error."""
+    names = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]
+    return {
+        name: Score(metrics[f"{prefix}{name}"], metrics.get(f"{prefix}{name}{STDERR}"))
+        for name in names
+        if not name.endswith(STDERR) and name not in NOT_SCORES
+    }
+
+
+def _table(scores: Mapping[str, Score], title: str) -> Table:
+    """Return a table with a line for each score."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    table.add_column("standard error", justify="right")
+    for name, (value, standard_error) in scores.items():
+        table.add_row(name, _written(value), "" if standard_error is None else _written(standard_error))
+    return table
+
+
+def _write_report(
+    output: Path,
+    run: Mapping[str, Any],
+    scores: Mapping[str, Score],
+    samples: Iterable[Sample],
+    prompts: Any,
+) -> None:
+    """Write scores to `output`, whose folder is made, and completions beside it; `prompts` are by question."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report = {**run, "scores": {name: score._asdict() for name, score in scores.items()}}
+    output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with output.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
+        for sample in samples:
+            line = {"prompt": prompts[sample.question], **asdict(sample)}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _written(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
