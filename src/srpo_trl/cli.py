@@ -13,7 +13,7 @@ from srpo_trl.version import __version__
 COMMANDS = {  # where its function of the command line is, and what it does
     "train": ("srpo_trl.commands.train:train", "train a model as a YAML file says"),
     "eval": ("srpo_trl.commands.evaluate:evaluate", "sample a model's answers and score them"),
-    "plan": ("srpo_trl.commands.plan.command:main", "memory of a training run, from its configs alone"),
+    "plan": ("srpo_trl.commands.plan.command:plan", "memory of a training run, from its configs alone"),
     "compare": (
         "srpo_trl.commands.compare.command:main",
         "train variants from one start and tabulate their scores",

@@ -1,4 +1,4 @@
-"""`srpo-trl plan` against what runs on CPUs really hold, moment by moment.
+"""`srpo-trl plan` against what runs on CPUs really hold, phase by phase.
 
 In one process torch's profiler sees every allocation of a real run; two processes sum up their living storages
 (memory_probe.py). The table of docs/memory.md is what `--log-cli-level=INFO` shows.
@@ -19,10 +19,10 @@ from trl import ModelConfig
 from harness import config, tiny_model
 from memory_probe import PROMPT, ROWS, SIZES, STEP, profiled, trainer
 from srpo_trl.commands.plan.engines import Engine
-from srpo_trl.commands.plan.estimate import FORWARD, MOMENTS, TEACHER
-from srpo_trl.commands.plan.moments import plan_memory
-from srpo_trl.commands.plan.passes import Passes
-from srpo_trl.commands.plan.run import Run
+from srpo_trl.commands.plan.estimate import FORWARD, PHASES, TEACHER
+from srpo_trl.commands.plan.phases import estimate_memory
+from srpo_trl.commands.plan.run import RunSpec
+from srpo_trl.commands.plan.step import FakeModels
 
 PROBE = Path(__file__).parents[1] / "support" / "memory_probe.py"
 TOLERANCE = 0.15
@@ -62,14 +62,14 @@ ENGINES = {
 def planned(training, engine=None, *, sizes=None, **model_options):
     model_config = ModelConfig(model_name_or_path="tiny", **model_options)
     model = tiny_model(**(SIZES | (sizes or {}))).config
-    run = Run(training, model_config, model, engine or Engine(), PROMPT, on_gpu=False, memory=None)
-    return plan_memory(run, Passes(), run.training.per_device_train_batch_size)
+    run = RunSpec(training, model_config, model, engine or Engine(), PROMPT, on_gpu=False, memory=None)
+    return estimate_memory(run, FakeModels(), run.training.per_device_train_batch_size)
 
 
 def errors(name, measured, plan):
-    """Relative error of each moment's total."""
-    assert set(measured) == set(MOMENTS)
-    found = {moment: plan.total(moment) / measured[moment][0] - 1 for moment in MOMENTS}
+    """Relative error of each phase's total."""
+    assert set(measured) == set(PHASES)
+    found = {phase: plan.total(phase) / measured[phase][0] - 1 for phase in PHASES}
     logging.getLogger(__name__).info(
         "| %s | %.1f | %.1f | %s |",
         name,
@@ -100,7 +100,7 @@ def test_planned_peaks_are_the_measured_ones(name, tmp_path):
     # what the forward and its losses add to what lay there before, weights and optimizer left out
     peak, before = measured[FORWARD]
     passing = sum(
-        component.moments.get(FORWARD, 0)
+        component.phases.get(FORWARD, 0)
         for component in plan.components
         if component.name
         in ("activations", "weights copied by autocast", "buffers of loss, sampling, update")
@@ -120,6 +120,6 @@ def test_planned_peaks_of_engines_are_the_measured_ones(name, tmp_path):
     assert measured["mixed_precision"] == "bf16"
     options = ROWS | STEP | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     plan = planned(config(tmp_path, **options, bf16=True), ENGINES[name], dtype="float32")
-    found = errors(name, measured["moments"], plan)
+    found = errors(name, measured["phases"], plan)
     assert 0 <= found.pop(TEACHER) <= TEACHER_TOLERANCE
     assert max(map(abs, found.values())) <= TOLERANCE, found

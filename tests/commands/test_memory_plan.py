@@ -16,10 +16,10 @@ from memory_probe import ROOT
 from srpo_trl import cli
 from srpo_trl.commands.plan.engines import Engine, read_engine
 from srpo_trl.commands.plan.estimate import BACKWARD, FORWARD, SAMPLING, TEACHER, UPDATE
-from srpo_trl.commands.plan.fitting import judge, largest_micro_batch, micro_batches
-from srpo_trl.commands.plan.moments import plan_memory
-from srpo_trl.commands.plan.passes import Passes
-from srpo_trl.commands.plan.run import Run
+from srpo_trl.commands.plan.fitting import find_fit, largest_micro_batch, micro_batches
+from srpo_trl.commands.plan.phases import estimate_memory
+from srpo_trl.commands.plan.run import RunSpec
+from srpo_trl.commands.plan.step import FakeModels
 
 ACCELERATE = ROOT / "configs" / "accelerate"
 SIZES = {
@@ -39,7 +39,7 @@ N = 512 * 64 + LINEAR + 2 * (2 * 16 + 2 * 64) + 64  # embedding, linear layers, 
 LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
 ADAPTER = 2 * (2 * (64 + 64) + 2 * (64 + 32))
 PROMPT, COMPLETION = 40, 24
-PASSES = Passes()  # each pass is simulated once
+MODELS = FakeModels()  # each pass is simulated once
 
 
 def the_run(engine=None, *, memory=None, model=None, **options):
@@ -57,7 +57,7 @@ def the_run(engine=None, *, memory=None, model=None, **options):
     training = config("unused", **(defaults | options))
     model_config = ModelConfig(model_name_or_path="tiny", **({"dtype": "float32"} | model_options))
     model = model or Qwen3Config(**SIZES)
-    return Run(training, model_config, model, engine or Engine(), PROMPT, on_gpu=True, memory=memory)
+    return RunSpec(training, model_config, model, engine or Engine(), PROMPT, on_gpu=True, memory=memory)
 
 
 def of_accelerate(name, num_processes=None):
@@ -65,13 +65,13 @@ def of_accelerate(name, num_processes=None):
 
 
 def components(run, micro_batch=1):
-    return {c.name: c for c in plan_memory(run, PASSES, micro_batch).components}
+    return {c.name: c for c in estimate_memory(run, MODELS, micro_batch).components}
 
 
-def held(run, *names, moment=UPDATE):
-    """Bytes of the named components on one process at a moment, None where there is no such component."""
+def held(run, *names, phase=UPDATE):
+    """Bytes of the named components on one process at a phase, None where there is no such component."""
     found = components(run)
-    return [found[name].moments.get(moment, 0) if name in found else None for name in names]
+    return [found[name].phases.get(phase, 0) if name in found else None for name in names]
 
 
 # ------------------------------------------------------------------ engines
@@ -137,7 +137,7 @@ PER_PARAMETER = {
 def test_what_each_engine_holds(name):
     run = the_run(of_accelerate(name, None if name == "single" else 4))
     lasting = held(run, "weights", "optimizer's fp32 weights", "optimizer state", "teacher")
-    gradients = [*held(run, "gradients", moment=BACKWARD), *held(run, "gradients")]
+    gradients = [*held(run, "gradients", phase=BACKWARD), *held(run, "gradients")]
     expected = [value and value * N for value in PER_PARAMETER[name]]
     assert [*lasting, *gradients] == expected
 
@@ -147,8 +147,8 @@ def test_buffers_of_engines():
     zero1, zero3 = (
         components(the_run(of_accelerate(name, 4)))["gradient buckets"] for name in ("zero1", "zero3")
     )
-    assert zero1.moments == {BACKWARD: bucket}
-    assert zero3.moments[SAMPLING] == bucket
+    assert zero1.phases == {BACKWARD: bucket}
+    assert zero3.phases[SAMPLING] == bucket
     assert held(the_run(of_accelerate("ddp")), "gradient buckets") == [4 * N]
     assert held(the_run(), "gradient buckets") == [None]
     run = the_run(Engine("zero3", 4, sub_group=1000))
@@ -161,7 +161,7 @@ def test_layers_that_stay_gathered_cost_a_copy_of_the_weights():
     gathered = "weights gathered, restored"
     many = Qwen3Config(**SIZES | {"num_hidden_layers": 8})
     freed, kept = (
-        held(the_run(of_accelerate(name, 4), model=many), gathered, moment=FORWARD)[0]
+        held(the_run(of_accelerate(name, 4), model=many), gathered, phase=FORWARD)[0]
         for name in ("fsdp2", "fsdp2_no_reshard")
     )
     layer = (LINEAR // 2 + 160) * 2
@@ -170,7 +170,7 @@ def test_layers_that_stay_gathered_cost_a_copy_of_the_weights():
 
 
 def test_offload_moves_what_it_shards_to_the_host():
-    plan = plan_memory(the_run(of_accelerate("zero3_offload", 4)), PASSES, 1)
+    plan = estimate_memory(the_run(of_accelerate("zero3_offload", 4)), MODELS, 1)
     on_cpu = {c.name for c in plan.components if c.on_cpu}
     assert on_cpu == {
         "weights",
@@ -180,9 +180,9 @@ def test_offload_moves_what_it_shards_to_the_host():
         "student's weights set aside",
         "gradients",
     }
-    assert plan.host_peak == (0.5 + 1 + 2 + 1 + 0.5 + 0.5) * N  # set aside during the teacher pass alone
-    kept = plan_memory(the_run(of_accelerate("zero3", 4)), PASSES, 1)
-    assert kept.host_peak == 0
+    assert plan.cpu_peak == (0.5 + 1 + 2 + 1 + 0.5 + 0.5) * N  # set aside during the teacher pass alone
+    kept = estimate_memory(the_run(of_accelerate("zero3", 4)), MODELS, 1)
+    assert kept.cpu_peak == 0
     assert kept.total(TEACHER) == plan.total(TEACHER) + plan.total(TEACHER, on_cpu=True)
 
 
@@ -195,8 +195,8 @@ def test_number_formats():
     assert held(the_run(dtype="bfloat16"), *names) == [2 * N, 2 * N, 4 * N, 4 * N]  # an fp32 average
     assert held(the_run(of_accelerate("zero3", 4), bf16=False), *names) == [N, N, 2 * N, N]
     # bf16 weights wait while the fp32 average's values are in the parameters
-    assert held(the_run(dtype="bfloat16"), "student's weights set aside", moment=TEACHER) == [2 * N]
-    assert held(the_run(), "student's weights set aside", moment=TEACHER) == [None]
+    assert held(the_run(dtype="bfloat16"), "student's weights set aside", phase=TEACHER) == [2 * N]
+    assert held(the_run(), "student's weights set aside", phase=TEACHER) == [None]
 
 
 def test_optimizers():
@@ -216,7 +216,7 @@ def test_qlora_stores_linear_layers_in_four_bits():
     rest = 2 * (N - LINEAR + ADAPTER)
     assert held(run, "weights") == [LINEAR * (0.5 + 4 / 64) + rest]
     assert held(run, "optimizer state", "teacher") == [4 * ADAPTER, 4 * ADAPTER]
-    assert held(run, "weights gathered, restored", moment=FORWARD) == [64 * 128 * 2]
+    assert held(run, "weights gathered, restored", phase=FORWARD) == [64 * 128 * 2]
     nested = the_run(dtype="bfloat16", load_in_4bit=True, use_bnb_nested_quant=True, **LORA)
     assert held(nested, "weights") == [LINEAR * (0.5 + 1 / 64 + 4 / (64 * 256)) + rest]
 
@@ -231,21 +231,35 @@ def test_teachers():
     # the live teacher's head is copied since the student moves on; the average's own is used as it lies there
     assert held(the_run(teacher_model_kind="live"), "teacher's LM head") == [512 * 64 * 4]
     assert held(the_run(), "teacher's LM head") == [None]
+    assert held(the_run(teacher_model_kind="live"), "teacher's LM head", phase=SAMPLING) == [0]  # used up
+
+
+def test_a_step_that_straddles_two_rollout_batches_keeps_the_first_ones_head():
+    run = the_run(steps_per_generation=6)  # 8 rollouts a step, 12 sampled at a time
+    head = 512 * 64 * 4
+    assert run.rollouts_held == 16  # step 2: the last 4 of the first batch, and the second one
+    assert held(run, "teacher's LM head", phase=SAMPLING) == [head]
+    assert held(run, "teacher's LM head") == [head]
+    live = the_run(steps_per_generation=6, teacher_model_kind="live")
+    assert held(live, "teacher's LM head") == [2 * head]
+    whole = the_run(steps_per_generation=8)
+    assert not whole.steps_straddle
+    assert whole.rollouts_held == 16
 
 
 def test_teacher_states_are_one_vector_per_token():
     states = "teacher's hidden states"
     size = 8 * COMPLETION * 64 * 4
     assert held(the_run(), states) == [size]
-    assert held(the_run(), states, moment=TEACHER) == [2 * size]  # the last rollouts' are still there
+    assert held(the_run(), states, phase=TEACHER) == [2 * size]  # the last rollouts' are still there
     found = components(the_run(teacher_states_on_cpu=True))[states]
     assert found.on_cpu
 
 
 def test_without_distillation_there_is_no_teacher():
-    plan = plan_memory(the_run(method="grpo"), PASSES, 1)
+    plan = estimate_memory(the_run(method="grpo"), MODELS, 1)
     assert not [c.name for c in plan.components if "teacher" in c.name]
-    assert TEACHER not in [moment for c in plan.components if c.name == "activations" for moment in c.moments]
+    assert TEACHER not in [phase for c in plan.components if c.name == "activations" for phase in c.phases]
 
 
 # ------------------------------------------------------------------ what fits
@@ -255,17 +269,17 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not():
     run = the_run()
     candidates = micro_batches(run)
     assert candidates == [1, 2, 4, 8]
-    peaks = [plan_memory(run, PASSES, rows).peak for rows in candidates]
+    peaks = [estimate_memory(run, MODELS, rows).peak for rows in candidates]
     assert peaks == sorted(peaks)
     assert len(set(peaks)) > 2
     for rows, peak in zip(candidates, peaks, strict=True):
-        largest = largest_micro_batch(run, PASSES, peak)
+        largest = largest_micro_batch(run, MODELS, peak)
         assert largest.peak == peak  # a larger one may need no more
         assert largest.micro_batch >= rows
-        smaller = largest_micro_batch(run, PASSES, peak - 1)
+        smaller = largest_micro_batch(run, MODELS, peak - 1)
         assert smaller is None or smaller.micro_batch < rows
-    assert largest_micro_batch(run, PASSES, peaks[0] - 1) is None
-    assert largest_micro_batch(run, PASSES, 10 * peaks[-1]).accumulation == 1
+    assert largest_micro_batch(run, MODELS, peaks[0] - 1) is None
+    assert largest_micro_batch(run, MODELS, 10 * peaks[-1]).accumulation == 1
 
 
 def test_micro_batches_leave_groups_and_steps_whole():
@@ -278,22 +292,22 @@ def test_micro_batches_leave_groups_and_steps_whole():
 
 def test_remedies_are_planned_on_top_of_each_other():
     run = the_run(Engine("ddp", 2), gradient_checkpointing=False)
-    findings = judge(run, PASSES, 1)
+    findings = find_fit(run, MODELS, 1)
     assert findings.largest is None
-    peaks = [remedy.plan.peak for remedy in findings.remedies]
+    peaks = [remedy.estimate.peak for remedy in findings.remedies]
     assert len(peaks) > 2
     assert peaks == sorted(set(peaks), reverse=True)
     # the first that is enough is the last that is proposed
-    assert [r.change for r in judge(run, PASSES, peaks[1]).remedies] == [
+    assert [r.change for r in find_fit(run, MODELS, peaks[1]).remedies] == [
         r.change for r in findings.remedies[:2]
     ]
-    assert judge(run, PASSES, 100 * peaks[0]).remedies == ()
+    assert find_fit(run, MODELS, 100 * peaks[0]).remedies == ()
 
 
 def test_vllm_can_give_its_memory_back():
     run = the_run(memory=2**22, use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.5)
     assert held(run, "vLLM") == [2**21]
-    changes = [remedy.change for remedy in judge(run, PASSES, 1).remedies]
+    changes = [remedy.change for remedy in find_fit(run, MODELS, 1).remedies]
     assert any(change.startswith("vllm_enable_sleep_mode: true") for change in changes)
 
 
@@ -331,9 +345,9 @@ def test_a_plan_is_printed_from_configs_alone(files, capsys):
         in printed
     )
     weights = next(c for c in found["plan"]["components"] if c["name"] == "weights")
-    assert weights["moments"][UPDATE] == N / 2
-    for moment, total in found["plan"]["totals"].items():
-        parts = [c["moments"].get(moment, 0) for c in found["plan"]["components"] if not c["on_cpu"]]
+    assert weights["phases"][UPDATE] == N / 2
+    for phase, total in found["plan"]["totals"].items():
+        parts = [c["phases"].get(phase, 0) for c in found["plan"]["components"] if not c["on_cpu"]]
         assert total == sum(parts)
     assert found["plan"]["peak_bytes"] == max(found["plan"]["totals"].values())
     assert found["largest_micro_batch"]["per_device_train_batch_size"] == 8

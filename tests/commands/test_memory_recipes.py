@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from srpo_trl.commands.plan.arguments import read_request
-from srpo_trl.commands.plan.moments import plan_memory
-from srpo_trl.commands.plan.passes import Passes
+from srpo_trl.commands.plan.phases import estimate_memory
+from srpo_trl.commands.plan.step import FakeModels
 
 SMALL = Path(__file__).parents[2] / "configs" / "small"
 RECIPES = sorted(path.stem for path in SMALL.glob("qwen3_*.yaml"))
@@ -38,6 +38,6 @@ def test_recipe_fits_its_gpu(recipe, tmp_path):
     request, problems = read_request([*config, "--gpu_memory", memory.removesuffix("gb")])
     assert not problems
     run = request.run
-    plan = plan_memory(run, Passes(), run.training.per_device_train_batch_size)
-    print(f"{recipe}: {plan.peak / 2**30:.1f} GiB, {plan.peak_moment}, of {request.room / 2**30:.1f}")
+    plan = estimate_memory(run, FakeModels(), run.training.per_device_train_batch_size)
+    print(f"{recipe}: {plan.peak / 2**30:.1f} GiB, {plan.peak_phase}, of {request.room / 2**30:.1f}")
     assert 0 < plan.peak <= request.room

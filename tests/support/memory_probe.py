@@ -1,4 +1,4 @@
-"""What tiny training runs really hold: their peak at each moment of a step, measured in two ways.
+"""What tiny training runs really hold: their peak at each phase of a step, measured in two ways.
 
 In one process by torch's profiler, which sees every allocation and release of the CPU allocator. With two processes,
 where threads of the communication library release memory that the profiler then misses, by the sizes of all tensor
@@ -108,19 +108,19 @@ def trainer(folder, *, sizes=None, dtype=torch.float32, **options):
 
 @contextmanager
 def watched(watch):
-    """Run the block with `watch(moment)` around each of a step's moments."""
+    """Run the block with `watch(phase)` around each of a step's phases."""
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in WATCHED]
 
-    def watching(original, moment):
+    def watching(original, phase):
         @functools.wraps(original)
         def call(self, *args, **kwargs):
-            with watch(moment):
+            with watch(phase):
                 return original(self, *args, **kwargs)
 
         return call
 
-    for owner, name, moment in WATCHED:
-        setattr(owner, name, watching(getattr(owner, name), moment))
+    for owner, name, phase in WATCHED:
+        setattr(owner, name, watching(getattr(owner, name), phase))
     try:
         yield
     finally:
@@ -128,24 +128,24 @@ def watched(watch):
             setattr(owner, name, original)
 
 
-def last_step(moments):
-    """Return, by moment, the peak and what lay there before, of (moment, before, peak) in order; the first step
+def last_step(phases):
+    """Return, by phase, the peak and what lay there before, of (phase, before, peak) in order; the first step
     makes the optimizer's state and does not count.
 
     A step's micro-batches differ in the gradients that they find; the highest peak counts.
     """
-    second = [i for i, (moment, *_) in enumerate(moments) if moment == SAMPLING][1]
+    second = [i for i, (phase, *_) in enumerate(phases) if phase == SAMPLING][1]
     found = defaultdict(lambda: (0, 0))
-    for moment, before, peak in moments[second:]:
-        found[moment] = max(found[moment], (peak, before))
+    for phase, before, peak in phases[second:]:
+        found[phase] = max(found[phase], (peak, before))
     return dict(found)
 
 
 def profiled(run):
-    """Return {moment: (peak, before)} in bytes, of a function that makes a trainer and trains."""
+    """Return {phase: (peak, before)} in bytes, of a function that makes a trainer and trains."""
     with (
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
-        watched(lambda moment: record_function(f"moment {moment}")),
+        watched(lambda phase: record_function(f"phase {phase}")),
     ):
         run()
     events, waiting = [], list(profiler.profiler.kineto_results.experimental_event_tree())
@@ -158,14 +158,14 @@ def profiled(run):
         if event.tag == _EventType.Allocation
     )
     times, totals = [time for time, _ in changes], [total for _, total in changes]
-    moments = []
+    phases = []
     for event in sorted(events, key=lambda event: event.start_time_ns):
-        if event.name.startswith("moment "):
+        if event.name.startswith("phase "):
             first = bisect.bisect_left(times, event.start_time_ns)
             last = bisect.bisect_right(times, event.end_time_ns)
             before = totals[first - 1]
-            moments.append((event.name.removeprefix("moment "), before, max([before, *totals[first:last]])))
-    return last_step(moments)
+            phases.append((event.name.removeprefix("phase "), before, max([before, *totals[first:last]])))
+    return last_step(phases)
 
 
 class LivingStorages(TorchDispatchMode):
@@ -173,7 +173,7 @@ class LivingStorages(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self._storages, self.moments = {}, []
+        self._storages, self.phases = {}, []
         self.total = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -197,17 +197,17 @@ class LivingStorages(TorchDispatchMode):
         self.peak = max(self.peak, self.total)
 
     @contextmanager
-    def moment(self, name):
+    def phase(self, name):
         self._add_up()
         before = self.peak = self.total
         yield
         self._add_up()
-        self.moments.append((name, before, self.peak))
+        self.phases.append((name, before, self.peak))
 
 
 def main(accumulation, folder):
     counter = LivingStorages()
-    with counter, watched(counter.moment):
+    with counter, watched(counter.phase):
         made = trainer(
             folder / "run",
             per_device_train_batch_size=8 // accumulation,
@@ -219,7 +219,7 @@ def main(accumulation, folder):
     found = {
         "engine": made.accelerator.distributed_type.value,
         "mixed_precision": made.accelerator.mixed_precision,
-        "moments": last_step(counter.moments),
+        "phases": last_step(counter.phases),
     }
     if torch.distributed.get_rank() == 0:
         (folder / "measured.json").write_text(json.dumps(found))

@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PretrainedConfig
@@ -16,49 +16,41 @@ from srpo_trl.commands.config_file import read_config_file
 from srpo_trl.commands.inputs import model_problems
 from srpo_trl.commands.options import attempt
 from srpo_trl.commands.plan.engines import Engine, read_engine
-from srpo_trl.commands.plan.formulas import OPTIMIZERS
-from srpo_trl.commands.plan.run import Run
-from srpo_trl.commands.plan.shape import load_config
+from srpo_trl.commands.plan.model import is_quantized, load_config
+from srpo_trl.commands.plan.run import RunSpec
+from srpo_trl.commands.plan.storage import OPTIMIZERS
+from srpo_trl.commands.plan.table import GIB
 from srpo_trl.commands.train import read_arguments
 from srpo_trl.config import SRPOConfig
 
-GIB = 2**30
 
-
-@dataclass(frozen=True)
-class Request:
+class PlanRequest(NamedTuple):
     """What was asked for.
 
     Attributes:
         run: the run to plan.
-        margin: fraction of the memory to leave free.
+        room: bytes of one GPU that may be used, where its memory is known.
         json_path: file to write the figures to, or None.
     """
 
-    run: Run
-    margin: float
+    run: RunSpec
+    room: int
     json_path: Path | None
 
-    @property
-    def room(self) -> int:
-        """Bytes of one GPU that may be used, where its memory is known."""
-        return int((self.run.memory or 0) * (1 - self.margin))
 
-
-def read_request(argv: Sequence[str]) -> tuple[Request | None, list[str]]:
+def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
     """Return what the command line asks for (None where it was refused), and the problems.
 
     Raises:
         SystemExit: for `--help`, or a value that cannot be read as its option's type.
     """
     given, training_arguments = _parser().parse_known_args(argv)
-    if given.config is not None:
-        training_arguments += ["--config", given.config]
-    if given.model is not None:
-        training_arguments += ["--model_name_or_path", given.model]
+    for option, value in (("--config", given.config), ("--model_name_or_path", given.model)):
+        training_arguments += [] if value is None else [option, value]
     problems = list(_own_problems(given))
-    engines = attempt(problems, read_engine, given.accelerate_config, given.num_processes)
-    engine = engines[0] if engines else Engine()
+    engine = next(
+        iter(attempt(problems, read_engine, given.accelerate_config, given.num_processes)), Engine()
+    )
     # A plan is made anywhere; whether bf16 can be had depends on the machine that trains.
     with _as_one_of(engine.num_processes):
         _, training, model_config, found = read_arguments([*training_arguments, "--use_cpu", "true"])
@@ -66,22 +58,17 @@ def read_request(argv: Sequence[str]) -> tuple[Request | None, list[str]]:
     models: list[PretrainedConfig] = []
     if model_config is not None:
         wrong_name = list(model_problems(model_config))
-        problems += wrong_name
-        if not wrong_name:
-            trust = bool(training and training.trust_remote_code)
-            models = attempt(problems, load_config, model_config, trust_remote_code=trust)
-    if training is not None and (name := OptimizerNames(training.optim).value) not in OPTIMIZERS:
-        problems.append(f"optim={name!r} is not planned; {', '.join(OPTIMIZERS)} are.")
-    if model_config is not None and (model_config.load_in_4bit or model_config.load_in_8bit):
-        problems += _quantisation_problems(model_config, engine)
-    if training is not None and models:
-        problems += _length_problems(given.prompt_length, training, models[0])
+        trust = bool(training and training.trust_remote_code)
+        problems += wrong_name + list(_quantization_problems(model_config, engine))
+        models = [] if wrong_name else attempt(problems, load_config, model_config, trust_remote_code=trust)
+    if training is not None:
+        problems += _training_problems(training, given.prompt_length, models)
     if problems or training is None or model_config is None or not models:
         return None, problems
     on_gpu = not _asks_for_cpu(training_arguments)
     memory = int(given.gpu_memory * GIB) if given.gpu_memory else _memory_here() if on_gpu else None
-    run = Run(training, model_config, models[0], engine, given.prompt_length, on_gpu, memory)
-    return Request(run, given.margin, given.json), []
+    run = RunSpec(training, model_config, models[0], engine, given.prompt_length, on_gpu, memory)
+    return PlanRequest(run, int((memory or 0) * (1 - given.margin)), given.json), []
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every option of `srpo-trl train` can follow, and replaces the file's value.",
         allow_abbrev=False,
     )
+    margin = "of the memory to leave free, for the CUDA context, libraries and fragmentation [0.1]"
     parser.add_argument("--config", metavar="FILE", help="YAML file of srpo-trl train")
     parser.add_argument(
         "--model", metavar="NAME", help="folder or hub id whose config.json is read [the file's]"
@@ -105,43 +93,42 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompt_length", type=int, default=1024, metavar="N", help="longest prompt, tokens [1024]"
     )
-    parser.add_argument(
-        "--margin",
-        type=float,
-        default=0.1,
-        metavar="FRACTION",
-        help="of the memory to leave free, for the CUDA context, libraries and fragmentation [0.1]",
-    )
+    parser.add_argument("--margin", type=float, default=0.1, metavar="FRACTION", help=margin)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
     return parser
 
 
 def _own_problems(given: argparse.Namespace) -> Iterator[str]:
-    if given.prompt_length < 1:
-        yield f"--prompt_length {given.prompt_length} must be at least 1."
-    if given.num_processes is not None and given.num_processes < 1:
-        yield f"--num_processes {given.num_processes} must be at least 1."
+    for name in ("prompt_length", "num_processes"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            yield f"--{name} {value} must be at least 1."
     if given.gpu_memory is not None and not 0 < given.gpu_memory < float("inf"):
         yield f"--gpu_memory {given.gpu_memory:g} must be a number of GiB above 0."
     if not 0 <= given.margin < 1:
         yield f"--margin {given.margin:g} must be a fraction from 0 to below 1."
 
 
-def _length_problems(prompt_length: int, training: SRPOConfig, model: PretrainedConfig) -> Iterator[str]:
-    longest = getattr(model.get_text_config(), "max_position_embeddings", None)
-    length = prompt_length + (training.max_completion_length or 0)
-    if longest and length > longest:
-        yield (
-            f"--prompt_length {prompt_length} and max_completion_length={training.max_completion_length} make "
-            f"{length} tokens, but the model's context has {longest}. Lower one of them."
-        )
+def _training_problems(
+    training: SRPOConfig, prompt_length: int, models: Sequence[PretrainedConfig]
+) -> Iterator[str]:
+    if (name := OptimizerNames(training.optim).value) not in OPTIMIZERS:
+        yield f"optim={name!r} is not planned; {', '.join(OPTIMIZERS)} are."
+    for model in models:
+        longest = getattr(model.get_text_config(), "max_position_embeddings", None)
+        length = prompt_length + (training.max_completion_length or 0)
+        if longest and length > longest:
+            yield (
+                f"--prompt_length {prompt_length} and max_completion_length={training.max_completion_length} make "
+                f"{length} tokens, but the model's context has {longest}. Lower one of them."
+            )
 
 
-def _quantisation_problems(model_config: ModelConfig, engine: Engine) -> Iterator[str]:
-    if not model_config.use_peft:
-        yield "load_in_4bit and load_in_8bit need use_peft: quantised weights are not trained themselves."
-    if engine.shards_parameters:
-        yield f"Quantised weights under {engine.kind} are not planned. Take DDP or one process."
+def _quantization_problems(model_config: ModelConfig, engine: Engine) -> Iterator[str]:
+    if is_quantized(model_config) and not model_config.use_peft:
+        yield "load_in_4bit and load_in_8bit need use_peft: quantized weights are not trained themselves."
+    if is_quantized(model_config) and engine.shards_parameters:
+        yield f"Quantized weights under {engine.kind} are not planned. Take DDP or one process."
 
 
 @contextmanager

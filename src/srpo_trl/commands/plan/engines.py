@@ -1,7 +1,6 @@
 """Which parallel engine trains, and what it shards over how many processes: read from an accelerate config."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +12,7 @@ from srpo_trl.commands.config_file import read_mapping
 
 Kind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
-_DDP = {
-    DistributedType.MULTI_GPU,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_XPU,
-    DistributedType.MULTI_NPU,
-    DistributedType.MULTI_HPU,
-}
+_DDP = {DistributedType[f"MULTI_{device}"] for device in ("GPU", "CPU", "XPU", "NPU", "HPU")}
 # DeepSpeed's own, in elements.
 _DEFAULT_BUCKET, _DEFAULT_LIVE, _DEFAULT_SUB_GROUP = 500_000_000, 1_000_000_000, 1_000_000_000
 
@@ -33,7 +26,7 @@ class Engine:
         num_processes: over all machines.
         num_machines: they have the same number of processes each.
         reshards: FSDP2 frees a layer's gathered parameters after its forward.
-        parameters_on_cpu: parameters, and with them gradients, optimizer state and teacher, wait in the host's memory.
+        parameters_on_cpu: parameters, and with them gradients, optimizer state and teacher, lie in CPU memory.
         optimizer_on_cpu: the optimizer state does.
         reduce_bucket: ZeRO's elements of a gradient bucket; None: the hidden size squared.
         max_live: ZeRO-3's most elements of gathered parameters.
@@ -62,7 +55,7 @@ class Engine:
 
     @property
     def processes_per_machine(self) -> int:
-        """Processes that share one host's memory."""
+        """Processes that share one machine's CPU memory."""
         return self.num_processes // self.num_machines
 
 
@@ -115,11 +108,15 @@ def _engine_options(config: Any, folder: Path) -> dict[str, Any]:
         given = config.fsdp_config
         if int(given.get("fsdp_version", 1)) != 2:
             raise ValueError("only FSDP version 2 is planned, as it is trained. Set fsdp_version: 2.")
+        reshards, on_cpu = (
+            given.get("fsdp_reshard_after_forward", True),
+            bool(given.get("fsdp_offload_params")),
+        )
         return {
             "kind": "fsdp2",
-            "reshards": bool(given.get("fsdp_reshard_after_forward", True)),
-            "parameters_on_cpu": bool(given.get("fsdp_offload_params", False)),
-            "optimizer_on_cpu": bool(given.get("fsdp_offload_params", False)),
+            "reshards": bool(reshards),
+            "parameters_on_cpu": on_cpu,
+            "optimizer_on_cpu": on_cpu,
         }
     if kind == DistributedType.DEEPSPEED:
         return _zero_options(config.deepspeed_config, folder)
@@ -139,28 +136,24 @@ def _zero_options(given: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not found:
             raise ValueError(f"deepspeed_config_file {name!r} does not exist.")
         zero = json.loads(found[0].read_text(encoding="utf-8")).get("zero_optimization", {})
-    problems = list(_zero_problems(zero))
+    names = ("offload_optimizer", "offload_param")
+    devices = {name: str((zero.get(name) or {}).get("device") or "none") for name in names}
+    problems = [
+        f"{name} to {device!r} is not planned; cpu and none are."
+        for name, device in devices.items()
+        if device not in ("cpu", "none")
+    ]
+    if zero.get("stage") not in (1, 2, 3):
+        problems.insert(0, f"ZeRO stage {zero.get('stage')!r} is not planned; 1, 2 and 3 are.")
     if problems:
         raise ValueError(" ".join(problems))
     bucket = zero.get("reduce_bucket_size", _DEFAULT_BUCKET)
     live = zero.get("stage3_max_live_parameters", _DEFAULT_LIVE)
     return {
         "kind": f"zero{zero['stage']}",
-        "optimizer_on_cpu": _device(zero, "offload_optimizer") == "cpu",
-        "parameters_on_cpu": zero["stage"] == 3 and _device(zero, "offload_param") == "cpu",
+        "optimizer_on_cpu": devices["offload_optimizer"] == "cpu",
+        "parameters_on_cpu": zero["stage"] == 3 and devices["offload_param"] == "cpu",
         "reduce_bucket": None if bucket == "auto" else int(bucket),
         "max_live": _DEFAULT_LIVE if live == "auto" else int(live),
         "sub_group": int(zero.get("sub_group_size", _DEFAULT_SUB_GROUP)),
     }
-
-
-def _zero_problems(zero: dict[str, Any]) -> Iterator[str]:
-    if zero.get("stage") not in (1, 2, 3):
-        yield f"ZeRO stage {zero.get('stage')!r} is not planned; 1, 2 and 3 are."
-    for name in ("offload_optimizer", "offload_param"):
-        if _device(zero, name) not in ("cpu", "none"):
-            yield f"{name} to {_device(zero, name)!r} is not planned; cpu and none are."
-
-
-def _device(zero: dict[str, Any], name: str) -> str:
-    return str((zero.get(name) or {}).get("device") or "none")

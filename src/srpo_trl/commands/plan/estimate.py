@@ -1,4 +1,4 @@
-"""A plan: what takes memory at the moments of a step that can be its peak.
+"""What takes memory in the phases of a step that can be its peak.
 
 sampling -> teacher pass -> forward and loss -> backward -> update
 """
@@ -6,8 +6,8 @@ sampling -> teacher pass -> forward and loss -> backward -> update
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-MOMENTS = ("sampling", "teacher pass", "forward", "backward", "update")
-SAMPLING, TEACHER, FORWARD, BACKWARD, UPDATE = MOMENTS
+PHASES = ("sampling", "teacher pass", "forward", "backward", "update")
+SAMPLING, TEACHER, FORWARD, BACKWARD, UPDATE = PHASES
 
 
 class Component(NamedTuple):
@@ -15,19 +15,19 @@ class Component(NamedTuple):
 
     Attributes:
         name: what it is.
-        num_parts: processes that hold equal parts of it; 1: every process holds all of it.
-        on_cpu: it lies in the host's memory.
-        moments: bytes on one process at each moment at which there are any.
+        num_shards: processes that hold equal parts of it; 1: every process holds all of it.
+        on_cpu: whether it lies in CPU memory instead of the device's.
+        phases: bytes on one process in each phase in which there are any.
     """
 
     name: str
-    num_parts: int
+    num_shards: int
     on_cpu: bool
-    moments: dict[str, int]
+    phases: dict[str, int]
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryEstimate:
     """The memory of a run with one micro-batch size.
 
     Attributes:
@@ -40,21 +40,21 @@ class Plan:
     accumulation: int
     components: tuple[Component, ...] = field(repr=False)
 
-    def total(self, moment: str, *, on_cpu: bool = False) -> int:
-        """Bytes of one process at a moment."""
-        return sum(c.moments.get(moment, 0) for c in self.components if c.on_cpu == on_cpu)
+    def total(self, phase: str, *, on_cpu: bool = False) -> int:
+        """Bytes of one process in a phase."""
+        return sum(c.phases.get(phase, 0) for c in self.components if c.on_cpu == on_cpu)
 
     @property
-    def peak_moment(self) -> str:
-        """The moment at which one process holds most."""
-        return max(MOMENTS, key=self.total)
+    def peak_phase(self) -> str:
+        """The phase in which one process holds most."""
+        return max(PHASES, key=self.total)
 
     @property
     def peak(self) -> int:
-        """Bytes of one process at that moment."""
-        return self.total(self.peak_moment)
+        """Bytes of one process in that phase."""
+        return self.total(self.peak_phase)
 
     @property
-    def host_peak(self) -> int:
-        """Most bytes that one process puts into the host's memory."""
-        return max(self.total(moment, on_cpu=True) for moment in MOMENTS)
+    def cpu_peak(self) -> int:
+        """Most bytes that one process puts into CPU memory."""
+        return max(self.total(phase, on_cpu=True) for phase in PHASES)

@@ -1,52 +1,47 @@
-"""Which micro-batch fits, and what helps where none does: every proposal is planned before it is made."""
+"""Which micro-batch fits, and what helps where none does: every proposal is estimated before it is made."""
 
 import copy
 import dataclasses
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from srpo_trl.commands.plan.engines import Engine
-from srpo_trl.commands.plan.estimate import Plan
-from srpo_trl.commands.plan.moments import plan_memory
-from srpo_trl.commands.plan.passes import Passes
-from srpo_trl.commands.plan.run import Run
+from srpo_trl.commands.plan.engines import Engine, Kind
+from srpo_trl.commands.plan.estimate import MemoryEstimate
+from srpo_trl.commands.plan.phases import estimate_memory
+from srpo_trl.commands.plan.run import RunSpec
+from srpo_trl.commands.plan.step import FakeModels
 
 # A remedy that saves less than one part in so many of the peak is not worth a line.
 _WORTHWHILE = 100
 
 
 class Remedy(NamedTuple):
-    """A change of the run, together with all proposed before it.
-
-    Attributes:
-        change: what to set.
-        plan: of the changed run, with micro-batches of one row.
-    """
+    """What to set, and the estimate with it and all remedies before it, for micro-batches of one row."""
 
     change: str
-    plan: Plan
+    estimate: MemoryEstimate
 
 
-class Findings(NamedTuple):
-    """What was found for a GPU's memory.
+class Fit(NamedTuple):
+    """What fits in a GPU's memory.
 
     Attributes:
-        largest: the plan of the largest micro-batch that fits; None where none does, or no memory was given.
+        largest: the estimate of the largest micro-batch that fits; None where none does, or no memory was given.
         remedies: changes that help where none does.
     """
 
-    largest: Plan | None = None
+    largest: MemoryEstimate | None = None
     remedies: tuple[Remedy, ...] = ()
 
 
-def judge(run: Run, passes: Passes, room: int) -> Findings:
+def find_fit(run: RunSpec, models: FakeModels, room: int) -> Fit:
     """Return what fits in `room` bytes of a GPU."""
-    largest = largest_micro_batch(run, passes, room)
-    return Findings(largest, () if largest else tuple(remedies(run, passes, room)))
+    largest = largest_micro_batch(run, models, room)
+    return Fit(largest, () if largest else tuple(_remedies(run, models, room)))
 
 
-def micro_batches(run: Run) -> list[int]:
+def micro_batches(run: RunSpec) -> list[int]:
     """Return the micro-batches that leave the optimizer step and the rollouts sampled at a time as they are."""
     return [
         rows
@@ -55,87 +50,66 @@ def micro_batches(run: Run) -> list[int]:
     ]
 
 
-def largest_micro_batch(run: Run, passes: Passes, room: int) -> Plan | None:
-    """Return the plan of the largest micro-batch whose peak is at most `room` bytes, or None."""
+def largest_micro_batch(run: RunSpec, models: FakeModels, room: int) -> MemoryEstimate | None:
+    """Return the estimate of the largest micro-batch whose peak is at most `room` bytes, or None."""
     candidates = micro_batches(run)
     # A peak never falls with the micro-batch.
-    num_fitting = bisect_right(candidates, room, key=lambda rows: plan_memory(run, passes, rows).peak)
-    return plan_memory(run, passes, candidates[num_fitting - 1]) if num_fitting else None
+    num_fitting = bisect_right(candidates, room, key=lambda rows: estimate_memory(run, models, rows).peak)
+    return estimate_memory(run, models, candidates[num_fitting - 1]) if num_fitting else None
 
 
-def one_row_at_a_time(run: Run) -> Run:
-    """Return the run with micro-batches of one row; steps and rollouts sampled at a time stay."""
-    return _with_options(
+def _remedies(run: RunSpec, models: FakeModels, room: int) -> Iterator[Remedy]:
+    """Yield changes that lower the peak of micro-batches of one row, the cheapest first, until it fits in `room` bytes.
+
+    Each is proposed on top of those before it, and only where it saves something.
+    """
+    run = _changed(
         run,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=run.rollouts_per_step,
         steps_per_generation=run.rollouts_per_sampling,
     )
-
-
-def remedies(run: Run, passes: Passes, room: int) -> Iterator[Remedy]:
-    """Yield changes that lower the peak of micro-batches of one row, the cheapest first, until it fits in `room` bytes.
-
-    Each is proposed on top of those before it, and only where it saves something.
-    """
-    run = one_row_at_a_time(run)
-    peak = plan_memory(run, passes, 1).peak
-    for change, changed in _changes(run):
+    peak = estimate_memory(run, models, 1).peak
+    for change, values in _changes(run):
         if peak <= room:
             return
-        candidate = changed(run)
-        plan = plan_memory(candidate, passes, 1)
-        if plan.peak < peak - peak // _WORTHWHILE:
-            run, peak = candidate, plan.peak
-            yield Remedy(change, plan)
+        candidate = _changed(run, **values)
+        estimate = estimate_memory(candidate, models, 1)
+        if estimate.peak < peak - peak // _WORTHWHILE:
+            run, peak = candidate, estimate.peak
+            yield Remedy(change, estimate)
 
 
-def _changes(run: Run) -> Iterator[tuple[str, Callable[[Run], Run]]]:
-    """Yield what can be set in this run and what it changes."""
-    training, engine = run.training, run.engine
+def _changes(run: RunSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what can be set in this run, as text and as values."""
+    training, engine, distills = run.training, run.engine, run.teacher_kind is not None
+    longest, fewest = run.teacher_prompt_length + run.completion_length, _fewest_steps_per_generation(run)
+    with_engine = f"--accelerate_config configs/accelerate/{{}}.yaml --num_processes {engine.num_processes}"
     if not training.gradient_checkpointing:
-        yield "gradient_checkpointing: true", lambda r: _with_options(r, gradient_checkpointing=True)
+        yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
     if run.vllm_bytes and not training.vllm_enable_sleep_mode:
-        yield (
-            "vllm_enable_sleep_mode: true (vLLM gives its memory back while the model trains)",
-            lambda r: _with_options(r, vllm_enable_sleep_mode=True),
-        )
-    fewest = _fewest_steps_per_generation(run)
+        sleep = "vllm_enable_sleep_mode: true (vLLM gives its memory back while the model trains)"
+        yield sleep, {"vllm_enable_sleep_mode": True}
     if not training.use_vllm and fewest < (training.steps_per_generation or 1):
-        yield (
-            f"steps_per_generation: {fewest} (fewer rollouts are sampled at a time)",
-            lambda r: _with_options(r, steps_per_generation=fewest),
-        )
-    longest = run.teacher_prompt_length + run.completion_length
-    if run.has_teacher and training.teacher_tokens_per_pass > longest:
-        yield (
-            f"teacher_tokens_per_pass: {longest} (one of the longest rollouts a pass)",
-            lambda r: _with_options(r, teacher_tokens_per_pass=longest),
-        )
-    if run.has_teacher and not training.teacher_states_on_cpu:
-        yield "teacher_states_on_cpu: true", lambda r: _with_options(r, teacher_states_on_cpu=True)
+        fewer = f"steps_per_generation: {fewest} (fewer rollouts are sampled at a time)"
+        yield fewer, {"steps_per_generation": fewest}
+    if distills and training.teacher_tokens_per_pass > longest:
+        shorter = f"teacher_tokens_per_pass: {longest} (one of the longest rollouts a pass)"
+        yield shorter, {"teacher_tokens_per_pass": longest}
+    if distills and not training.teacher_states_on_cpu:
+        yield "teacher_states_on_cpu: true", {"teacher_states_on_cpu": True}
     if engine.num_processes > 1 and not engine.shards_parameters:
-        yield (
-            f"--accelerate_config configs/accelerate/fsdp2.yaml --num_processes {engine.num_processes}",
-            lambda r: dataclasses.replace(r, engine=_sharded(r.engine, "fsdp2")),
-        )
+        yield with_engine.format("fsdp2"), {"engine": _sharded(engine, "fsdp2", on_cpu=False)}
     if not run.model_config.use_peft:
-        yield (
-            "use_peft: true, dtype: bfloat16 (LoRA on a bf16 base)",
-            lambda r: dataclasses.replace(
-                r, model_config=dataclasses.replace(r.model_config, use_peft=True, dtype="bfloat16")
-            ),
-        )
+        adapter = dataclasses.replace(run.model_config, use_peft=True, dtype="bfloat16")
+        yield "use_peft: true, dtype: bfloat16 (LoRA on a bf16 base)", {"model_config": adapter}
     if not engine.parameters_on_cpu:
-        yield (
-            f"--accelerate_config configs/accelerate/zero3_offload.yaml --num_processes {engine.num_processes}",
-            lambda r: dataclasses.replace(r, engine=_sharded(r.engine, "zero3", on_cpu=True)),
-        )
+        yield with_engine.format("zero3_offload"), {"engine": _sharded(engine, "zero3", on_cpu=True)}
 
 
-def _fewest_steps_per_generation(run: Run) -> int:
+def _fewest_steps_per_generation(run: RunSpec) -> int:
     """Return the fewest micro-batches of one row whose rollouts, over all processes, are whole groups."""
-    rollouts, group = run.rollouts_per_sampling, run.num_generations
+    rollouts, group = run.rollouts_per_sampling, run.training.num_generations or 1
     return next(
         steps
         for steps in range(1, rollouts + 1)
@@ -143,15 +117,16 @@ def _fewest_steps_per_generation(run: Run) -> int:
     )
 
 
-def _with_options(run: Run, **options: Any) -> Run:
-    """Return the run with other options of the trainer; the rest was checked when the run was read."""
+def _changed(run: RunSpec, **values: Any) -> RunSpec:
+    """Return the run with other values of its own or of the trainer's options."""
+    own = {name: values.pop(name) for name in ("engine", "model_config") if name in values}
     training = copy.copy(run.training)
-    for name, value in options.items():
+    for name, value in values.items():
         setattr(training, name, value)
-    return dataclasses.replace(run, training=training)
+    return dataclasses.replace(run, training=training, **own)
 
 
-def _sharded(engine: Engine, kind: Any, *, on_cpu: bool = False) -> Engine:
+def _sharded(engine: Engine, kind: Kind, *, on_cpu: bool) -> Engine:
     return dataclasses.replace(
         engine, kind=kind, reshards=True, parameters_on_cpu=on_cpu, optimizer_on_cpu=on_cpu
     )

@@ -1,9 +1,10 @@
 """What is planned: a training run as its memory depends on it, checked before anything is built."""
 
+import math
 from dataclasses import dataclass
 
+import torch
 from transformers import PretrainedConfig
-from transformers.training_args import OptimizerNames
 from trl import ModelConfig
 
 from srpo_trl.commands.plan.engines import Engine
@@ -14,17 +15,17 @@ _TEMPLATE_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSpec:
     """A training run.
 
     Attributes:
         training: the trainer's options.
-        model_config: dtype, attention, adapter, quantisation.
+        model_config: dtype, attention, adapter, quantization.
         model: the model's config.
         engine: see `Engine`.
         prompt_length: of the longest prompt, in tokens; no option bounds it.
         on_gpu: whether it runs on GPUs.
-        memory: bytes of one GPU (of the host, for a run on CPUs); None: not known.
+        memory: bytes of one GPU (of the machine, for a run on CPUs); None: not known.
     """
 
     training: SRPOConfig
@@ -36,16 +37,14 @@ class Run:
     memory: int | None
 
     @property
-    def completion_length(self) -> int:
-        """Tokens of the longest completion."""
-        assert self.training.max_completion_length is not None
-        return self.training.max_completion_length
+    def mixed_dtype(self) -> torch.dtype | None:
+        """The dtype of mixed-precision training; None: no mixed precision."""
+        return torch.bfloat16 if self.training.bf16 else torch.float16 if self.training.fp16 else None
 
     @property
-    def num_generations(self) -> int:
-        """Rollouts of one prompt."""
-        assert self.training.num_generations is not None
-        return self.training.num_generations
+    def completion_length(self) -> int:
+        """Tokens of the longest completion."""
+        return self.training.max_completion_length or 0
 
     @property
     def rollouts_per_step(self) -> int:
@@ -55,23 +54,26 @@ class Run:
     @property
     def rollouts_per_sampling(self) -> int:
         """Rollouts that one process samples at a time."""
-        assert self.training.steps_per_generation is not None
-        return self.training.per_device_train_batch_size * self.training.steps_per_generation
+        return self.training.per_device_train_batch_size * (self.training.steps_per_generation or 1)
 
     @property
     def rollouts_held(self) -> int:
-        """Rollouts whose teacher states one process holds: a step prepares all of its own before its first loss."""
-        return max(self.rollouts_per_step, self.rollouts_per_sampling)
+        """Most rollouts whose teacher states one process holds.
+
+        A step prepares all of its own before its first loss; the last rollout batch among them is held as a whole.
+        """
+        step, sampling = self.rollouts_per_step, self.rollouts_per_sampling
+        return step + sampling - math.gcd(step, sampling)
 
     @property
-    def optimizer(self) -> str:
-        """The optimizer's name."""
-        return OptimizerNames(self.training.optim).value
+    def steps_straddle(self) -> bool:
+        """Whether an optimizer step can end one rollout batch in the middle of the next."""
+        return self.rollouts_held > max(self.rollouts_per_step, self.rollouts_per_sampling)
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether rollouts are distilled."""
-        return bool(self.training.method_record.scorers)
+    def teacher_kind(self) -> str | None:
+        """Whose weights the teacher has; None: nothing is distilled."""
+        return self.training.teacher_model_kind if self.training.method_record.scorers else None
 
     @property
     def has_reference(self) -> bool:
@@ -86,9 +88,10 @@ class Run:
         return int(training.vllm_gpu_memory_utilization * (self.memory or 0)) if is_here else 0
 
     @property
-    def shares_teacher_prompts(self) -> bool:
-        """Whether all failed rollouts of a question are shown the same; feedback differs from one to the next."""
-        return not any("feedback" in source for source in self.training.teacher_context)
+    def rollouts_per_teacher_prompt(self) -> int:
+        """Failed rollouts of a question that are shown the same; feedback differs from one to the next."""
+        differs = any("feedback" in source for source in self.training.teacher_context)
+        return 1 if differs else self.training.num_generations or 1
 
     @property
     def teacher_prompt_length(self) -> int:

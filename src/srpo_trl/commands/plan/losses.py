@@ -1,0 +1,136 @@
+"""Memory of the two losses, from hidden states through LM heads and back: TRL's fused head and the distillation.
+
+Legend: N packed tokens, D hidden, V vocabulary.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from srpo_trl.commands.plan.storage import FP32, MIXED
+from srpo_trl.loss.ops import DistillationSpec, Head
+from srpo_trl.loss.ops.fused_plan import plan_fused, plan_fused_entropy
+from srpo_trl.loss.ops.plan import plan_distillation, plan_entropy
+
+# TRL's fused LM head (trl.kernels.chunked_logprob) takes so many tokens and columns of the vocabulary at a time.
+TILE_TOKENS, TILE_COLUMNS = 4096, 32768
+# Where Triton does not run, that head is chains of torch operators: so many fp32 tiles at once.
+_TORCH_TILES_FORWARD, _TORCH_TILES_BACKWARD = 3, 7.25
+# Bound of the temporaries of this package's operators (`srpo_trl.loss.ops`), on a GPU and on a CPU.
+_CHUNK_BYTES = {True: 512 * 2**20, False: 256 * 2**20}
+
+
+class LossBytes(NamedTuple):
+    """What losses hold beyond the backbone's activations, at the most, in the forward and in the backward."""
+
+    forward: int
+    backward: int
+
+
+class LossSizes(NamedTuple):
+    """Sizes of the LM head, student and teacher alike, and what the losses hold for them.
+
+    Attributes:
+        hidden_size, vocab_size: D and V.
+        weight_itemsize, hidden_itemsize: bytes of a number of the head's weight and of the hidden states.
+        product_itemsize: of TRL's products: autocast's, else the hidden states'.
+        is_trainable: whether the weight gets a gradient.
+        on_gpu: whether the fused kernels run.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    weight_itemsize: int
+    hidden_itemsize: int
+    product_itemsize: int
+    is_trainable: bool
+    on_gpu: bool
+
+    @property
+    def gradient(self) -> int:
+        """Bytes of the head's complete gradient, in the weight's format."""
+        return self.vocab_size * self.hidden_size * self.weight_itemsize * self.is_trainable
+
+    def both(self, policy_tokens: int, distilled_tokens: int, spec: DistillationSpec | None) -> LossBytes:
+        """The losses of one micro-batch: TRL's policy loss, then the distillation; in backward the other way round.
+
+        Args:
+            policy_tokens: N of the policy branch.
+            distilled_tokens: N of the distillation.
+            spec: of the distillation; None: there is none.
+        """
+        policy, states = self._policy(policy_tokens), policy_tokens * self.hidden_size * self.hidden_itemsize
+        if spec is None:
+            return LossBytes(states + policy.forward, states + policy.backward)
+        distillation = self._distillation(distilled_tokens, spec)
+        return LossBytes(
+            states + max(policy.forward, distillation.forward),
+            # The distillation's gradient of the head waits while the policy branch makes its own.
+            states + max(distillation.backward, policy.backward + self.gradient),
+        )
+
+    def _policy(self, num_tokens: int) -> LossBytes:
+        """TRL's fused head: one tile of products, of TILE_COLUMNS columns whatever the vocabulary.
+
+        Tokens and columns of a tile are copied where their format is not the products'. The backward sums the gradients
+        of hidden states and head in fp32.
+        """
+        tokens, columns = min(num_tokens, TILE_TOKENS), min(self.vocab_size, TILE_COLUMNS)
+        copied_rows = tokens * (self.product_itemsize != self.hidden_itemsize)
+        copied_rows += columns * (self.product_itemsize != self.weight_itemsize)
+        tile = (tokens * TILE_COLUMNS + copied_rows * self.hidden_size) * self.product_itemsize
+        torch_tile = 0 if self.on_gpu else tokens * columns * FP32
+        copy = self.gradient if self.weight_itemsize < FP32 else 0
+        return LossBytes(
+            math.ceil(tile + _TORCH_TILES_FORWARD * torch_tile),
+            math.ceil(tile + _TORCH_TILES_BACKWARD * torch_tile)
+            + copy
+            + self._fp32_gradients(num_tokens, FP32),
+        )
+
+    def _distillation(self, num_tokens: int, spec: DistillationSpec) -> LossBytes:
+        """This package's loss: both sides' packed hidden states, a chunk's temporaries, gradients made in the forward.
+
+        Under autocast on a GPU, hidden states and heads are copied to bf16. The head's gradient is fp32 until the
+        backward scales it into the weight's format, which takes both at once.
+        """
+        rounds = self.on_gpu and self.product_itemsize < self.weight_itemsize
+        states, weight = num_tokens * self.hidden_size, self.vocab_size * self.hidden_size
+        itemsize = MIXED if rounds or self.hidden_itemsize == MIXED else FP32
+        gradients = self._fp32_gradients(num_tokens, itemsize)
+        rounded = 2 * (states + weight) * MIXED * rounds
+        temporary = self.temporaries(num_tokens, spec)
+        return LossBytes(
+            2 * states * self.hidden_itemsize + rounded + temporary + gradients,
+            gradients + states * self.hidden_itemsize + self.gradient,
+        )
+
+    def _fp32_gradients(self, num_tokens: int, hidden_itemsize: int) -> int:
+        """Gradients of the hidden states, and of the head while it is summed up in fp32."""
+        rows = num_tokens * hidden_itemsize + self.vocab_size * FP32 * self.is_trainable
+        return rows * self.hidden_size
+
+    def temporaries(self, num_tokens: int, spec: DistillationSpec | None) -> int:
+        """Temporaries of the distillation (None: of the teacher's entropy), as the operator plans them."""
+        side, chunk_bytes = self._side(num_tokens), _CHUNK_BYTES[self.on_gpu]
+        if spec is None:
+            if self.on_gpu:
+                return plan_fused_entropy(*side, chunk_bytes).temporary_bytes
+            return plan_entropy(*side, torch.float32, chunk_bytes).temporary_bytes
+        if self.on_gpu:
+            return plan_fused(*side, *side, spec, chunk_bytes).temporary_bytes
+        return plan_distillation(*side, *side, torch.float32, spec, chunk_bytes).temporary_bytes
+
+    def _side(self, num_tokens: int) -> tuple[Tensor, Head]:
+        """Hidden states and head without data, for the operators' own plans.
+
+        On a GPU in float32: bfloat16 factors are not upcast there, so a plan needs no room for that.
+        """
+
+        def empty(rows: int, itemsize: int) -> Tensor:
+            dtype = torch.bfloat16 if itemsize == MIXED and not self.on_gpu else torch.float32
+            return torch.empty(rows, self.hidden_size, dtype=dtype, device="meta")
+
+        return empty(num_tokens, self.hidden_itemsize), Head(empty(self.vocab_size, self.weight_itemsize))

@@ -1,0 +1,226 @@
+"""Memory of one process in each phase of a step, component by component: storage, passes and losses put together."""
+
+from collections.abc import Iterator
+
+from transformers.training_args import OptimizerNames
+
+from srpo_trl.commands.plan.estimate import (
+    BACKWARD,
+    FORWARD,
+    PHASES,
+    SAMPLING,
+    TEACHER,
+    UPDATE,
+    Component,
+    MemoryEstimate,
+)
+from srpo_trl.commands.plan.losses import LossBytes, LossSizes
+from srpo_trl.commands.plan.run import RunSpec
+from srpo_trl.commands.plan.step import FakeModels
+from srpo_trl.commands.plan.storage import FP32, MIXED, Storage
+from srpo_trl.loss.ops import DistillationSpec
+
+# Components that the passes hold.
+_CACHE, _COPIES, _GATHERED = "key-value cache", "weights copied by autocast", "weights gathered, restored"
+_ACTIVATIONS, _BUFFERS = "activations", "buffers of loss, sampling, update"
+
+
+def estimate_memory(run: RunSpec, models: FakeModels, micro_batch: int) -> MemoryEstimate:
+    """Return the estimate with this micro-batch; the number of rollouts in an optimizer step stays the run's."""
+    accounts = _Accounts(run, models, micro_batch)
+    components = [*accounts.lasting(), *accounts.of_teacher(), *accounts.of_passes()]
+    components.sort(key=lambda c: max(c.phases.values(), default=0), reverse=True)
+    present = tuple(c for c in components if any(c.phases.values()))
+    return MemoryEstimate(micro_batch, accounts.accumulation, present)
+
+
+def _at(phases: tuple[str, ...], num_bytes: int) -> dict[str, int]:
+    return dict.fromkeys(phases, num_bytes)
+
+
+class _Accounts:
+    """The components of one run with one micro-batch."""
+
+    def __init__(self, run: RunSpec, models: FakeModels, micro_batch: int) -> None:
+        self.run, self.engine, self.training, self.micro_batch = run, run.engine, run.training, micro_batch
+        self.accumulation = run.rollouts_per_step // micro_batch
+        model = models.of(run)
+        self.shape = shape = model.shape
+        self.mixed = run.mixed_dtype is not None
+        self.storage = Storage(shape.parameters, run.engine, mixed=self.mixed, teacher_kind=run.teacher_kind)
+        # The largest parameter outside of the layers has the LM head's size and format.
+        self.head = max((p for p in shape.parameters if p.unit is None), key=lambda p: p.numel)
+        self.head_bytes = int(shape.vocab_size * shape.hidden_size * self.storage.stored(self.head))
+        is_own = bool(run.teacher_kind) and shape.head_is_trainable
+        self.head_copy = self.head_bytes * (is_own and self.storage.head_is_copied(self.head))
+        lengths = (run.prompt_length, run.completion_length)
+        rollouts = run.rollouts_per_sampling
+        self.sampled = None if run.training.use_vllm else model.sampling(rollouts, *lengths)
+        self.scored = run.teacher_kind and model.teacher_pass(
+            rollouts,
+            run.rollouts_per_teacher_prompt,
+            run.teacher_prompt_length,
+            run.completion_length,
+            run.training.teacher_tokens_per_pass,
+        )
+        # Complete gradients come layer by layer while activations go, on a process that keeps all of them.
+        self.gradients_grow = self.accumulation == 1 and run.engine.kind in ("single", "ddp", "zero1")
+        self.gradients = self.storage.gradients(self.accumulation)
+        self.gradients_before = self.gradients if self.accumulation > 1 else 0
+        self.trained = model.training_pass(
+            micro_batch, sum(lengths), bool(run.training.gradient_checkpointing), self.gradients_grow
+        )
+
+    def lasting(self) -> Iterator[Component]:
+        """Yield what lies there whatever pass runs."""
+        engine, storage, training = self.engine, self.storage, self.training
+        weights, on_cpu, shards = storage.weights(), engine.parameters_on_cpu, storage.num_shards
+        yield Component("weights", shards, on_cpu, _at(PHASES, weights))
+        if self.run.has_reference:
+            yield Component("reference model", shards, on_cpu, _at(PHASES, weights))
+        state = storage.optimizer_state(OptimizerNames(training.optim).value)
+        for name, held in (
+            ("optimizer's fp32 weights", storage.master_weights()),
+            ("optimizer state", state),
+        ):
+            yield Component(name, storage.num_state_shards, engine.optimizer_on_cpu, _at(PHASES, held))
+        at = (BACKWARD,) if engine.kind in ("zero1", "zero2") else PHASES
+        buckets = storage.gradient_buckets(self.shape.hidden_size)
+        yield Component("gradient buckets", 1, False, _at(at, buckets))
+        at = (SAMPLING,) if training.vllm_enable_sleep_mode else PHASES
+        yield Component("vLLM", 1, False, _at(at, self.run.vllm_bytes))
+
+    def of_teacher(self) -> Iterator[Component]:
+        """Yield what there is because of the teacher, its pass aside."""
+        if not self.scored:
+            return
+        run, shape, storage, on_cpu = self.run, self.shape, self.storage, self.engine.parameters_on_cpu
+        yield Component("teacher", storage.num_shards, on_cpu, _at(PHASES, storage.teacher()))
+        aside = storage.set_aside()
+        yield Component("student's weights set aside", storage.num_shards, on_cpu, {TEACHER: aside})
+        rollout = run.completion_length * shape.hidden_size * self.scored.hidden_itemsize
+        held = _at(PHASES, rollout * run.rollouts_held)
+        # TRL lets go of the last rollouts when the new ones have been scored.
+        held[TEACHER] += rollout * run.rollouts_per_sampling
+        yield Component("teacher's hidden states", 1, self.training.teacher_states_on_cpu, held)
+        if shape.head_is_trainable:
+            # Until its rollouts are used up. A step that ends one rollout batch in the middle of the next leaves a copy
+            # of the head that scored this next one.
+            held = _at(PHASES, self.head_copy + self.head_bytes * run.steps_straddle)
+            held[SAMPLING] -= self.head_copy
+            yield Component("teacher's LM head", 1, False, held)
+
+    def of_passes(self) -> Iterator[Component]:
+        """Yield what the passes, the losses and the update hold, and the gradients that they leave."""
+        engine, at_update = self.engine, self.storage.gradients(1)
+        backward, in_backward = self._backward()
+        held = {
+            SAMPLING: self._sampling(),
+            TEACHER: self._teacher_pass(),
+            FORWARD: self._forward(),
+            BACKWARD: backward,
+            UPDATE: {_BUFFERS: self.storage.update_temporaries(freed=at_update + self.head_copy)},
+        }
+        phases = {FORWARD: self.gradients_before, BACKWARD: in_backward, UPDATE: at_update}
+        if engine.kind == "zero3":  # one buffer, made at the start
+            phases = _at(PHASES, at_update)
+        is_sharded = engine.kind in ("zero2", "zero3") or (engine.kind == "fsdp2" and self.accumulation == 1)
+        shards = engine.num_processes if is_sharded else 1
+        yield Component("gradients", shards, engine.parameters_on_cpu, phases)
+        for name in (_CACHE, _COPIES, _GATHERED, _ACTIVATIONS, _BUFFERS):
+            yield Component(name, 1, False, {p: held[p][name] for p in PHASES if name in held[p]})
+
+    def _sampling(self) -> dict[str, int]:
+        """The model's calls, or after them the draw from the last logits: whichever holds more.
+
+        `generate` makes of these, each (rows, vocabulary) in fp32: two copies, probabilities, a draw.
+        """
+        if self.sampled is None:
+            return {}
+        cache, (peak, copies) = self.sampled
+        draw = cache + 4 * self.run.rollouts_per_sampling * self.shape.vocab_size * FP32
+        return {
+            _CACHE: cache,
+            _COPIES: copies,
+            _GATHERED: self.storage.gathered(sampling=True),
+            _ACTIVATIONS: peak - copies - cache,
+            _BUFFERS: max(0, draw - peak),
+        }
+
+    def _teacher_pass(self) -> dict[str, int]:
+        """The backbone's calls, or after them the entropy of what came out: whichever holds more."""
+        if not self.scored:
+            return {}
+        copies, num_tokens = self.scored.after.weight_copies, self.scored.num_tokens
+        activations = self.scored.peak.total - copies
+        losses = self._losses(self.scored.hidden_itemsize)
+        # Hidden states as the pass returns them, those of scored tokens, and these in one piece.
+        entropy = 3 * num_tokens * self.shape.hidden_size * self.scored.hidden_itemsize
+        entropy += losses.temporaries(num_tokens, None)
+        return {
+            _COPIES: copies,
+            _GATHERED: self.storage.gathered(),
+            _ACTIVATIONS: activations,
+            _BUFFERS: max(0, entropy - activations),
+        }
+
+    def _losses(self, hidden_itemsize: int) -> LossSizes:
+        return LossSizes(
+            hidden_size=self.shape.hidden_size,
+            vocab_size=self.shape.vocab_size,
+            weight_itemsize=int(self.storage.computed(self.head)),
+            hidden_itemsize=hidden_itemsize,
+            product_itemsize=MIXED if self.mixed and not self.engine.is_zero else hidden_itemsize,
+            is_trainable=self.shape.head_is_trainable,
+            on_gpu=self.run.on_gpu,
+        )
+
+    def _loss(self) -> LossBytes:
+        run, training = self.run, self.training
+        completion = self.micro_batch * run.completion_length
+        # Without Triton, TRL's head scores every position.
+        everywhere = completion + self.micro_batch * (run.prompt_length - 1)
+        spec = DistillationSpec(
+            topk=training.distillation_topk,
+            add_tail=training.distillation_add_tail,
+            estimator=training.distillation_estimator,
+        )
+        losses = self._losses(self.trained.hidden_itemsize)
+        return losses.both(
+            completion if run.on_gpu else everywhere, completion, spec if run.teacher_kind else None
+        )
+
+    def _forward(self) -> dict[str, int]:
+        """The forward ends in the losses, with autocast's copies of all weights still there."""
+        loss, (after, copies) = self._loss().forward, self.trained.after_forward
+        total = max(after + loss, self.trained.forward_peak.total)
+        return {
+            _COPIES: copies,
+            _GATHERED: self.storage.gathered(),
+            _ACTIVATIONS: total - loss - copies,
+            _BUFFERS: loss,
+        }
+
+    def _backward(self) -> tuple[dict[str, int], int]:
+        """Return what the backward holds through the heads, or else through the layers, and the gradients at that time.
+
+        Through the layers the head's gradient waits for the embedding's where both are one weight. Gradients that grow
+        are part of what the simulated backward held.
+        """
+        through_heads = {
+            _GATHERED: self.storage.gathered(),
+            _ACTIVATIONS: self.trained.kept,
+            _BUFFERS: self._loss().backward,
+        }
+        head_waits = self.shape.head_is_tied or self.gradients_grow
+        grown = self.gradients if self.gradients_grow else 0
+        through_layers = {
+            _GATHERED: self.storage.gathered(backward=True),
+            _ACTIVATIONS: self.trained.backward_peak.total - grown,
+            _BUFFERS: self._losses(self.trained.hidden_itemsize).gradient if head_waits else 0,
+        }
+        return max(
+            (through_heads, self.gradients_before),
+            (through_layers, self.gradients),
+            key=lambda held: sum(held[0].values()) + held[1],
+        )
