@@ -70,11 +70,20 @@ def read_run_log(path: Path) -> LogContents:
     Raises:
         OSError: the file cannot be opened.
     """
-    contents = LogContents([], [], 0)
+    records: list[Record] = []
+    begins: list[Record] = []
+    num_unreadable = 0
     for line in path.read_bytes().split(b"\n"):
-        if line.strip():
-            contents = _take(contents, _parse(line))
-    return contents
+        record = _parse(line)
+        if "begin" in record:
+            begins.append(record["begin"])
+            first = begins[-1]["step"]
+            records = [earlier for earlier in records if 0 < first >= earlier["step"]]
+        elif record:
+            records.append(record)
+        else:
+            num_unreadable += bool(line.strip())
+    return LogContents(records, begins, num_unreadable)
 
 
 def _parse(line: bytes) -> Record:
@@ -88,15 +97,3 @@ def _parse(line: bytes) -> Record:
     step_holder = record.get("begin", record)
     is_placed = isinstance(step_holder, dict) and isinstance(step_holder.get("step"), int)
     return record if is_placed else {}
-
-
-def _take(contents: LogContents, record: Record) -> LogContents:
-    records, begins, num_unreadable = contents
-    if not record:
-        return LogContents(records, begins, num_unreadable + 1)
-    if "begin" in record:
-        first = record["begin"]["step"]
-        kept = [earlier for earlier in records if 0 < first >= earlier["step"]]
-        return LogContents(kept, [*begins, record["begin"]], num_unreadable)
-    records.append(record)
-    return contents

@@ -53,14 +53,10 @@ class Comparison:
     differences: dict[str, dict[str, Any]]  # option: its value by variant, where it is not the same in all
     start: dict[str, Any]
     budgets: tuple[Budget, ...]
+    max_seconds: float | None  # of training, that end a run; None: its own `max_steps` or epochs do
     metric: str | None
     num_parallel: int
     output_dir: Path
-
-    @property
-    def max_seconds(self) -> float | None:
-        """Training time that ends a run, or None where its own `max_steps` or epochs do."""
-        return _longest(self.budgets)
 
 
 def make_comparison(
@@ -87,7 +83,7 @@ def make_comparison(
         return None, problems
 
     launch = shlex.split(options.launch) if options.launch else [sys.executable, "-m", "srpo_trl.cli"]
-    limit = _longest(budgets)
+    limit = max((budget.amount for budget in budgets if budget.is_time), default=None)
     jobs = []
     for offset in range(num_seeds):
         for name, arguments in variants.items():
@@ -107,14 +103,11 @@ def make_comparison(
         differences=differing(values),
         start=next(iter(starts.values())),
         budgets=tuple(budgets),
+        max_seconds=limit,
         metric=options.metric,
         num_parallel=num_parallel,
         output_dir=options.output_dir,
     ), []
-
-
-def _longest(budgets: Sequence[Budget]) -> float | None:
-    return max((budget.amount for budget in budgets if budget.is_time), default=None)
 
 
 def _whole_number(name: str, text: str) -> int:

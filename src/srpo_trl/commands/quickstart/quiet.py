@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 # Read once, when the libraries are imported; hence set before that. What the user has set stays.
 ENVIRONMENT = {
@@ -45,17 +45,13 @@ def quiet_libraries() -> Iterator[None]:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    num_threads = torch.get_num_threads()
-    bars_were_on = transformers_logging.is_progress_bar_enabled()
-    dataset_bars_were_on = not datasets.are_progress_bars_disabled()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    torch.set_num_threads(min(MAX_THREADS, num_threads))
-    try:
+    with ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
+        if transformers_logging.is_progress_bar_enabled():
+            undo.callback(transformers_logging.enable_progress_bar)
+        transformers_logging.disable_progress_bar()
+        if not datasets.are_progress_bars_disabled():
+            undo.callback(datasets.enable_progress_bars)
+        datasets.disable_progress_bars()
         yield
-    finally:
-        torch.set_num_threads(num_threads)
-        if bars_were_on:
-            transformers_logging.enable_progress_bar()
-        if dataset_bars_were_on:
-            datasets.enable_progress_bars()

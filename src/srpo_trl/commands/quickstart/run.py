@@ -1,33 +1,15 @@
-"""`srpo-trl quickstart`: a warm start, three methods from it, a table, a picture and a saved model."""
+"""`srpo-trl quickstart`: a warm start, a few methods from it, a table, a picture and a saved model."""
 
 import argparse
-import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from srpo_trl.commands.curves import CurveSet, print_table, results_json, table_rows
-from srpo_trl.commands.curves_plot import draw_curves
 from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
-from srpo_trl.commands.quickstart.task import METHODS, SAVED_METHOD
-from srpo_trl.runs.scores import Budget, LearningCurve
-
-if TYPE_CHECKING:  # torch, transformers and trl are imported once the environment is set
-    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
-
-    from srpo_trl.commands.quickstart.held_out import HeldOut
-    from srpo_trl.commands.quickstart.train import TrainingRecipe
-    from srpo_trl.commands.quickstart.warmup import WarmupRecipe, WarmupResult
-
-HELD_OUT_SEED = 5
-METRIC = "held-out accuracy (sampled, temperature 1)"
+from srpo_trl.commands.quickstart.task import METHODS
+from srpo_trl.runs.durations import format_duration
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,31 +20,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     with quiet_logs():
         with console.status("Loading torch, transformers and trl"):
-            import srpo_trl.commands.quickstart.train  # noqa: F401
+            from srpo_trl.commands.quickstart.study import run_study  # which reads the environment
         console.print(f"Loaded the libraries in {time.perf_counter() - start:.0f} s.")
         with quiet_libraries():
-            _run(options, console)
-    console.print(f"The whole run took {_duration(time.perf_counter() - start)}.")
+            run_study(options, console)
+    console.print(f"The whole run took {format_duration(time.perf_counter() - start)}.")
     return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="srpo-trl quickstart",
-        description="Train a tiny model on 4-digit addition with GRPO, SDPO and SRPO from one start, on a CPU.",
+        description="Train a tiny model on 4-digit addition with several methods from one start, on a CPU.",
     )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/quickstart"), help="default: %(default)s"
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--steps", type=_positive, default=100, help="of each method (default: %(default)s)")
-    parser.add_argument("--eval_every", type=_positive, default=10, help="steps (default: %(default)s)")
-    parser.add_argument("--eval_questions", type=_positive, default=384, help="default: %(default)s")
-    parser.add_argument(
-        "--seeds", type=_positive, default=1, help="runs of each method (default: %(default)s)"
-    )
+    for name, default, meaning in (
+        ("steps", 100, "of each method"),
+        ("eval_every", 10, "steps"),
+        ("eval_questions", 384, "held-out, of each measurement"),
+        ("seeds", 1, "runs of each method"),
+        ("warmup_steps", 400, "at most"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=_positive, default=default, help=f"{meaning} (default: %(default)s)"
+        )
     parser.add_argument("--seed", type=int, default=0, help="of the start and of the first run")
-    parser.add_argument("--warmup_steps", type=_positive, default=400, help="at most (default: %(default)s)")
     parser.add_argument(
         "--fresh", action="store_true", help="make the start anew, even where an earlier one fits"
     )
@@ -74,137 +59,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a whole number of at least 1")
     return value
-
-
-def _run(options: argparse.Namespace, console: Console) -> None:
-    from srpo_trl.commands.quickstart.held_out import HeldOut
-    from srpo_trl.commands.quickstart.task import sample_questions
-    from srpo_trl.commands.quickstart.train import TrainingRecipe
-    from srpo_trl.commands.quickstart.warmup import WarmupRecipe
-    from srpo_trl.data.tiny_model import build_tokenizer
-
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
-    warmup = WarmupRecipe(seed=options.seed, max_steps=options.warmup_steps)
-    training = TrainingRecipe(num_steps=options.steps, eval_every=options.eval_every)
-    questions = sample_questions(options.eval_questions, HELD_OUT_SEED, held_out=True)
-    held_out = HeldOut(tokenizer, questions, HELD_OUT_SEED)
-
-    start_folder = options.output_dir / f"start-{warmup.key(tokenizer)}"
-    model, start = _warm_start(start_folder, tokenizer, warmup, options.fresh, console)
-    alone, shown = held_out.accuracy(model), held_out.accuracy(model, shown=True)
-    console.print(
-        f"The start, on {options.eval_questions} held-out questions, sampled at temperature 1: right "
-        f"{alone:.3f} alone, {shown:.3f} with a right solution shown."
-    )
-    if not start.reached:
-        console.print(
-            f"[yellow]The warm-up ended after {start.num_steps} steps without what it aims at: at least "
-            f"{warmup.student_accuracy} alone, and {warmup.teacher_ratio:g} times that with a solution shown. Training "
-            "goes on from there; for a better start give another --seed or more --warmup_steps.[/yellow]"
-        )
-    curves = _train_all(options, tokenizer, start_folder, training, held_out, alone, console)
-    facts = {
-        "start": {"student_accuracy": alone, "teacher_accuracy": shown} | asdict(start),
-        "recipes": {"warmup": asdict(warmup), "training": asdict(training)},
-        "num_held_out_questions": options.eval_questions,
-    }
-    _report(options, curves, facts, console)
-
-
-def _train_all(
-    options: argparse.Namespace,
-    tokenizer: "PreTrainedTokenizerFast",
-    start_folder: Path,
-    recipe: "TrainingRecipe",
-    held_out: "HeldOut",
-    start_accuracy: float,
-    console: Console,
-) -> CurveSet:
-    """Train each method with each seed from the start in `start_folder`, and save one of the models."""
-    from srpo_trl.commands.quickstart.train import train_method
-    from srpo_trl.commands.quickstart.warmup import load_start
-
-    curves: dict[str, dict[int, LearningCurve]] = {method: {} for method in options.methods}
-    for seed in range(options.seed, options.seed + options.seeds):
-        for method in options.methods:
-            start = load_start(start_folder)
-            assert start is not None, "the start was saved before any training"
-            config, name = recipe.config(method, seed, options.output_dir), f"{method.upper()}, seed {seed}"
-            with _progress(console, name, recipe.num_steps) as advance:
-                curve = train_method(start[0], tokenizer, config, held_out, start_accuracy, advance)
-            curves[method][seed] = curve
-            console.print(
-                f"{name}: held-out accuracy {start_accuracy:.3f} to {curve.points[-1].score:.3f} in "
-                f"{recipe.num_steps} steps, {curve.seconds:.0f} s."
-            )
-            if method == SAVED_METHOD and seed == options.seed:
-                start[0].save_pretrained(options.output_dir / f"{method}-model")
-                tokenizer.save_pretrained(options.output_dir / f"{method}-model")
-    return CurveSet(METRIC, curves)
-
-
-def _report(options: argparse.Namespace, curves: CurveSet, facts: dict[str, Any], console: Console) -> None:
-    """Print the table and write the picture and the numbers."""
-    folder, steps = options.output_dir, sorted({max(options.steps // 2, 1), options.steps})
-    budgets = [Budget(f"{num}steps", num, is_time=False) for num in steps]
-    print_table("Held-out accuracy: best within each budget", table_rows(curves, budgets), console)
-    console.print(
-        f"Seen on this task, from this start, with {options.seeds} seed{'s'[: options.seeds - 1]}; a single point of "
-        f"one run has a standard error of up to {0.5 / options.eval_questions**0.5:.3f}."
-    )
-    start = facts["start"]
-    levels = {"start, shown a solution": start["teacher_accuracy"], "start": start["student_accuracy"]}
-    draw_curves(curves, folder / "curves.png", levels)
-    packages = ("torch", "transformers", "trl", "srpo-trl")
-    facts["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    facts["machine"] = {"platform": platform.platform(), "processor": platform.machine()}
-    method_options = {method: METHODS[method] for method in options.methods}
-    (folder / "results.json").write_text(
-        results_json(curves, budgets, method_options, **facts), encoding="utf-8"
-    )
-    saved = [f"{SAVED_METHOD}-model"] if SAVED_METHOD in options.methods else []
-    console.print(f"Saved {', '.join(['curves.png', 'results.json', *saved])} in {folder}.")
-
-
-def _warm_start(
-    folder: Path, tokenizer: "PreTrainedTokenizerFast", recipe: "WarmupRecipe", fresh: bool, console: Console
-) -> "tuple[Qwen3ForCausalLM, WarmupResult]":
-    """Return the common start: the one of an earlier run with the same recipe, or a new one, saved to `folder`."""
-    from srpo_trl.commands.quickstart.warmup import load_start, save_start, warm_up
-
-    earlier = None if fresh else load_start(folder)
-    if earlier is not None:
-        console.print(f"Took the start of an earlier run from {folder} (--fresh makes it anew).")
-        return earlier
-    with _progress(console, "Warm-up", recipe.max_steps) as advance:
-        model, result = warm_up(tokenizer, recipe, advance)
-    console.print(f"Warmed up in {result.num_steps} supervised steps, {result.seconds:.0f} s.")
-    save_start(folder, model, tokenizer, result)
-    return model, result
-
-
-@contextmanager
-def _progress(console: Console, description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show a progress bar; the yielded function takes the number of steps done and, where there is news, a note."""
-    columns = (
-        TextColumn("{task.description:<13}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(description, total=total, note="")
-
-        def advance(done: int, note: str) -> None:
-            progress.update(task, completed=done)
-            if note:
-                progress.update(task, note=note)
-
-        yield advance
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
