@@ -15,9 +15,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.learning import RECIPE, WARMUPS
-from srpo_trl.commands.compare.variants import VARIANTS
 from srpo_trl.commands.curves import markdown
 from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
+from srpo_trl.methods import VARIANTS
 
 WARM_UP_STEPS = 2
 

@@ -23,7 +23,7 @@ from benchmarks.common import random_qwen3, run
 from benchmarks.measure import free_memory, seconds
 from benchmarks.tables import Table
 from srpo_trl import SRPOConfig, SRPOTrainer
-from srpo_trl.commands.smoke_model import build_byte_tokenizer
+from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.methods import PAPER_DEFAULTS
 
 Method = Literal["grpo", "srpo"]

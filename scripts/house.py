@@ -27,7 +27,14 @@ FLOORS = (
     ("__init__.py", "cli.py", "commands"),
 )
 CORE = ("rewards", "rollout", "teacher", "loss", "methods")  # stand without a trainer
-SHARED_COMMANDS = ("inputs", "options", "config_file", "train")  # that other commands may import
+SHARED_COMMANDS = (
+    "inputs",
+    "options",
+    "config_file",
+    "train",
+    "curves",
+    "curves_plot",
+)  # that other commands may import
 OPERATORS = "loss/ops/"  # kernels: long functions, one interface in several files
 # Largest value of each figure that has one.
 LIMITS = {

@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.config.renamed import explains_unknown_arguments
-from srpo_trl.host.arguments import bound_arguments, refuse_adapted_head
+from srpo_trl.host.arguments import bound_arguments, refuse_adapted_head, refuse_unsupported
 from srpo_trl.host.callbacks import TrainingClock
 from srpo_trl.host.checkpoint_parts import Counters, engine_of, run_parts
 from srpo_trl.host.datasets import max_prompt_length
@@ -43,8 +43,6 @@ from srpo_trl.rollout.coefficients import coefficients, step_totals, token_weigh
 from srpo_trl.rollout.graded import RoutedRollouts, context_record, rollout_counts
 from srpo_trl.rollout.router import Router, prompt_encoder
 from srpo_trl.rollout.step_window import StepWindow
-from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
-from srpo_trl.seams.own_forward import use_own_weights
 from srpo_trl.teacher.in_use import TeacherInUse
 from srpo_trl.teacher.prepared_student import prepare_student
 
@@ -78,16 +76,19 @@ class SRPOTrainer(HostTrainer):
         self._method, self._is_plain = args.method_record, args.method_record.is_plain
         vars(self).update({} if self._is_plain else CARD)
         super().__init__(**arguments)
-        use_own_weights(self.student)
-        if args.liger_layers:
-            check_liger_layers(self.student, args.device)
-            apply_liger_layers(self.student)
         if not self._is_plain:
             self._prepare_rollouts(args)
             self._prepare_teacher(args)
             self._prepare_run(args)
 
     def _prepare_rollouts(self, args: SRPOConfig) -> None:
+        refuse_unsupported(
+            self.model,
+            self.accelerator,
+            max_completion_length=args.max_completion_length,
+            gradient_share_steps=args.gradient_share_steps,
+            reads_images=self._is_vlm,
+        )
         self._window, self._sums = StepWindow(), MetricSums()
         self.timed = self._sums.timed
         self._batches = BatchOptions.of(

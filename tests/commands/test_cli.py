@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srpo_trl.cli import main
-from srpo_trl.commands.smoke_model import build_byte_tokenizer, save_tiny_random_qwen3
 from srpo_trl.commands.train import last_complete_checkpoint, read_arguments
+from srpo_trl.data.smoke_model import build_byte_tokenizer, save_tiny_random_qwen3
 from srpo_trl.teacher.weights import TEACHER_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -14,11 +14,10 @@ import pytest
 import yaml
 
 from srpo_trl.cli import main
-from srpo_trl.commands.compare.variants import VARIANTS
 from srpo_trl.commands.curves_plot import common_points
 from srpo_trl.commands.quickstart.task import prompt_dataset, sample_questions
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
-from srpo_trl.methods import METHODS
+from srpo_trl.methods import METHODS, VARIANTS
 from srpo_trl.runs.scores import LearningCurve, Point
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srpo_trl.cli import main
 from srpo_trl.commands.evaluate import Score, paired
-from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
+from srpo_trl.data.smoke_model import save_tiny_random_qwen3
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = ("--use_cpu", "true", "--max_completion_length", "6", "--num_generations_eval", "2")

@@ -14,7 +14,7 @@ from srpo_trl.commands.quickstart import held_out
 from srpo_trl.commands.quickstart.held_out import HeldOut, sample_completions
 from srpo_trl.commands.quickstart.prompts import TEMPLATES, student_prompts, teacher_prompts
 from srpo_trl.commands.quickstart.quiet import ENVIRONMENT
-from srpo_trl.commands.quickstart.run import main
+from srpo_trl.commands.quickstart.run import quickstart as main
 from srpo_trl.commands.quickstart.task import (
     SOLUTION_TOKENS,
     Question,

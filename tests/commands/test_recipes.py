@@ -20,7 +20,7 @@ from srpo_trl import SRPOTrainer
 from srpo_trl.cli import main
 from srpo_trl.commands import train as training_script
 from srpo_trl.commands.config_file import read_config_file
-from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
+from srpo_trl.data.smoke_model import save_tiny_random_qwen3
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PAPER_BENCHMARKS = {  # each benchmark once

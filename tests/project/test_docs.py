@@ -20,9 +20,9 @@ from srpo_trl.commands import evaluate as command
 from srpo_trl.commands.compare import command as compare_command
 from srpo_trl.commands.plan import arguments as memory_arguments
 from srpo_trl.commands.report import command as report_command
-from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
 from srpo_trl.commands.train import TrainArguments, read_arguments
 from srpo_trl.config.ranges import JOINT_DENOMINATOR_LOSSES, TEACHER_SOURCES
+from srpo_trl.data.smoke_model import save_tiny_random_qwen3
 from srpo_trl.host.callbacks import PEAK_MEMORY
 from srpo_trl.logs.metrics import RATIOS, SUMS, metrics_from_sums
 from srpo_trl.methods import METHODS, WEIGHTED
@@ -370,7 +370,7 @@ def commands(path: Path) -> list[list[str]]:
     ]
 
 
-READERS = {"train": read_arguments, "eval": command.read_arguments}
+READERS = {"train": read_arguments, "eval": command.read_evaluation}
 
 
 def check_words(words: list[str]) -> None:

@@ -15,7 +15,7 @@ from harness import LORA, chat_dataset, config, contains_answer, make_trainer
 from odd_texts import ODD_TEXTS, PATHS
 from resumed_runs import RUN, SPLITS, half
 from srpo_trl.cli import main
-from srpo_trl.commands.smoke_model import save_tiny_random_qwen3
+from srpo_trl.data.smoke_model import save_tiny_random_qwen3
 from srpo_trl.host.manifest import MANIFEST_FILE
 from srpo_trl.teacher.context import whole_characters
 from srpo_trl.teacher.weights import TEACHER_FILE

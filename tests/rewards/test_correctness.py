@@ -15,10 +15,10 @@ from srpo_trl.rewards.correctness_watch import (
     REMINDER_BATCHES,
     CorrectnessWatch,
     Scores,
+    batch_scores,
     decision_note,
     is_far_below,
     one_verdict,
-    score_samples,
 )
 
 NAN = math.nan
@@ -99,7 +99,7 @@ def test_a_clear_decision_says_nothing(names, weights, correctness_reward, thres
     ],
 )
 def test_scores_are_the_finite_ones(values, expected):
-    assert score_samples(values) == expected
+    assert batch_scores(values) == expected
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_scores_are_the_finite_ones(values, expected):
     ],
 )
 def test_one_verdict_on_rewards_that_differ(values, threshold, expected):
-    assert one_verdict(score_samples(values), threshold) == expected
+    assert one_verdict(batch_scores(values), threshold) == expected
 
 
 @pytest.mark.parametrize(

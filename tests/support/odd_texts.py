@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from srpo_trl.commands.smoke_model import SPECIAL_TOKENS as BYTE_SPECIALS
+from srpo_trl.data.smoke_model import SPECIAL_TOKENS as BYTE_SPECIALS
 from srpo_trl.data.tiny_model import SPECIAL_TOKENS as TINY_SPECIALS
 
 MARKERS = [

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from srpo_trl.commands.smoke_model import build_byte_tokenizer
+from srpo_trl.data.smoke_model import build_byte_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE = 8, 4
 TOKENS_PER_IMAGE = (IMAGE_SIZE // PATCH_SIZE) ** 2

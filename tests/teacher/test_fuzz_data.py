@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from harness import contains_answer, flat_parameters, logged, make_trainer, replay, tiny_tokenizer
 from odd_texts import ODD_TEXTS, odd_answer, odd_completion, odd_text
-from srpo_trl.commands.report.command import main as write_report
-from srpo_trl.commands.smoke_model import build_byte_tokenizer
+from srpo_trl.commands.report.command import report as write_report
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
+from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.rewards import format_reward, get_math_reward, get_multiple_choice_reward, get_tool_use_reward
 from srpo_trl.rewards.grading import completion_text
 from srpo_trl.rollout.solved_prompts import SolvedPrompts, prompt_key

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srpo_trl import SRPOConfig
-from srpo_trl.commands.smoke_model import build_byte_tokenizer
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
+from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.data.tiny_model import build_tokenizer
 from srpo_trl.teacher.context import (
     ContextTemplates,

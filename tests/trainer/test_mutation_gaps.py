@@ -14,7 +14,7 @@ from harness import (
     tiny_model,
     tiny_tokenizer,
 )
-from srpo_trl.commands.smoke_model import build_byte_tokenizer
+from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.host.prompt_order import ResumableRepeatSampler
 from srpo_trl.methods.record import Route
 from srpo_trl.methods.srpo import srpo

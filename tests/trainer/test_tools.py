@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from harness import config, logged
 from srpo_trl import SRPOTrainer
-from srpo_trl.commands.smoke_model import build_byte_tokenizer
+from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.data.tiny_model import build_model
 from srpo_trl.methods.record import Route
 

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
 from srpo_trl.commands.inputs import (
+    RewardFunction,
     data_problems,
     load_rows,
     loading_options,
@@ -32,7 +33,6 @@ from srpo_trl.config import SRPOConfig
 from srpo_trl.evaluation.samples import Sample
 from srpo_trl.host.manifest import MANIFEST_FILE, flaw_of
 from srpo_trl.methods import GRPO, METHODS, PAPER_DEFAULTS
-from srpo_trl.seams.trl import RewardFunc as RewardFunction
 from srpo_trl.trainer import SRPOTrainer
 from srpo_trl.version import __version__
 
@@ -67,7 +67,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     Every problem that can be seen without a model is reported in one message, and nothing is started.
     """
-    script, config, model_config, problems = read_arguments(argv)
+    script, config, model_config, problems = read_evaluation(argv)
     problems_of_data = list(data_problems(script))
     problems += [*problems_of_data, *_output_problems(script)]
     rewards = reward_functions(script, problems)
@@ -85,7 +85,7 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_arguments(
+def read_evaluation(
     argv: Sequence[str],
 ) -> tuple[EvalArguments, SRPOConfig | None, ModelConfig | None, list[str]]:
     """Return the script's, the trainer's and the model's arguments (None where they were refused), the problems.

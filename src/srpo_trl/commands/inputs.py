@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from srpo_trl.config import SRPOConfig
 from srpo_trl.data import load_benchmark, load_gsm8k
 from srpo_trl.data.gsm8k import GSM8K, GSM8K_CONFIG, GSM8K_HUB_ID
 from srpo_trl.rewards import BENCHMARK_REWARDS
-from srpo_trl.seams.trl import RewardFunc as RewardFunction
 
 DATA_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+RewardFunction = Callable[..., Any]
 
 
 @dataclass

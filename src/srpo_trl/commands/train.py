@@ -11,6 +11,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from srpo_trl.commands.inputs import (
     DataArguments,
+    RewardFunction,
     data_problems,
     load_rows,
     loading_options,
@@ -20,13 +21,12 @@ from srpo_trl.commands.inputs import (
     reward_problems,
 )
 from srpo_trl.commands.options import attempt, parse_options, refuse
-from srpo_trl.commands.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
 from srpo_trl.config import SRPOConfig
+from srpo_trl.data.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
 from srpo_trl.host.callbacks import TrainingClock
 from srpo_trl.host.manifest import flaw_of, newest_whole
 from srpo_trl.host.staging import unwritable
 from srpo_trl.runs.durations import parse_duration
-from srpo_trl.seams.trl import RewardFunc as RewardFunction
 from srpo_trl.trainer import SRPOTrainer
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from srpo_trl.rollout.batch_counter import (
     resume_problem,
     resumed_micro_batches,
 )
-from srpo_trl.teacher.heads import PastHead
 
 STATE_FILE = "srpo_state.json"
 ROLLOUTS_FILE = "srpo_rollouts_rank{rank}.pt"
@@ -171,8 +170,8 @@ class BufferedRollouts(CheckpointPart):
     counters: Counters
     batches: Callable[[], Any]
     set_batches: Callable[[Any], None]
-    past_head: Callable[[], PastHead | None]
-    restore_head: Callable[[PastHead | None], None]
+    past_head: Callable[[], Any]
+    restore_head: Callable[[Any], None]
 
     def save(self, folder: Path, rank: int, *, writes: bool) -> None:
         """Write this process's rollouts."""

@@ -26,8 +26,8 @@ from srpo_trl.host.rows import (
     prompt_shapes,
     stored_values,
 )
+from srpo_trl.seams.messages import ROW_ERRORS
 from srpo_trl.seams.trl import get_callable_name
-from srpo_trl.teacher.rendered_prompts import ROW_ERRORS
 
 _COLUMNS_NOT_PASSED = ("prompt", "completion", "completion_ids")  # by TRL to a reward function
 

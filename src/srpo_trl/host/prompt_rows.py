@@ -15,8 +15,7 @@ from trl import prepare_multimodal_messages
 from srpo_trl.host.rewards.columns import RewardColumns
 from srpo_trl.host.rows import foreign_prompt
 from srpo_trl.rollout.solved_prompts import prompt_key
-from srpo_trl.seams.messages import has_image
-from srpo_trl.teacher.rendered_prompts import ROW_ERRORS
+from srpo_trl.seams.messages import ROW_ERRORS, has_image
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,6 @@ from trl import GRPOTrainer
 from srpo_trl.config import SRPOConfig
 from srpo_trl.evaluation.samples import Sample
 from srpo_trl.host import objects
-from srpo_trl.host.arguments import refuse_unsupported
 from srpo_trl.host.callbacks import GuardCallback, RunLogCallback, TrainingClock, peak_memory, run_facts
 from srpo_trl.host.datasets import check_size
 from srpo_trl.host.finite_steps import FiniteSteps
@@ -35,6 +34,8 @@ from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
 from srpo_trl.rollout.graded import GradedRollouts
 from srpo_trl.runs.log import LOG_FILE, NONFINITE_FOLDER
+from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
+from srpo_trl.seams.own_forward import use_own_weights
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +74,11 @@ class HostTrainer(GRPOTrainer):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        if not self.args.method_record.is_plain:
-            refuse_unsupported(
-                self.model,
-                self.accelerator,
-                max_completion_length=self.args.max_completion_length,
-                gradient_share_steps=self.args.gradient_share_steps,
-                reads_images=self._is_vlm,
-            )
         args, output_dir = self.args, Path(str(self.args.output_dir))
+        use_own_weights(self.student)
+        if args.liger_layers:
+            check_liger_layers(self.student, args.device)
+            apply_liger_layers(self.student)
         self.timed: Timed = lambda name: nullcontext()
         self.log_sources: list[Callable[[bool], dict[str, float]]] = []
         self.part_losses: dict[str, Tensor] = {}

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from srpo_trl.loss.ops import DistillationResult, Head
 from srpo_trl.loss.ops.projection import matmul_precision, project_
-from srpo_trl.methods.record import ROUTE_NAMES
 from srpo_trl.rollout.batch import RoutedBatch, TrlBatch, context_columns, rollout_numbers
 from srpo_trl.runs.log import RunLog
 
@@ -99,7 +98,7 @@ class ExamplesLog:
         most_corrected_C = (divergence_n * weight_n).topk(min(CHOICES_PER_EXAMPLE, len(positions_n))).indices
         return {
             "rollout": int(rollout_numbers(inputs)[row]),
-            "route": ROUTE_NAMES[int(routed.route_B[row])],
+            "route": routed.route_names[row],
             **context_columns(inputs)[row],
             "prompt": self._tokenizer.decode(prompt_ids),
             "tokens": token_texts(self._tokenizer, inputs["completion_ids"][row][:length].tolist()),

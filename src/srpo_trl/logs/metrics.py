@@ -13,7 +13,6 @@ from torch import Tensor
 
 from srpo_trl.loss.ops import DistillationResult
 from srpo_trl.loss.token_weights import effective_sample_size
-from srpo_trl.teacher.weights import TeacherDistance
 
 # Logged metric: (sum, count). A metric whose count is 0 is left out of the log.
 RATIOS: dict[str, tuple[str, str]] = {
@@ -127,7 +126,7 @@ def gradient_sums(norms: dict[str, Tensor]) -> dict[str, float | Tensor]:
     return {"gradient_measurements": 1, **{f"gradient_norm_{name}": norm for name, norm in norms.items()}}
 
 
-def distance_sums(distance: TeacherDistance | None) -> dict[str, float | Tensor]:
+def distance_sums(distance: tuple[Tensor, Tensor] | None) -> dict[str, float | Tensor]:
     """Return the sums of an update of the teacher; nothing of the live one, which has no distance."""
     if distance is None:
         return {}

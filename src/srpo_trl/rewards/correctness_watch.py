@@ -82,7 +82,7 @@ class Scores(NamedTuple):
 NO_SCORES = Scores(0, math.inf, -math.inf)
 
 
-def score_samples(values: Sequence[float]) -> Scores:
+def batch_scores(values: Sequence[float]) -> Scores:
     """Return the finite ones among the scores of some rollouts."""
     finite = [value for value in values if math.isfinite(value)]
     return Scores(len(finite), min(finite), max(finite)) if finite else NO_SCORES
@@ -130,7 +130,7 @@ class CorrectnessWatch:
     def observe(self, values: Sequence[float]) -> str:
         """Take the deciding scores of one rollout batch of all processes; return what to tell, mostly nothing."""
         self._scores, self._num_batches = (
-            self._scores.with_others(score_samples(values)),
+            self._scores.with_others(batch_scores(values)),
             self._num_batches + 1,
         )
         verdict = one_verdict(self._scores, self._threshold)

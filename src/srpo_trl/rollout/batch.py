@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srpo_trl.methods.record import Tokens, TokenScores, is_distilled, is_policy
+from srpo_trl.methods.record import Tokens, TokenScores, is_distilled, is_policy, route_names
 from srpo_trl.seams.trl import split_pixel_values_by_grid
 from srpo_trl.teacher.context import TOKEN_TYPE_INPUTS
 from srpo_trl.teacher.images import VisionRow
@@ -70,6 +70,11 @@ class RoutedBatch:
         if self.sampler_ratio_BT is None:
             return None
         return self.sampler_ratio_BT.expand(self.distilled_BT.shape)[self.distilled_BT]
+
+    @property
+    def route_names(self) -> list[str]:
+        """The name of each row's route."""
+        return route_names(self.route_B)
 
     @property
     def is_policy_B(self) -> Tensor:

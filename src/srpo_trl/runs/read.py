@@ -34,7 +34,11 @@ FORMER_METRICS = {
     "srpo/gradient/sdpo_norm": "srpo/gradient/distilled_norm",
     "srpo/gradient/sdpo_share": "srpo/gradient/distilled_share",
 }
-FORMER_ROUTES = {"grpo": "policy", "sdpo": "distilled", "mix": "both", "skip": "skipped"}
+FORMER_ROUTES = {
+    old.split("/")[2].removesuffix("_frac"): new.split("/")[2].removesuffix("_frac")
+    for old, new in FORMER_METRICS.items()
+    if old.startswith("srpo/route/")
+}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,11 @@ A row can bring anything: keys that a table fills with None, content without tex
 
 from typing import Any
 
+from jinja2 import TemplateError
+
+# What a chat template or a tokenizer raises for a row that it does not take.
+ROW_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
+
 Messages = list[dict[str, Any]]
 
 
@@ -57,3 +62,11 @@ def has_image(prompt: Any) -> bool:
 def _num_fixed_parts(content: list[dict[str, Any]]) -> int:
     """Return how many content parts end with the last that is not text."""
     return max((i + 1 for i, part in enumerate(content) if part.get("type") != "text"), default=0)
+
+
+def whole_characters(text: str) -> str:
+    """Return the text with U+FFFD for each lone surrogate: half a character, which no tokenizer and no file takes.
+
+    A `\\ud800` in a rollout's JSON becomes one in the feedback of a grader that quotes it.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

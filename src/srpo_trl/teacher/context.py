@@ -18,6 +18,7 @@ from uuid import uuid4
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from srpo_trl.seams.messages import (
+    ROW_ERRORS,
     Messages,
     images_of,
     last_user_position,
@@ -34,7 +35,7 @@ from srpo_trl.teacher.prompt_pieces import (
     stripped,
     whole_characters,
 )
-from srpo_trl.teacher.rendered_prompts import ROW_ERRORS, TurnFormat, last_user_turn, turn_format
+from srpo_trl.teacher.rendered_prompts import TurnFormat, last_user_turn, turn_format
 from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation, fill_template
 
 __all__ = [

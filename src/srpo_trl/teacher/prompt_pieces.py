@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from srpo_trl.seams.messages import whole_characters
+
 Span = tuple[int, int]
 
 
@@ -19,14 +21,6 @@ class Piece(NamedTuple):
 
     text: str
     is_trusted: bool = True
-
-
-def whole_characters(text: str) -> str:
-    """Return the text with U+FFFD for each lone surrogate: half a character, which no tokenizer and no file takes.
-
-    A `\\ud800` in a rollout's JSON becomes one in the feedback of a grader that quotes it.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def filled(template: str, **values: Sequence[Piece]) -> list[Piece]:

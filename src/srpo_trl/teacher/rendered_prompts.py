@@ -5,10 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from jinja2 import TemplateError
-
-# What a chat template or a tokenizer raises for a row that it does not take.
-ROW_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
+from srpo_trl.seams.messages import ROW_ERRORS
 
 _THINKING = re.compile(r"\s*<think>.*\Z", re.DOTALL)  # some templates open or skip the thinking themselves
 _FIRST, _ANSWER, _LAST = (f"srpo-{name}-{uuid4().hex}" for name in ("first", "answer", "last"))

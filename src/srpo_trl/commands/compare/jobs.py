@@ -18,10 +18,9 @@ from srpo_trl.commands.compare.start import (
     options_text,
     start_of,
 )
-from srpo_trl.commands.compare.variants import VARIANTS
 from srpo_trl.commands.options import attempt
 from srpo_trl.commands.train import Training, prepare
-from srpo_trl.methods import PAPER_DEFAULTS
+from srpo_trl.methods import PAPER_DEFAULTS, VARIANTS
 from srpo_trl.runs.scores import Budget, read_budgets
 
 RUNS_FOLDER = "runs"

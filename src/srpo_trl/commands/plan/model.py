@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
-from srpo_trl.commands.smoke_model import TINY_RANDOM_QWEN3, build_byte_tokenizer
+from srpo_trl.data.smoke_model import TINY_RANDOM_QWEN3, build_byte_tokenizer
 from srpo_trl.data.tiny_model import build_model
 
 # bitsandbytes: values of 4 bits with one fp32 scale per 64; nested, scales of 8 bits with one fp32 per 256 of them.

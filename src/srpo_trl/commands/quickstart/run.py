@@ -12,7 +12,7 @@ from srpo_trl.commands.quickstart.task import METHODS
 from srpo_trl.runs.durations import format_duration
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def quickstart(argv: Sequence[str] | None = None) -> int:
     """Run the quickstart and return 0; options that do not fit end the program with argparse's status 2."""
     options = _parse(argv)
     console = Console()

@@ -8,7 +8,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.commands.quickstart.held_out import HeldOut
 from srpo_trl.commands.quickstart.task import (
     METHODS,
@@ -17,9 +16,11 @@ from srpo_trl.commands.quickstart.task import (
     prompt_dataset,
     sample_questions,
 )
+from srpo_trl.config import SRPOConfig
 from srpo_trl.host.callbacks import TrainingClock
 from srpo_trl.methods import PAPER_DEFAULTS
 from srpo_trl.runs.scores import LearningCurve, Point
+from srpo_trl.trainer import SRPOTrainer
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 BUDGETS = ("1h", "5h", "10h")  # the paper's
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def report(argv: Sequence[str] | None = None) -> int:
     """Write the report and return the exit status."""
     options = _parse(argv)
     try:

@@ -24,8 +24,8 @@ from srpo_trl.host.rewards.run import NamedFunction, Outcome, private_call
 from srpo_trl.host.rewards.scores import FLOAT32_MAX, Scores, score_limits
 from srpo_trl.host.rewards.threads import RewardLoop, RewardThread, in_daemon_thread
 from srpo_trl.host.rewards.transport import CannotBeSentError
+from srpo_trl.seams.messages import whole_characters
 from srpo_trl.seams.trl import is_async_callable
-from srpo_trl.teacher.prompt_pieces import whole_characters
 
 logger = logging.getLogger(__name__)
 

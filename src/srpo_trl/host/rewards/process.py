@@ -23,7 +23,7 @@ START_SECONDS = (
 
 _BOOTSTRAP = (
     "import sys; sys.path[:] = {path!r}; "
-    "from srpo_trl.host.rewards.worker import main; main({connection}, {life})"
+    "from srpo_trl.host.rewards.worker import serve; serve({connection}, {life})"
 )
 
 

@@ -49,7 +49,7 @@ class Answer(NamedTuple):
     records: list[logging.LogRecord]
 
 
-def main(connection_fd: int, life_fd: int) -> None:
+def serve(connection_fd: int, life_fd: int) -> None:
     """Serve batches until the parent closes its end of the connection.
 
     Args:
