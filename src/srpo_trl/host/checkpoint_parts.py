@@ -209,33 +209,3 @@ class OwnFile(CheckpointPart):
     def load(self, folder: Path, rank: int, device: torch.device) -> None:
         """Read the file."""
         self._load(folder)
-
-
-def run_parts(
-    counters: Counters,
-    teacher: Any,
-    buffered: tuple[Callable[[], Any], Callable[[Any], None]],
-    solved_prompts: Any,
-    **states: Stateful,
-) -> list[CheckpointPart]:
-    """Return what a run adds to its checkpoints, in the order in which it is loaded.
-
-    Args:
-        counters: of the run.
-        teacher: saves and loads its weights, and knows the head of the rollouts in use.
-        buffered: returns and sets TRL's micro-batches of the rollouts in use.
-        solved_prompts: saves and loads itself; None: there are none.
-        states: small ones, by name.
-    """
-    parts: list[CheckpointPart] = [
-        OwnFile(teacher.save, teacher.load),
-        StateFile(counters, **states),
-        BufferedRollouts(counters, *buffered, teacher.past_head, teacher.restore_head),
-    ]
-    if solved_prompts is not None:
-        parts.append(
-            OwnFile(
-                lambda folder, writes: solved_prompts.save(folder) if writes else None, solved_prompts.load
-            )
-        )
-    return parts

@@ -1,10 +1,13 @@
 """The objects that `HostTrainer` owns, made from the values that a `GRPOTrainer` has once it is made."""
 
+from functools import partial
 from typing import Any
 
 from srpo_trl.evaluation.evaluator import Evaluator
 from srpo_trl.evaluation.samples import answer_parser
-from srpo_trl.host.checkpoints import Checkpoints
+from srpo_trl.host.arguments import refuse_unsupported
+from srpo_trl.host.checkpoint_parts import BufferedRollouts, Counters, OwnFile, Stateful, StateFile, engine_of
+from srpo_trl.host.checkpoints import CheckpointPart, Checkpoints
 from srpo_trl.host.datasets import check_rows, max_prompt_length
 from srpo_trl.host.manifest import Manifest
 from srpo_trl.host.prompt_order import PromptOrder
@@ -13,6 +16,7 @@ from srpo_trl.host.rewards.calls import Rewards
 from srpo_trl.host.rewards.columns import RewardColumns
 from srpo_trl.host.step_boundary import StepBoundary
 from srpo_trl.rewards.correctness import Judge
+from srpo_trl.rollout.batch_counter import RolloutBatchCounter
 
 
 def checkpoints(trainer: Any) -> Checkpoints:
@@ -118,3 +122,45 @@ def evaluator(trainer: Any, judge: Judge) -> Evaluator:
         rank=process,
         num_processes=trainer.accelerator.num_processes,
     )
+
+
+def check_supported(trainer: Any) -> None:
+    """Raise ValueError where the teacher cannot be built, rather than train with another one."""
+    refuse_unsupported(
+        trainer.model,
+        trainer.accelerator,
+        max_completion_length=trainer.args.max_completion_length,
+        gradient_share_steps=trainer.args.gradient_share_steps,
+        reads_images=trainer._is_vlm,
+    )
+
+
+def checkpoint_parts(
+    trainer: Any, counter: RolloutBatchCounter, teacher: Any, solved_prompts: Any, **states: Stateful
+) -> list[CheckpointPart]:
+    """Return what a run adds to its checkpoints, in the order in which it is loaded.
+
+    Args:
+        trainer: a `GRPOTrainer`.
+        counter: of its rollout batches.
+        teacher: saves and loads its weights, and knows the head of the rollouts in use.
+        solved_prompts: saves and loads itself; None: there are none.
+        states: small ones, by name.
+    """
+    counters = Counters(
+        counter,
+        lambda: trainer._step,
+        partial(setattr, trainer, "_step"),
+        engine=engine_of(trainer.accelerator),
+        saves_rollouts=not trainer.args.save_only_model,
+        tell=trainer.tell,
+    )
+    buffered = lambda: trainer._buffered_inputs, partial(setattr, trainer, "_buffered_inputs")
+    parts: list[CheckpointPart] = [
+        OwnFile(teacher.save, teacher.load),
+        StateFile(counters, **states),
+        BufferedRollouts(counters, *buffered, teacher.past_head, teacher.restore_head),
+    ]
+    if solved_prompts is not None:
+        parts.append(OwnFile(solved_prompts.save, solved_prompts.load))
+    return parts
