@@ -80,15 +80,6 @@ MUTANTS = [
         tests=(f"{ARGUMENTS}::test_limits_hold_for_the_weighted_sum",),
     ),
     mutant(
-        "last_feedback_counts",
-        "of several functions' feedback the teacher is shown the last one's",
-        ("host/rewards/feedback.py", "if self._texts and texts:", "if False:"),
-        tests=(
-            "host/test_rewards_object.py::test_feedback_is_joined_line_by_line_and_taken_once",
-            "trainer/test_trainer.py::test_feedback_of_several_functions_is_joined_and_a_wrong_number_refused",
-        ),
-    ),
-    mutant(
         "thinking_is_removed_by_a_lazy_pattern",
         "removing thinking blocks takes quadratic time where none is closed",
         (
