@@ -32,6 +32,25 @@ MUTANTS = [
         tests=(f"{SCORES}::test_standard_error_is_over_questions_that_have_a_value",),
     ),
     mutant(
+        "start_counts_as_best",
+        "the untrained model's score is a best score within a budget",
+        ("runs/scores.py", "if point.step > 0\n", "if point.step >= 0\n"),
+        tests=("runs/test_read.py::test_compare_and_report_have_one_answer",),
+    ),
+    mutant(
+        "short_run_has_a_score",
+        "a run that has not reached the budget has a score within it",
+        ("runs/scores.py", "if budget is not None and not self.used(budget) >= budget.amount:", "if False:"),
+        tests=("runs/test_read.py::test_compare_and_report_have_one_answer",),
+    ),
+    mutant(
+        "number_without_a_unit",
+        "a duration without a unit is seconds",
+        ("runs/durations.py", "(s|min|m|h)\\s*", "(s|min|m|h|)\\s*"),
+        ("runs/durations.py", '{"m": 60.0}', '{"m": 60.0, "": 1.0}'),
+        tests=("runs/test_durations.py::test_anything_else_is_refused",),
+    ),
+    mutant(
         "unscored_samples_are_wrong",
         "a sample without a score counts as a wrong one",
         (

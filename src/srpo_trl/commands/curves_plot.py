@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srpo_trl.commands.curves import CurveSet
+from srpo_trl.runs.durations import UNITS, axis_unit
 from srpo_trl.runs.scores import LearningCurve
 
 # Okabe and Ito's, told apart with color-blind eyes, too
@@ -29,9 +30,7 @@ def draw_curves(curves: CurveSet, path: Path, references: Mapping[str, float] | 
     """
     shown = {variant: runs for variant, runs in curves.curves.items() if runs}
     longest = max((run.points[-1].seconds for runs in shown.values() for run in runs.values()), default=0.0)
-    unit, divisor = (
-        ("hours", 3600) if longest > 3600 else ("minutes", 60) if longest > 180 else ("seconds", 1)
-    )
+    unit = axis_unit(longest)
     with matplotlib.rc_context(CURVE_STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         by_step, by_time = figure.subplots(1, 2, sharey=True)
@@ -39,18 +38,18 @@ def draw_curves(curves: CurveSet, path: Path, references: Mapping[str, float] | 
             steps, times, scores = common_points(runs)
             style = {"color": colour, "marker": marker, "markersize": 4, "label": variant}
             _draw(by_step, steps, scores, style)
-            _draw(by_time, times.mean(axis=0) / divisor, scores, style)
+            _draw(by_time, times.mean(axis=0) / UNITS[unit], scores, style)
         for axes in (by_step, by_time):
             for height in (references or {}).values():
                 axes.axhline(height, color="0.45", linestyle=":", linewidth=1)
             axes.grid(alpha=0.25)
             axes.set_xlim(left=0)
         for text, height in (references or {}).items():
-            by_time.annotate(
+            by_step.annotate(
                 text, (1, height), (-2, 3), ("axes fraction", "data"), "offset points", ha="right"
             )
         by_step.set(xlabel="training step", ylabel=curves.metric)
-        by_time.set(xlabel=f"{unit} of training (evaluation left out)")
+        by_time.set(xlabel=f"training time ({unit}; evaluation left out)")
         if shown:
             by_time.legend(loc="lower right", frameon=False, fontsize=8)
         figure.suptitle(

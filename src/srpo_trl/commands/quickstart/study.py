@@ -50,7 +50,7 @@ def run_study(options: argparse.Namespace, console: Console) -> None:
         )
     curves = _train_all(options, tokenizer, start_folder, training, held_out, alone, console)
     facts = {
-        "start": {"student_accuracy": alone, "teacher_accuracy": shown} | asdict(start),
+        "start": asdict(start) | {"student_accuracy": alone, "teacher_accuracy": shown},
         "recipes": {"warmup": asdict(warmup), "training": asdict(training)},
         "num_held_out_questions": options.eval_questions,
     }
