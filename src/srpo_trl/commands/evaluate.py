@@ -22,7 +22,7 @@ from srpo_trl.commands.inputs import (
     reward_name,
     reward_problems,
 )
-from srpo_trl.commands.options import attempt, parse_options, refuse
+from srpo_trl.commands.options import collect_error, exit_with_errors, parse_options
 from srpo_trl.commands.train import TrainArguments
 from srpo_trl.config import SRPOConfig
 from srpo_trl.config.defaults import SAMPLED_EVALUATION
@@ -70,9 +70,9 @@ def evaluate(argv: Sequence[str]) -> int:
         problems += reward_problems(config, list(map(reward_name, rewards)))
     rows = None
     if not problems_of_data:
-        rows = attempt(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
+        rows = collect_error(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
     if problems or not rows or config is None or model_config is None:
-        return refuse(PROG, problems)
+        return exit_with_errors(PROG, problems)
     _run(script, config, model_config, rewards, rows[0])
     return 0
 

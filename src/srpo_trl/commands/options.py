@@ -51,7 +51,7 @@ def parse_options(
     problems: list[str] = []
     values: dict[str, Any] = {}
     if path.config is not None:
-        values.update(*attempt(problems, read_config_file, path.config))
+        values.update(*collect_error(problems, read_config_file, path.config))
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
 
     parser.set_defaults_with_config(**(defaults or {}) | values)
@@ -64,12 +64,14 @@ def parse_options(
 
     def built(kind: Any) -> Any:
         given = {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init}
-        return next(iter(attempt(problems, kind, **given)), None)
+        return next(iter(collect_error(problems, kind, **given)), None)
 
     return [built(kind) for kind in kinds], problems
 
 
-def attempt(problems: list[str], function: Callable[..., Result], *args: Any, **kwargs: Any) -> list[Result]:
+def collect_error(
+    problems: list[str], function: Callable[..., Result], *args: Any, **kwargs: Any
+) -> list[Result]:
     """Return `[function(...)]`, or `[]` with the message of its ValueError or OSError added to `problems`."""
     try:
         return [function(*args, **kwargs)]
@@ -78,7 +80,7 @@ def attempt(problems: list[str], function: Callable[..., Result], *args: Any, **
         return []
 
 
-def refuse(prog: str, problems: Sequence[str]) -> int:
+def exit_with_errors(prog: str, problems: Sequence[str]) -> int:
     """Write every problem to standard error, and return the exit status of wrong arguments."""
     items = ["- " + problem.replace("\n", "\n  ") for problem in problems]
     print("\n".join([f"{prog}: nothing was started, because", *items]), file=sys.stderr)

@@ -26,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     with console.status("Loading torch, transformers and trl"):
         from srpo_trl.commands.compare.jobs import make_plan
-        from srpo_trl.commands.options import EXIT_WRONG_ARGUMENTS, refuse
+        from srpo_trl.commands.options import EXIT_WRONG_ARGUMENTS, exit_with_errors
     from srpo_trl.commands.compare.processes import run_all
     from srpo_trl.commands.compare.table import report
 
     plan, problems = make_plan(options, training_options=arguments[cut + 1 :])
     if plan is None:
-        return refuse("srpo-trl compare", problems)
+        return exit_with_errors("srpo-trl compare", problems)
     missing = {} if options.table_only else run_all(plan, console)
     try:
         report(plan, missing, console)

@@ -19,7 +19,7 @@ from srpo_trl.commands.compare.start import (
     start_of,
 )
 from srpo_trl.commands.compare.variants import VARIANTS
-from srpo_trl.commands.options import attempt
+from srpo_trl.commands.options import collect_error
 from srpo_trl.commands.train import Training, prepare
 from srpo_trl.config.defaults import DEFAULTS
 from srpo_trl.runs.scores import Budget, read_budgets
@@ -66,9 +66,9 @@ def make_plan(options: argparse.Namespace, training_options: Sequence[str]) -> t
         training_options: words that every run's `srpo-trl train` gets after its config.
     """
     problems: list[str] = []
-    num_seeds = next(iter(attempt(problems, _whole_number, "seeds", options.seeds)), 1)
-    jobs = next(iter(attempt(problems, _whole_number, "jobs", options.jobs)), 1)
-    budgets = next(iter(attempt(problems, _budgets, options.budget)), [])
+    num_seeds = next(iter(collect_error(problems, _whole_number, "seeds", options.seeds)), 1)
+    jobs = next(iter(collect_error(problems, _whole_number, "jobs", options.jobs)), 1)
+    budgets = next(iter(collect_error(problems, _budgets, options.budget)), [])
     problems += _own_options(training_options)
     variants = _variants(options.configs, options.variants, problems)
     trainings, training_problems = _trainings(variants, training_options, budgets)

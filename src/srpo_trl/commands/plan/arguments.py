@@ -14,7 +14,7 @@ from trl import ModelConfig
 
 from srpo_trl.commands.config_file import read_config_file
 from srpo_trl.commands.inputs import model_problems
-from srpo_trl.commands.options import attempt
+from srpo_trl.commands.options import collect_error
 from srpo_trl.commands.plan.engines import Engine, read_engine
 from srpo_trl.commands.plan.formulas import OPTIMIZERS
 from srpo_trl.commands.plan.run import Run
@@ -57,7 +57,7 @@ def read_request(argv: Sequence[str]) -> tuple[Request | None, list[str]]:
     if given.model is not None:
         training_arguments += ["--model_name_or_path", given.model]
     problems = list(_own_problems(given))
-    engines = attempt(problems, read_engine, given.accelerate_config, given.num_processes)
+    engines = collect_error(problems, read_engine, given.accelerate_config, given.num_processes)
     engine = engines[0] if engines else Engine()
     # A plan is made anywhere; whether bf16 can be had depends on the machine that trains.
     with _as_one_of(engine.num_processes):
@@ -69,7 +69,7 @@ def read_request(argv: Sequence[str]) -> tuple[Request | None, list[str]]:
         problems += wrong_name
         if not wrong_name:
             trust = bool(training and training.trust_remote_code)
-            models = attempt(problems, load_config, model_config, trust_remote_code=trust)
+            models = collect_error(problems, load_config, model_config, trust_remote_code=trust)
     if training is not None and (name := OptimizerNames(training.optim).value) not in OPTIMIZERS:
         problems.append(f"optim={name!r} is not planned; {', '.join(OPTIMIZERS)} are.")
     if model_config is not None and (model_config.load_in_4bit or model_config.load_in_8bit):

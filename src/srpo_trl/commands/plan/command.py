@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from srpo_trl.commands.options import refuse
+from srpo_trl.commands.options import exit_with_errors
 from srpo_trl.commands.plan.arguments import Request, read_request
 from srpo_trl.commands.plan.fitting import Findings, judge
 from srpo_trl.commands.plan.moments import plan_memory
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore", FutureWarning)  # transformers renames options that TRL and PEFT use
         request, problems = read_request(sys.argv[1:] if argv is None else argv)
         if request is None:
-            return refuse("srpo-trl plan", problems)
+            return exit_with_errors("srpo-trl plan", problems)
         _plan(request)
     return 0
 
