@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from trl import TrlParser
 
 from srpo_trl.commands.config_file import read_config_file
-from srpo_trl.config.renamed import unknown_options
+from srpo_trl.config.renamed import unknown_option
 
 EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 
@@ -91,6 +91,6 @@ def _unknown_options(values: dict[str, Any], unread: list[str], known: set[str])
     """Yield the YAML keys and command-line words that belong to no option."""
     names = [name for name in values if name not in known]
     names += [word.removeprefix("--").split("=")[0] for word in unread if word.startswith("--")]
-    yield from unknown_options(names, known)
+    yield from (unknown_option(name, known) for name in names if name not in known)
     if unread and not names:
         yield f"{' '.join(unread)!r} belongs to no option: write --option value."
