@@ -38,6 +38,8 @@ ADAPTER_FILE = "adapter_config.json"
 # The model as it was saved. TRL's defaults are those of training: float32 weights, and bf16 autocast for its passes.
 # With any routing that a training run's file names, samples are drawn.
 DEFAULTS = {"dtype": "auto", "bf16": False, "eval_temperature": SAMPLED_EVALUATION["eval_temperature"]}
+# A training run's metric can be a loss, which chooses TRL's evaluation.
+SAMPLES = ("--metric_for_best_model", "eval_avg@16")
 VLLM_SEQUENCES = 256  # that vLLM works on at a time; TRL lets it have those of a training step only
 
 
@@ -90,7 +92,7 @@ def read_arguments(
     if argv and not argv[0].startswith("-"):
         argv = ["--model_name_or_path", *argv]
     (script, config, model_config), problems = parse_options(
-        argv,
+        [*argv, *SAMPLES],
         (EvalArguments, SRPOConfig, ModelConfig),
         prog=PROG,
         usage=f"{PROG} MODEL (--benchmark NAME --data_dir DIR | --dataset_name FILE --reward_funcs PATH ...) "
