@@ -19,10 +19,10 @@ from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.config.renamed import explains_unknown_arguments
-from srpo_trl.host.arguments import bound_arguments, refuse_adapted_head, refuse_unsupported
+from srpo_trl.host.arguments import bound_arguments, refuse_adapted_head
 from srpo_trl.host.callbacks import TrainingClock
-from srpo_trl.host.checkpoint_parts import Counters, engine_of, run_parts
 from srpo_trl.host.datasets import max_prompt_length
+from srpo_trl.host.objects import check_supported, checkpoint_parts
 from srpo_trl.host.step_boundary import AtStepEnd
 from srpo_trl.host.trainer import HostTrainer
 from srpo_trl.logs.metrics import MetricSums, distance_sums, gradient_sums, loss_sums, teacher_sums
@@ -82,13 +82,7 @@ class SRPOTrainer(HostTrainer):
             self._prepare_run(args)
 
     def _prepare_rollouts(self, args: SRPOConfig) -> None:
-        refuse_unsupported(
-            self.model,
-            self.accelerator,
-            max_completion_length=args.max_completion_length,
-            gradient_share_steps=args.gradient_share_steps,
-            reads_images=self._is_vlm,
-        )
+        check_supported(self)
         self._window, self._sums = StepWindow(), MetricSums()
         self.timed = self._sums.timed
         self._batches = BatchOptions.of(
@@ -146,19 +140,11 @@ class SRPOTrainer(HostTrainer):
         if args.run_log:
             TrainingClock.of(self)  # last of the callbacks: the update's time counts
         self.log_sources.append(self._drain)
-        counters = Counters(
+        self.checkpoints.parts += checkpoint_parts(
+            self,
             self._counter,
             self._batches,
-            lambda: self._step,
-            partial(setattr, self, "_step"),
-            engine=engine_of(self.accelerator),
-            saves_rollouts=not args.save_only_model,
-            tell=self.tell,
-        )
-        self.checkpoints.parts += run_parts(
-            counters,
             self.teacher,
-            (lambda: self._buffered_inputs, partial(setattr, self, "_buffered_inputs")),
             self._router.solved_prompts,
             distilled_fraction=self._router.fraction,
             correctness=self._router.watch,

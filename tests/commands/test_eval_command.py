@@ -56,7 +56,11 @@ def evaluate_rows(model, rows, output, *options):
 
 def test_scores_and_completions_are_written(model, rows, tmp_path, capsys):
     output = tmp_path / "results" / "scores.json"
-    assert evaluate_rows(model, rows, output, "--success_reward_threshold", "0.01", "--seed", "3") == 0
+    training = ("--metric_for_best_model", "loss", "--eval_strategy", "steps", "--eval_steps", "1")
+    assert (
+        evaluate_rows(model, rows, output, "--success_reward_threshold", "0.01", "--seed", "3", *training)
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "avg@2" in printed
     assert str(output) in printed.replace("\n", "")
@@ -181,7 +185,7 @@ def test_all_problems_come_in_one_message(tmp_path, capsys):
     for part in (
         "model_name_or_path='./nowhere' is not a folder",
         "output='scores.txt' must end in .json",
-        "eval_top_p=2.0 must be a number in (0, 1]",
+        "eval_top_p=2.0 must be a number or None, above 0 and at most 1.",
         "max_eval_row is not an option. Did you mean max_eval_rows?",
         "There is no data: give benchmark",
     ):

@@ -49,7 +49,7 @@ def test_every_remedy_names_what_there_is():
         ),
         *("model_init_kwargs", "quantization_config", "target_modules", "modules_to_save"),
         *("target_parameters", "task_type", "bnb_4bit_use_double_quant", "stop_strings", "eval_dataset"),
-        *("eos_token", "chat_template"),
+        *("eos_token", "chat_template", "sampled_token"),
     }
     assert words <= OPTIONS | elsewhere, words - OPTIONS - elsewhere
     named = set(re.findall(r"\bargs\.(\w+)", " ".join(ARGUMENTS.values())))
@@ -70,6 +70,9 @@ REMEDIES = {
     "tokenizer": "It is an argument of the trainer: SRPOTrainer(processing_class=...).",
     "peft_config": "It is an argument of the trainer: SRPOTrainer(peft_config=...).",
     "target_kl": "It belongs to PPO with a value model",
+    "distillation_mode": "It is called distillation_estimator, its values 'logits' and 'sampled_token' 'exact' and",
+    "distillation_hold_steps": "It is called distilled_frac_hold_steps.",
+    "teacher_states_on_host": "It is called teacher_states_on_cpu.",
     "learning_rat": "Did you mean learning_rate?",
 }
 

@@ -377,18 +377,17 @@ def test_wrong_options_are_reported_together(tmp_path):
     with pytest.raises(ValueError) as error:
         config(
             tmp_path,
-            num_generations_eval=0,
+            num_generations_eval=-1,
+            eval_strategy="steps",
             eval_temperature=0.0,
             eval_top_p=1.5,
             eval_tokens_per_batch=0,
-            metric_for_best_model="loss",
         )
     for part in (
-        "num_generations_eval=0 must be a number, at least 1",
-        "eval_temperature=0.0 must be a number in [0.0001, 10000]",
-        "eval_top_p=1.5 must be a number in (0, 1]",
-        "eval_tokens_per_batch=0 must be a whole number of at least 1",
-        "metric_for_best_model='loss' is not measured",
+        "num_generations_eval=-1 must be a whole number or None, at least 0.",
+        "eval_temperature=0.0 must be a number or None, at least 0.0001 and at most 10000.",
+        "eval_top_p=1.5 must be a number or None, above 0 and at most 1.",
+        "eval_tokens_per_batch=0 must be a whole number or None, at least 1.",
     ):
         assert part in str(error.value)
 

@@ -317,7 +317,7 @@ def test_examples_after_a_resume_inside_a_rollout_batch_know_what_was_shown(tmp_
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "1"])
 def test_wrong_intervals_of_examples_are_refused(tmp_path, every):
-    with pytest.raises(ValueError, match=r"log_examples_steps=.* must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"log_examples_steps=.* must be a whole number or None"):
         make_trainer(tmp_path, log_examples_steps=every)
 
 

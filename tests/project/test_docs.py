@@ -8,7 +8,7 @@ import re
 import shlex
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -21,7 +21,8 @@ from srpo_trl.commands.compare import command as compare_command
 from srpo_trl.commands.plan import arguments as memory_arguments
 from srpo_trl.commands.report import command as report_command
 from srpo_trl.commands.train import TrainArguments, read_arguments
-from srpo_trl.config.ranges import JOINT_DENOMINATOR_LOSSES, TEACHER_SOURCES
+from srpo_trl.config.options import TEACHER_SOURCES
+from srpo_trl.config.rules import JOINT_DENOMINATOR_LOSSES
 from srpo_trl.data.smoke_model import save_tiny_random_qwen3
 from srpo_trl.host.callbacks import PEAK_MEMORY
 from srpo_trl.logs.metrics import RATIOS, SUMS, metrics_from_sums
@@ -34,6 +35,7 @@ from srpo_trl.version import __version__
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+ROUTINGS = get_args(get_type_hints(SRPOConfig)["routing"])
 PACKAGE = ROOT / "src" / "srpo_trl"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -27,7 +27,7 @@ from srpo_trl.commands.inputs import (
     reward_name,
     reward_problems,
 )
-from srpo_trl.commands.options import attempt, parse_options, refuse
+from srpo_trl.commands.options import collect_error, exit_with_errors, parse_options
 from srpo_trl.commands.train import TrainArguments
 from srpo_trl.config import SRPOConfig
 from srpo_trl.evaluation.samples import Sample
@@ -46,6 +46,8 @@ DEFAULTS = {"dtype": "auto", "bf16": False, "eval_temperature": PAPER_DEFAULTS["
 STDERR = "_stderr"
 # What transformers and TRL log beside the scores and says nothing of them.
 NOT_SCORES = ("model_preparation_time", "samples_per_second", "steps_per_second", "num_tokens")
+# A training run's metric can be a loss, which chooses TRL's evaluation.
+SAMPLES = ("--metric_for_best_model", "eval_avg@16")
 VLLM_SEQUENCES = 256  # that vLLM works on at a time; TRL lets it have those of a training step only
 
 
@@ -78,9 +80,9 @@ def evaluate(argv: Sequence[str]) -> int:
         problems += reward_problems(config, list(map(reward_name, rewards)))
     rows = None
     if not problems_of_data:
-        rows = attempt(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
+        rows = collect_error(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
     if problems or not rows or config is None or model_config is None:
-        return refuse(PROG, problems)
+        return exit_with_errors(PROG, problems)
     _run(script, config, model_config, rewards, rows[0])
     return 0
 
@@ -98,7 +100,7 @@ def read_evaluation(
     if argv and not argv[0].startswith("-"):
         argv = ["--model_name_or_path", *argv]
     (script, config, model_config), problems = parse_options(
-        argv,
+        [*argv, *SAMPLES],
         (EvalArguments, SRPOConfig, ModelConfig),
         prog=PROG,
         usage=f"{PROG} MODEL (--benchmark NAME --data_dir DIR | --dataset_name FILE --reward_funcs PATH ...) "

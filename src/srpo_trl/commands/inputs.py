@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from trl import ModelConfig
 
-from srpo_trl.commands.options import attempt
+from srpo_trl.commands.options import collect_error
 from srpo_trl.config import SRPOConfig
 from srpo_trl.data import load_benchmark, load_gsm8k
 from srpo_trl.data.gsm8k import GSM8K, GSM8K_CONFIG, GSM8K_HUB_ID
@@ -107,7 +107,7 @@ def reward_functions(script: DataArguments, problems: list[str]) -> list[RewardF
     """Return the reward functions that are asked for, or the benchmark's own; add what is wrong to `problems`."""
     rewards: list[RewardFunction] = []
     for path in script.reward_funcs or ():
-        rewards += attempt(problems, import_reward, path)
+        rewards += collect_error(problems, import_reward, path)
     if script.reward_funcs is None and script.benchmark in BENCHMARK_REWARDS:
         rewards.append(BENCHMARK_REWARDS[script.benchmark])
     return rewards

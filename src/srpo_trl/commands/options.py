@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from trl import TrlParser
 
 from srpo_trl.commands.config_file import read_config_file
-from srpo_trl.config.renamed import unknown_options
+from srpo_trl.config.renamed import unknown_option
 
 EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 
@@ -51,7 +51,7 @@ def parse_options(
     problems: list[str] = []
     values: dict[str, Any] = {}
     if path.config is not None:
-        values.update(*attempt(problems, read_config_file, path.config))
+        values.update(*collect_error(problems, read_config_file, path.config))
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
 
     parser.set_defaults_with_config(**(defaults or {}) | values)
@@ -64,12 +64,14 @@ def parse_options(
 
     def built(kind: Any) -> Any:
         given = {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init}
-        return next(iter(attempt(problems, kind, **given)), None)
+        return next(iter(collect_error(problems, kind, **given)), None)
 
     return [built(kind) for kind in kinds], problems
 
 
-def attempt(problems: list[str], function: Callable[..., Result], *args: Any, **kwargs: Any) -> list[Result]:
+def collect_error(
+    problems: list[str], function: Callable[..., Result], *args: Any, **kwargs: Any
+) -> list[Result]:
     """Return `[function(...)]`, or `[]` with the message of its ValueError or OSError added to `problems`."""
     try:
         return [function(*args, **kwargs)]
@@ -78,7 +80,7 @@ def attempt(problems: list[str], function: Callable[..., Result], *args: Any, **
         return []
 
 
-def refuse(prog: str, problems: Sequence[str]) -> int:
+def exit_with_errors(prog: str, problems: Sequence[str]) -> int:
     """Write every problem to standard error, and return the exit status of wrong arguments."""
     items = ["- " + problem.replace("\n", "\n  ") for problem in problems]
     print("\n".join([f"{prog}: nothing was started, because", *items]), file=sys.stderr)
@@ -89,6 +91,6 @@ def _unknown_options(values: dict[str, Any], unread: list[str], known: set[str])
     """Yield the YAML keys and command-line words that belong to no option."""
     names = [name for name in values if name not in known]
     names += [word.removeprefix("--").split("=")[0] for word in unread if word.startswith("--")]
-    yield from unknown_options(names, known)
+    yield from (unknown_option(name, known) for name in names if name not in known)
     if unread and not names:
         yield f"{' '.join(unread)!r} belongs to no option: write --option value."

@@ -20,7 +20,7 @@ from srpo_trl.commands.inputs import (
     reward_name,
     reward_problems,
 )
-from srpo_trl.commands.options import attempt, parse_options, refuse
+from srpo_trl.commands.options import collect_error, exit_with_errors, parse_options
 from srpo_trl.config import SRPOConfig
 from srpo_trl.data.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
 from srpo_trl.host.callbacks import TrainingClock
@@ -69,7 +69,7 @@ def train(argv: Sequence[str]) -> int:
     """
     training, problems = prepare(argv)
     if training is None:
-        return refuse("srpo-trl train", problems)
+        return exit_with_errors("srpo-trl train", problems)
     _run(training)
     return 0
 
@@ -80,7 +80,7 @@ def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
     problems_of_data = list(data_problems(script))
     problems += problems_of_data
     rewards = reward_functions(script, problems)
-    max_seconds = attempt(problems, _max_seconds, script)
+    max_seconds = collect_error(problems, _max_seconds, script)
     if model_config is not None:
         problems += model_problems(model_config)
     if config is not None:
@@ -89,9 +89,13 @@ def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
     evaluates = config is not None and config.eval_strategy != "no"
     train_rows = eval_rows = None
     if not problems_of_data:
-        train_rows = attempt(problems, load_rows, script, script.dataset_train_split, script.max_train_rows)
+        train_rows = collect_error(
+            problems, load_rows, script, script.dataset_train_split, script.max_train_rows
+        )
     if not problems_of_data and evaluates:
-        eval_rows = attempt(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
+        eval_rows = collect_error(
+            problems, load_rows, script, script.dataset_test_split, script.max_eval_rows
+        )
     if problems or not train_rows or config is None or model_config is None:
         return None, problems
     rows = (train_rows[0], eval_rows[0] if eval_rows else None)

@@ -11,7 +11,7 @@ from trl import GRPOConfig
 from srpo_trl.methods import METHODS, PAPER_DEFAULTS, WEIGHTED
 
 DEFERRED = tuple(WEIGHTED)
-_SAMPLED_EVALUATION = ("eval_temperature", "eval_top_p", "eval_tokens_per_batch")  # one given asks for all
+SAMPLED_EVALUATION = ("eval_temperature", "eval_top_p", "eval_tokens_per_batch")  # one given asks for all
 
 
 def resolved_defaults(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def resolved_defaults(method: str, options: Mapping[str, Any]) -> dict[str, Any]
     It is the method's, SRPO's for a method of the user's own; where the method has none it is `GRPOConfig`'s, or None.
     """
     defaults = METHODS[method].defaults if method in METHODS else WEIGHTED
-    if any(options[name] is not None for name in _SAMPLED_EVALUATION):
-        asked = (*_SAMPLED_EVALUATION, "num_generations_eval")
+    if any(options[name] is not None for name in SAMPLED_EVALUATION):
+        asked = (*SAMPLED_EVALUATION, "num_generations_eval")
         defaults = {name: PAPER_DEFAULTS[name] for name in asked} | dict(defaults)
     inherited = GRPOConfig.__dataclass_fields__
     trls = {name: inherited[name].default for name in DEFERRED if name in inherited}

@@ -1,189 +1,150 @@
-"""What can be wrong with the options that `SRPOConfig` inherits from TRL and transformers.
+"""Values of the options of `trl.GRPOConfig` that `GRPOTrainer` fails with, or takes no step with.
 
-Both check few of them at construction; the others fail in the middle of a run, or change it without a word. Types are
-read from the options' own annotations, choices from their enums; ranges stand here.
+A value is refused for no other reason. `tests/config/test_inherited.py` gives GRPOTrainer values that are refused, and
+sees it fail. What TRL and transformers refuse by themselves before a model is loaded is left to them.
 """
 
-import functools
 import json
-import math
-import os
-import types
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from math import inf, nan
 from numbers import Real
-from typing import TYPE_CHECKING, Any, get_type_hints
+from sys import float_info
+from typing import Any, get_type_hints
 
-from transformers.trainer_pt_utils import AcceleratorConfig
+import torch
+from transformers import SchedulerType, get_scheduler
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames, trainer_log_levels
 from trl import GRPOConfig
 
-from srpo_trl.config.option_types import choices_of, described, is_of
+from srpo_trl.config.ranges import Range, Rule, above, at_least, is_of, value_problems
 
-if TYPE_CHECKING:
-    from srpo_trl.config import SRPOConfig
-
-MAX_COUNT = 2**31 - 1  # of anything that is counted, rollouts of a batch included
-TEMPERATURES = 1e-4, 1e4  # logits are divided by them in float32
-MAX_LEARNING_RATE = 100.0  # weights are of order 1; a few larger steps overflow them
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, without the bounds that are open; never NaN."""
-
-    low: float
-    high: float
-    open_low: bool = False
-    open_high: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Return whether the number lies inside."""
-        is_above = self.low < value if self.open_low else self.low <= value
-        return is_above and (value < self.high if self.open_high else value <= self.high)
-
-    def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
-
-
-ANY_NUMBER = Range(-1e30, 1e30)
-NOT_NEGATIVE = Range(0.0, 1e30)
-POSITIVE = Range(0.0, 1e30, open_low=True)
-SHARE = Range(0.0, 1.0)
-COUNT = Range(1, MAX_COUNT)
-COUNT_FROM_ZERO = Range(0, MAX_COUNT)
-
+NUMBER, POSITIVE, DECAY = Range(-inf, inf), above(0.0, inf), Range(0.0, 1.0, open_high=True)
+FINITE, NOT_NEGATIVE = Range(-float_info.max, float_info.max), Range(0.0, float_info.max)
+COUNTS = ("steps_per_generation", "generation_batch_size", "num_iterations", "per_device_train_batch_size")
 RANGES: dict[str, Range] = {
-    # rollouts
-    "num_generations": Range(2, MAX_COUNT),
-    "num_generations_eval": COUNT,
-    "generation_batch_size": COUNT,
-    "steps_per_generation": COUNT,
-    "num_iterations": COUNT,
-    "max_completion_length": COUNT,
-    "max_tool_calling_iterations": COUNT_FROM_ZERO,
-    "num_completions_to_print": COUNT_FROM_ZERO,
-    "temperature": Range(*TEMPERATURES),
-    "top_p": Range(0.0, 1.0, open_low=True),
-    "min_p": SHARE,
-    "repetition_penalty": POSITIVE,
-    # policy loss
-    "beta": NOT_NEGATIVE,
-    "epsilon": NOT_NEGATIVE,
-    "epsilon_high": NOT_NEGATIVE,
-    "delta": POSITIVE,
-    "sapo_temperature_neg": POSITIVE,
-    "sapo_temperature_pos": POSITIVE,
-    "vespo_k_pos": NOT_NEGATIVE,
-    "vespo_k_neg": NOT_NEGATIVE,
-    "vespo_lambda_pos": NOT_NEGATIVE,
-    "vespo_lambda_neg": NOT_NEGATIVE,
-    "router_aux_loss_coef": NOT_NEGATIVE,
-    "top_entropy_quantile": SHARE,
-    "ref_model_mixup_alpha": SHARE,
-    "ref_model_sync_steps": COUNT,
-    "pad_to_multiple_of": Range(1, 65536),
-    "vllm_importance_sampling_clip_max": Range(0.0, math.inf, open_low=True),
-    "vllm_importance_sampling_clip_min": NOT_NEGATIVE,
-    "vllm_importance_sampling_cap": Range(0.0, math.inf, open_low=True),
-    # vLLM
-    "vllm_server_port": Range(1, 65535),
-    "vllm_group_port": Range(1, 65535),
-    "vllm_server_timeout": POSITIVE,
-    "vllm_gpu_memory_utilization": Range(0.0, 1.0, open_low=True),
-    "vllm_max_model_length": COUNT,
-    "vllm_tensor_parallel_size": COUNT,
-    # optimizer
-    "per_device_train_batch_size": COUNT,
-    "gradient_accumulation_steps": COUNT,
-    "learning_rate": Range(0.0, MAX_LEARNING_RATE),
-    "weight_decay": Range(0.0, MAX_LEARNING_RATE),
-    "adam_beta1": Range(0.0, 1.0, open_high=True),
-    "adam_beta2": Range(0.0, 1.0, open_high=True),
-    "adam_epsilon": Range(0.0, 1.0, open_low=True),
-    "max_grad_norm": Range(0.0, math.inf),  # 0: no clipping
-    "warmup_steps": Range(0.0, MAX_COUNT),
-    "num_train_epochs": Range(0.0, MAX_COUNT, open_low=True),
-    "label_smoothing_factor": SHARE,
-    "neftune_noise_alpha": NOT_NEGATIVE,
-    # logging, evaluation, checkpoints
-    "per_device_eval_batch_size": COUNT,
-    "eval_steps": NOT_NEGATIVE,
-    "eval_delay": NOT_NEGATIVE,
-    "eval_accumulation_steps": COUNT,
-    "save_total_limit": COUNT,
-    # the process
-    "seed": Range(0, 2**32 - 1),  # NumPy's
-    "data_seed": Range(0, 2**32 - 1),
-    "dataloader_num_workers": COUNT_FROM_ZERO,
-    "dataloader_prefetch_factor": COUNT,
-    "ddp_bucket_cap_mb": COUNT,
-    "ddp_timeout": COUNT,
+    **dict.fromkeys((*COUNTS, "gradient_accumulation_steps"), at_least(1)),
+    **dict.fromkeys(("epsilon", "epsilon_high", "delta"), NUMBER),
+    **dict.fromkeys(("max_steps", "weight_decay", "entropy_coef"), FINITE),
+    **dict.fromkeys(("beta", "learning_rate", "warmup_steps", "neftune_noise_alpha"), NOT_NEGATIVE),
+    **{"temperature": POSITIVE, "repetition_penalty": POSITIVE, "min_p": Range(0.0, 1.0)},
+    **{"num_generations": at_least(2), "seed": Range(0, 2**32 - 1), "dataloader_num_workers": at_least(0)},
 }
-CHOICES: dict[str, tuple[str, ...]] = {  # of options that TRL annotates as text
+VESPO = dict.fromkeys(("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"), NUMBER)
+SAPO = dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), FINITE)
+ADAM = {"adam_beta1": DECAY, "adam_beta2": DECAY, "adam_epsilon": Range(0.0, inf)}
+EVALUATION = {"num_generations_eval": at_least(0), "per_device_eval_batch_size": at_least(1)}
+LOOSE = dict.fromkeys(("top_p", "top_entropy_quantile"), Range(0.0, inf))  # NaN and fractions, too
+LOOSE |= {"max_completion_length": POSITIVE, "max_grad_norm": NUMBER}
+NONE_TOO = ("top_k", "top_p", "repetition_penalty", "max_completion_length")
+CHOICES: dict[str, tuple[Any, ...]] = {
     "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-    "scale_rewards": ("group", "batch", "none"),
-    "vllm_mode": ("server", "colocate"),
-    "vllm_model_impl": ("vllm", "transformers"),
-    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "optim": tuple(kind.value for kind in OptimizerNames),
+    "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
+    "save_strategy": tuple(kind.value for kind in SaveStrategy),
+    **dict.fromkeys(("eval_strategy", "logging_strategy"), tuple(kind.value for kind in IntervalStrategy)),
+    **dict.fromkeys(("log_level", "log_level_replica"), tuple(trainer_log_levels)),
 }
-ALSO_TAKEN: dict[str, Any] = {  # beside the annotation
-    "scale_rewards": bool,  # TRL reads True as "group", False as "none"
-    "output_dir": os.PathLike,
-    "resume_from_checkpoint": os.PathLike,
-    "accelerator_config": AcceleratorConfig,
-    "fsdp": bool | list,
-    "debug": types.NoneType,  # transformers' parser gives it for an option that is left out
+TEMPLATE_KEYS = ("tools", "chat_template", "add_generation_prompt", "tokenize", "return_dict")
+SET_BY_TRL: dict[str, dict[str, Any]] = {  # keys, each with the one value that does no harm
+    **{"chat_template_kwargs": dict.fromkeys(TEMPLATE_KEYS, nan), "lr_scheduler_kwargs": {}},
+    "generation_kwargs": {"num_return_sequences": 1},
 }
-DICTIONARIES = (  # text in them is JSON, never a path
-    "lr_scheduler_kwargs",
-    "activation_checkpointing_kwargs",
-    "gradient_checkpointing_kwargs",
-    "model_init_kwargs",
-    "generation_kwargs",
-    "chat_template_kwargs",
-    "transformers_continuous_batching_config",
-)
-REQUIRED = ("num_generations",)  # TRL's annotation takes None; its code does not
+ANNOTATIONS: dict[str, Any] = get_type_hints(GRPOConfig) | {"num_generations": int}
 
 
-def inherited_problems(config: "SRPOConfig") -> dict[str, str]:
+def inherited_problems(values: Mapping[str, Any]) -> dict[str, str]:
     """Return, by name, what is wrong with each inherited option alone: what was given, what is required."""
-    problems = {
-        name: _problem(name, getattr(config, name), annotation) for name, annotation in _annotations().items()
-    }
-    return {name: problem for name, problem in problems.items() if problem}
+    ranges = RANGES | ({} if values["use_vllm"] else {"top_k": at_least(0)})
+    ranges |= SAPO if values["loss_type"] == "sapo" else {}
+    ranges |= ADAM if "adam" in str(values["optim"]).lower() else {}
+    ranges |= EVALUATION if values["eval_strategy"] != "no" else {}
+    names = [name for name in ranges if values[name] is not None or name not in NONE_TOO]
+    numbers = {name: int(v) if isinstance(v := values[name], bool) else v for name in names}
+    problems = value_problems(numbers, {name: ANNOTATIONS[name] for name in names}, ranges)
+    for name, allowed in (LOOSE | (VESPO if values["loss_type"] == "vespo" else {})).items():
+        value = values[name]
+        is_number = isinstance(value, Real) and (value != value or allowed.holds(value))
+        if not is_number and not (value is None and name in NONE_TOO):
+            problems[name] = f"{name}={value!r} must be a number, {allowed}."
+    for name, choices in CHOICES.items():
+        if values[name] not in choices:
+            problems[name] = f"{name}={values[name]!r} is not one of {', '.join(map(repr, choices))}."
+    for name, keys in SET_BY_TRL.items():
+        given = _dictionary(values[name])
+        taken = [key for key, value in (given or {}).items() if key in keys and value != keys[key]]
+        if given is None:
+            problems[name] = f"{name}={values[name]!r} must be a dictionary, or one as JSON text."
+        elif taken:
+            problems[name] = f"{name} has {', '.join(taken)}, which TRL sets by itself. Leave them out."
+    return problems
 
 
-def _problem(name: str, value: Any, annotation: Any) -> str:
-    """Return what is wrong with an option's value; empty where it is right."""
-    if name in REQUIRED and value is None:
-        return f"{name}=None must be a whole number, {RANGES[name]}."
-    if name in ALSO_TAKEN and is_of(value, ALSO_TAKEN[name]):
-        return ""
-    if not is_of(value, annotation):
-        return f"{name}={value!r} must be {described(annotation)}."
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    choices = CHOICES.get(name) or choices_of(GRPOConfig.__dataclass_fields__[name], annotation)
-    allowed = RANGES.get(name, ANY_NUMBER)
-    if choices and isinstance(value, str) and value not in choices:
-        return f"{name}={value!r} is not one of {', '.join(map(repr, choices))}."
-    if is_number and not allowed.holds(value):
-        return f"{name}={value!r} must be a number, {allowed}."
-    if name in DICTIONARIES and isinstance(value, str) and not _is_dictionary(value):
-        return f"{name}={value!r} must be a dictionary, or one as JSON text."
-    return ""
-
-
-def _is_dictionary(text: str) -> bool:
+def _dictionary(value: Any) -> dict[str, Any] | None:
+    """Return an option's dictionary, which may be JSON text; None where it is none."""
     try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
-        return False
+        given = json.loads(value) if isinstance(value, str) else value or {}
+    except ValueError:
+        return None
+    return given if isinstance(given, dict) else None
 
 
-@functools.cache
-def _annotations() -> dict[str, Any]:
-    hints = get_type_hints(GRPOConfig)
-    return {name: hints[name] for name, field in GRPOConfig.__dataclass_fields__.items() if field.init}
+def _epochs(max_steps: int, num_train_epochs: Any) -> Iterator[str]:
+    if max_steps <= 0 and not (isinstance(num_train_epochs, Real) and FINITE.holds(num_train_epochs)):
+        yield f"num_train_epochs={num_train_epochs!r} must be a number, or max_steps above 0."
+
+
+def _sapo(loss_type: str, sapo_temperature_pos: float, sapo_temperature_neg: float) -> Iterator[str]:
+    if loss_type == "sapo" and 0 in (sapo_temperature_pos, sapo_temperature_neg):
+        yield "sapo_temperature_pos and sapo_temperature_neg, which divide, must not be 0."
+
+
+def _padding(pad_to_multiple_of: Any) -> Iterator[str]:
+    is_text = re.fullmatch(r"auto|none|null|-?0*[1-9]\d*", str(pad_to_multiple_of).lower())
+    if not is_text and not (isinstance(pad_to_multiple_of, Real) and pad_to_multiple_of):
+        yield f"pad_to_multiple_of={pad_to_multiple_of!r} must be a whole number other than 0, 'auto' or None."
+
+
+def _reference_model(sync_ref_model: bool, beta: float, ref_model_sync_steps: Any) -> Iterator[str]:
+    if sync_ref_model and beta == 0.0:
+        yield "sync_ref_model=True has no reference model to move with beta=0. Give beta above 0, or leave it out."
+    if sync_ref_model and not ref_model_sync_steps:
+        yield f"ref_model_sync_steps={ref_model_sync_steps!r} must be a whole number of at least 1."
+
+
+def _workers(
+    dataloader_num_workers: int, dataloader_persistent_workers: Any, dataloader_multiprocessing_context: Any
+) -> Iterator[str]:
+    if not dataloader_num_workers and (dataloader_persistent_workers or dataloader_multiprocessing_context):
+        options = "dataloader_persistent_workers and dataloader_multiprocessing_context"
+        yield f"{options} need dataloader_num_workers of at least 1, or leave them out."
+
+
+def _lists(reward_weights: Any, report_to: Any, optim_args: Any) -> Iterator[str]:
+    is_list = isinstance(reward_weights, list | tuple) and all(isinstance(w, Real) for w in reward_weights)
+    if reward_weights is not None and not is_list:
+        yield f"reward_weights={reward_weights!r} must be a list of numbers, or None."
+    if not is_of(report_to, ANNOTATIONS["report_to"]):
+        yield f"report_to={report_to!r} must be text or a list of texts."
+    if optim_args and not re.fullmatch(r"[^=,]*=[^=,]*(,[^=,]*=[^=,]*)*", str(optim_args)):
+        yield f"optim_args={optim_args!r} must be 'name=value,name=value'."
+
+
+def _schedule(lr_scheduler_type: Any, lr_scheduler_kwargs: Any, learning_rate: float) -> Iterator[str]:
+    """Make the schedule on trial: it checks its own arguments, but is made after the model is loaded."""
+    kind, given = SchedulerType(lr_scheduler_type), _dictionary(lr_scheduler_kwargs)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=learning_rate)
+    try:
+        get_scheduler(kind, optimizer, 0, 1, given)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        options = f"lr_scheduler_kwargs={given!r} and learning_rate={learning_rate!r}"
+        yield f"lr_scheduler_type={kind.value!r} does not go with {options}: {error}"
+
+
+INHERITED_RULES: tuple[Rule, ...] = (
+    *(_epochs, _sapo, _padding, _reference_model, _workers, _lists, _schedule),
+)

@@ -8,17 +8,26 @@ import functools
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from trl import GRPOConfig
 
-from srpo_trl.config.combined import combined_problems
-from srpo_trl.config.defaults import resolved_defaults
-from srpo_trl.config.inherited import inherited_problems
+from srpo_trl.config.defaults import SAMPLED_EVALUATION, resolved_defaults
+from srpo_trl.config.inherited import ANNOTATIONS, INHERITED_RULES, inherited_problems
 from srpo_trl.config.method import make_method
-from srpo_trl.config.ranges import derived_problems, problems_of
+from srpo_trl.config.ranges import (
+    DifferentOf,
+    Fields,
+    OptionMetadata,
+    Range,
+    above,
+    at_least,
+    option,
+    rule_problems,
+    value_problems,
+)
 from srpo_trl.config.renamed import explains_unknown_options
-from srpo_trl.config.sampled_evaluation import fit_evaluation
+from srpo_trl.config.rules import DERIVED_RULES, LOSS_METRICS, RULES
 from srpo_trl.methods import DEFAULT, METHODS
 from srpo_trl.methods.record import Method
 from srpo_trl.methods.routers import ROUTERS
@@ -26,6 +35,19 @@ from srpo_trl.methods.routers import ROUTERS
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
 FEEDBACK_TEMPLATE = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
+
+TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference", "earlier")
+TEMPERATURES = 1e-4, 1e4  # logits are divided by them in float32
+TRL_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+    NotImplementedError,
+)
+MAX_ENTROPY_WEIGHT_BETA = 50.0  # exp(-beta * H) stays a normal float64 for a million tokens of vocabulary
 
 
 @explains_unknown_options
@@ -105,223 +127,187 @@ class SRPOConfig(GRPOConfig):
             f"{', '.join(map(repr, ROUTERS))}. None: its own."
         },
     )
-    advantage_mix_lambda: float = field(
-        default=0.9, metadata={"help": "Weight of the policy loss in the advantage mix, in [0, 1]."}
+    advantage_mix_lambda: float = option(
+        0.9, "Weight of the policy loss in the advantage mix, in [0, 1].", Range(0.0, 1.0)
     )
-    success_reward_threshold: float = field(
-        default=0.5, metadata={"help": "A rollout is correct when its reward >= this threshold."}
-    )
-    correctness_reward: str | None = field(
-        default=None,
-        metadata={
-            "help": "Name of the one reward function whose unweighted score is compared with the threshold. "
-            "None: the weighted sum of all reward functions."
-        },
+    success_reward_threshold: float = option(0.5, "A rollout is correct when its reward >= this threshold.")
+    correctness_reward: str | None = option(
+        None,
+        "Name of the one reward function whose unweighted score is compared with the threshold. "
+        "None: the weighted sum of all reward functions.",
     )
 
-    resample_failed_frac: float = field(
-        default=0.0,
-        metadata={
-            "help": "Largest share of a rollout batch's prompts that may be prompts drawn once more because their "
-            "whole group failed. They take the place of prompts at the end of the epoch. 0: none."
-        },
+    resample_failed_frac: float = option(
+        0.0,
+        "Largest share of a rollout batch's prompts that may be prompts drawn once more because their "
+        "whole group failed. They take the place of prompts at the end of the epoch. 0: none.",
+        Range(0.0, 1.0),
     )
 
     # Distillation
-    distillation_alpha: float = field(
-        default=0.5,
-        metadata={
-            "help": "0: forward KL(teacher || student), 1: reverse KL, between: generalised Jensen-Shannon."
-        },
+    distillation_alpha: float = option(
+        0.5,
+        "0: forward KL(teacher || student), 1: reverse KL, between: generalised Jensen-Shannon.",
+        Range(0.0, 1.0),
     )
-    distillation_topk: int | None = field(
-        default=100,
-        metadata={"help": "Support: the student's top K tokens. None: the full vocabulary."},
+    distillation_topk: int | None = option(
+        100, "Support: the student's top K tokens. None: the full vocabulary.", at_least(1)
     )
-    distillation_add_tail: bool = field(
-        default=True,
-        metadata={"help": "One more bucket with the mass outside the top K. False: renormalise the top K."},
+    distillation_add_tail: bool = option(
+        True, "One more bucket with the mass outside the top K. False: renormalise the top K."
     )
-    distillation_estimator: Literal["exact", "sampled"] = field(
-        default="exact",
-        metadata={
-            "help": "'exact': a divergence over the support. 'sampled': the reverse KL's estimate on the "
-            "sampled token alone (needs distillation_alpha=1)."
-        },
+    distillation_estimator: Literal["exact", "sampled"] = option(
+        "exact",
+        "'exact': a divergence over the support. 'sampled': the reverse KL's estimate on the "
+        "sampled token alone (needs distillation_alpha=1).",
     )
-    distillation_is_clip: float | None = field(
-        default=2.0,
-        metadata={"help": "Cap of the distillation branch's importance ratio pi_theta / pi_old. None: off."},
+    distillation_is_clip: float | None = option(
+        2.0, "Cap of the distillation branch's importance ratio pi_theta / pi_old. None: off.", above(0.0)
     )
-    entropy_weight_beta: float | None = field(
-        default=None,
-        metadata={
-            "help": "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1. None: as the method "
-            "says, SRPO 1."
-        },
+    entropy_weight_beta: float | None = option(
+        None,
+        "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1. None: as the method says, SRPO "
+        "1.",
+        Range(0.0, MAX_ENTROPY_WEIGHT_BETA),
     )
-    distilled_frac_hold_steps: int = field(
-        default=0,
-        metadata={"help": "Optimizer steps before the share of distilled rollouts starts to fall."},
+    distilled_frac_hold_steps: int = option(
+        0, "Optimizer steps before the share of distilled rollouts starts to fall.", at_least(0)
     )
-    distilled_frac_decay_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Optimizer steps over which the share of rollouts that may be distilled then falls from 1 to 0, "
-            "linearly. None: it stays 1."
-        },
+    distilled_frac_decay_steps: int | None = option(
+        None,
+        "Optimizer steps over which the share of rollouts that may be distilled then falls from 1 to 0, "
+        "linearly. None: it stays 1.",
+        at_least(1),
     )
-    distilled_frac_until_accuracy: float | None = field(
-        default=None,
-        metadata={
-            "help": "Distil nothing any more once the running mean of srpo/correct_frac has reached this. None: never "
-            "stop."
-        },
+    distilled_frac_until_accuracy: float | None = option(
+        None,
+        "Distil nothing any more once the running mean of srpo/correct_frac has reached this. None: never "
+        "stop.",
+        above(0.0, 1.0),
     )
 
     # Teacher
-    teacher_model_kind: Literal["ema", "base", "live"] = field(
-        default="ema",
-        metadata={
-            "help": "Whose weights the teacher has. 'ema': a moving average of the student. 'base': the "
-            "student's initial weights. 'live': the student itself."
-        },
+    teacher_model_kind: Literal["ema", "base", "live"] = option(
+        "ema",
+        "Whose weights the teacher has. 'ema': a moving average of the student. 'base': the "
+        "student's initial weights. 'live': the student itself.",
     )
-    teacher_update_rate: float = field(
-        default=0.05,
-        metadata={"help": "teacher <- (1 - rate) * teacher + rate * student, once per rollout batch."},
+    teacher_update_rate: float = option(
+        0.05, "teacher <- (1 - rate) * teacher + rate * student, once per rollout batch.", above(0.0, 1.0)
     )
     teacher_context: list[str] = field(
         default_factory=lambda: ["sibling"],
-        metadata={
-            "help": "What the teacher is shown, first available one first, among 'sibling' (a correct rollout "
+        metadata=OptionMetadata(
+            range=DifferentOf(TEACHER_SOURCES),
+            help="What the teacher is shown, first available one first, among 'sibling' (a correct rollout "
             "of the same group), 'feedback' (given by a reward function with log_extra('feedback', texts)), "
             "'sibling+feedback' (both, where both exist), 'reference' (see reference_column) and 'earlier' (a "
-            "correct answer to the same prompt from an earlier step)."
-        },
+            "correct answer to the same prompt from an earlier step).",
+        ),
     )
-    earlier_answers_kept: int = field(
-        default=4096,
-        metadata={"help": "Prompts whose newest correct answer is kept for the source 'earlier'."},
+    earlier_answers_kept: int = option(
+        4096, "Prompts whose newest correct answer is kept for the source 'earlier'.", at_least(1)
     )
-    reference_column: str | None = field(
-        default=None, metadata={"help": "Dataset column with a reference answer, for the source 'reference'."}
+    reference_column: str | None = option(
+        None, "Dataset column with a reference answer, for the source 'reference'."
     )
-    reprompt_template: str = field(
-        default=REPROMPT_TEMPLATE,
-        metadata={
-            "help": "The teacher's last user turn. Fields: the original prompt, the solution and the feedback."
-        },
+    reprompt_template: str = option(
+        REPROMPT_TEMPLATE,
+        "The teacher's last user turn. Fields: the original prompt, the solution and the feedback.",
+        Fields(("prompt", "solution", "feedback")),
     )
-    solution_template: str = field(
-        default=SOLUTION_TEMPLATE, metadata={"help": "How a correct solution is shown to the teacher."}
+    solution_template: str = option(
+        SOLUTION_TEMPLATE,
+        "How a correct solution is shown to the teacher.",
+        Fields(("successful_previous_attempt",)),
     )
-    feedback_template: str = field(
-        default=FEEDBACK_TEMPLATE, metadata={"help": "How feedback is shown to the teacher."}
+    feedback_template: str = option(
+        FEEDBACK_TEMPLATE, "How feedback is shown to the teacher.", Fields(("feedback_raw",))
     )
-    max_reprompt_length: int = field(
-        default=10240,
-        metadata={
-            "help": "Longest teacher prompt, in tokens. Longer ones lose the start of the demonstration and "
-            "the end of the feedback, never the question, the instruction or the assistant's header."
-        },
+    max_reprompt_length: int = option(
+        10240,
+        "Longest teacher prompt, in tokens. Longer ones lose the start of the demonstration and "
+        "the end of the feedback, never the question, the instruction or the assistant's header.",
+        at_least(1),
     )
-    remove_thinking_from_demonstration: bool = field(
-        default=True, metadata={"help": "Drop <think> blocks from demonstrations."}
-    )
+    remove_thinking_from_demonstration: bool = option(True, "Drop <think> blocks from demonstrations.")
 
     # Speed and memory
-    teacher_tokens_per_pass: int = field(
-        default=16384,
-        metadata={
-            "help": "Most tokens that one teacher pass holds, padding counted. Longer rollouts go alone. Only "
-            "memory and speed depend on it."
-        },
+    teacher_tokens_per_pass: int = option(
+        16384,
+        "Most tokens that one teacher pass holds, padding counted. Longer rollouts go alone. Only "
+        "memory and speed depend on it.",
+        at_least(1),
     )
-    teacher_states_on_cpu: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep the teacher's hidden states (2 bytes x hidden size per distilled token in bfloat16) in "
-            "the host's memory until their micro-batch is trained on."
-        },
+    teacher_states_on_cpu: bool = option(
+        False,
+        "Keep the teacher's hidden states (2 bytes x hidden size per distilled token in bfloat16) in "
+        "the host's memory until their micro-batch is trained on.",
     )
-    liger_layers: bool = field(
-        default=False,
-        metadata={
-            "help": "Run the model's normalisation, rotary embedding and MLP with Liger's kernels, for student and "
-            "teacher alike (Linux, GPU, architectures that Liger patches)."
-        },
+    liger_layers: bool = option(
+        False,
+        "Run the model's normalisation, rotary embedding and MLP with Liger's kernels, for student and "
+        "teacher alike (Linux, GPU, architectures that Liger patches).",
     )
 
     # Evaluation
-    eval_temperature: float | None = field(
-        default=None,
-        metadata={
-            "help": "Sampling temperature of evaluation; training samples at `temperature`. None: 0.6; with 'grpo' "
-            "evaluation is GRPOTrainer's unless this, eval_top_p or eval_tokens_per_batch is given."
-        },
+    eval_temperature: float | None = option(
+        None,
+        "Sampling temperature of evaluation; training samples at `temperature`. None: 0.6; with 'grpo' "
+        "evaluation is GRPOTrainer's unless this, eval_top_p or eval_tokens_per_batch is given.",
+        Range(*TEMPERATURES),
     )
-    eval_top_p: float | None = field(
-        default=None,
-        metadata={"help": "Nucleus of evaluation's sampling; training's is `top_p`. None: 0.95."},
+    eval_top_p: float | None = option(
+        None, "Nucleus of evaluation's sampling; training's is `top_p`. None: 0.95.", above(0.0, 1.0)
     )
-    eval_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most tokens that one evaluation batch of a process holds, each sample counted as its batch's "
-            "longest prompt plus max_completion_length. vLLM and continuous batching schedule by themselves: there "
-            "everything is one batch. None: 65536."
-        },
+    eval_tokens_per_batch: int | None = option(
+        None,
+        "Most tokens that one evaluation batch of a process holds, each sample counted as its batch's "
+        "longest prompt plus max_completion_length. vLLM and continuous batching schedule by themselves: there "
+        "everything is one batch. None: 65536.",
+        at_least(1),
     )
 
     # Faults
-    max_nonfinite_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "So many optimizer steps in a row with a loss or gradient that is not finite stop the run, with a "
-            "report. Each of them is skipped. None: 3; with 'grpo' they are taken, as in GRPOTrainer."
-        },
+    max_nonfinite_steps: int | None = option(
+        None,
+        "So many optimizer steps in a row with a loss or gradient that is not finite stop the run, with a "
+        "report. Each of them is skipped. None: 3; with 'grpo' they are taken, as in GRPOTrainer.",
+        at_least(1),
     )
-    reward_timeout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Seconds that a reward function may take for a batch, in a process of its own; after them its "
-            "rollouts have no score. None: it may take for ever."
-        },
+    reward_timeout: float | None = option(
+        None,
+        "Seconds that a reward function may take for a batch, in a process of its own; after them its "
+        "rollouts have no score. None: it may take for ever.",
+        above(0.0, 1e9),
     )
 
     # Observation
-    run_log: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Log the run's seconds and peak memory, and write all logs to log.jsonl in output_dir, for "
-            "`srpo-trl report`. None: yes; with 'grpo' no."
-        },
+    run_log: bool | None = option(
+        None,
+        "Log the run's seconds and peak memory, and write all logs to log.jsonl in output_dir, for "
+        "`srpo-trl report`. None: yes; with 'grpo' no.",
     )
-    gradient_share_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Every so many optimizer steps, measure each branch's gradient norm. It costs two more "
-            "backward passes on those steps. None: never."
-        },
+    gradient_share_steps: int | None = option(
+        None,
+        "Every so many optimizer steps, measure each branch's gradient norm. It costs two more "
+        "backward passes on those steps. None: never.",
+        at_least(1),
     )
-    log_examples_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "At the first optimizer step and every so many after it, write up to 4 distilled rollouts, token "
-            "by token, to examples.jsonl in output_dir, for the examples of `srpo-trl report`. None: never."
-        },
+    log_examples_steps: int | None = option(
+        None,
+        "At the first optimizer step and every so many after it, write up to 4 distilled rollouts, token "
+        "by token, to examples.jsonl in output_dir, for the examples of `srpo-trl report`. None: never.",
+        at_least(1),
     )
 
     guard_action: (
         Literal["off", "warn", "lower_distillation", "freeze_teacher", "reset_teacher", "stop"] | None
-    ) = field(
-        default=None,
-        metadata={
-            "help": "What the guards (srpo_trl.runs.guards) do when a run goes wrong in a known way: 'warn'; besides, "
-            "where it is a remedy, 'lower_distillation' (halve the share of distilled rollouts), 'freeze_teacher', "
-            "'reset_teacher' (give it the student's weights) or 'stop'. None: 'warn'; with 'grpo' 'off'."
-        },
+    ) = option(
+        None,
+        "What the guards (srpo_trl.runs.guards) do when a run goes wrong in a known way: 'warn'; besides, "
+        "where it is a remedy, 'lower_distillation' (halve the share of distilled rollouts), 'freeze_teacher', "
+        "'reset_teacher' (give it the student's weights) or 'stop'. None: 'warn'; with 'grpo' 'off'.",
     )
 
     derived: InitVar[Mapping[str, tuple[Any, Any]]] = MappingProxyType({})
@@ -342,24 +328,32 @@ class SRPOConfig(GRPOConfig):
         self.defaulted = frozenset(defaults)
         for name, value in defaults.items():
             setattr(self, name, value)
+        self._choose_evaluation()
         problems = []
         try:
             self.method_record  # noqa: B018
         except ValueError as error:
             problems.append(str(error))
             self.method_record = METHODS[DEFAULT].factory(0.0)
-        wrong = inherited_problems(self)
-        inherited = [*wrong.values(), *combined_problems(self, wrong.keys())]
-        problems += [*problems_of(self), *inherited]
-        if not inherited:  # TRL and `fit_evaluation` compute with these options
-            if self.samples_evaluation:
-                fit_evaluation(self)
+        annotations, declared = get_type_hints(SRPOConfig), SRPOConfig.__dataclass_fields__
+        own = {name: annotations[name] for name in declared if name not in GRPOConfig.__dataclass_fields__}
+        ranges = {
+            name: declared[name].metadata["range"] for name in own if "range" in declared[name].metadata
+        }
+        values = vars(self) | {"is_routed": not self.method_record.is_plain}
+        wrong = value_problems(values, own, ranges)
+        wrong_inherited = inherited_problems(values)
+        inherited = [*wrong_inherited.values(), *rule_problems(INHERITED_RULES, values, wrong_inherited)]
+        problems += [*wrong.values(), *inherited, *rule_problems(RULES, values, wrong | wrong_inherited)]
+        if not inherited:  # TRL computes with these options
             try:
                 super().__post_init__()
-            except (ValueError, TypeError, OSError) as error:  # TRL stops at its first; report it beside ours
-                problems.append(str(error))
+            except TRL_ERRORS as error:  # TRL stops at its first; report it beside ours
+                names_one = any(name in str(error) for name in ANNOTATIONS)
+                odd = [] if names_one else value_problems(values, ANNOTATIONS, {}).values()
+                problems += odd or [str(error) if names_one else f"GRPOConfig: {error}"]
             else:
-                problems += derived_problems(self)
+                problems += rule_problems(DERIVED_RULES, vars(self), wrong)
         if problems:
             raise ValueError(
                 f"SRPOConfig has {len(problems)} problem(s):\n" + "\n".join(f"- {p}" for p in problems)
@@ -387,6 +381,26 @@ class SRPOConfig(GRPOConfig):
         """The method with its options and router, where these are given, as a checkpoint records it."""
         given = {"method_options": self.method_options or None, "routing": self.routing}
         return ", ".join([self.method, *(f"{name}={value}" for name, value in given.items() if value)])
+
+    def _choose_evaluation(self) -> None:
+        """Set what follows from the kind of evaluation, before TRL and transformers check and derive options.
+
+        A loss as `metric_for_best_model` chooses TRL's evaluation, unless one of the options of sampled evaluation is
+        given. With samples `metric_for_best_model` becomes avg@n where none is given, so that the best checkpoint is
+        kept; `per_device_eval_batch_size` becomes n: batches hold a token budget instead, and TRL would refuse a
+        number that n does not divide.
+        """
+        if self.metric_for_best_model in LOSS_METRICS and self.defaulted.issuperset(SAMPLED_EVALUATION):
+            for name in SAMPLED_EVALUATION:
+                setattr(self, name, None)
+            if "num_generations_eval" in self.defaulted:
+                self.num_generations_eval = None
+        num_samples = self.num_generations_eval or self.num_generations
+        if not self.samples_evaluation or not isinstance(num_samples, int):
+            return
+        if self.metric_for_best_model is None and self.eval_strategy != "no":
+            self.metric_for_best_model = f"eval_avg@{num_samples}"
+        self.per_device_eval_batch_size = num_samples
 
     @property
     def samples_evaluation(self) -> bool:

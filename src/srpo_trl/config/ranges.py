@@ -1,210 +1,201 @@
-"""What can be wrong with an `SRPOConfig`: each problem says what was given, what is required, and what to do."""
+"""Whether options have the type that they are annotated with and lie in their range, and rules over several of them.
+
+An option's range stands in its field's metadata. Checks take values, by the options' names, and return or yield
+problems: what was given, what is required, what to do.
+"""
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from inspect import signature
+from numbers import Integral, Real
+from typing import Any, Literal, Protocol, Union, get_args, get_origin
 
-from srpo_trl.config.inherited import MAX_COUNT, TEMPERATURES
+LARGEST = 1e30  # of a finite number: its products with sizes and counts stay finite
+LARGEST_FLOAT = 2**1024  # whole numbers from here on are no float
 
-if TYPE_CHECKING:
-    from srpo_trl.config import SRPOConfig
-
-TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference", "earlier")
-JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
-GUARD_ACTIONS = ("off", "warn", "lower_distillation", "freeze_teacher", "reset_teacher", "stop")
-MAX_ENTROPY_WEIGHT_BETA = (
-    50.0  # exp(-beta * H) stays a normal float64 for every vocabulary up to a million tokens
-)
+Rule = Callable[..., Iterator[str]]
 
 
-def problems_of(config: "SRPOConfig") -> Iterator[str]:
-    """Yield every problem of SRPO's own options: what was given, what is required, what to do."""
-    yield from _correctness_problems(config)
-    yield from _distillation_problems(config)
-    yield from _share_problems(config)
-    yield from _one_of("guard_action", config.guard_action, GUARD_ACTIONS)
-    if config.method_record.is_plain and config.guard_action not in ("off", "warn", "stop"):
-        yield (
-            f"guard_action={config.guard_action!r} acts on the teacher or on distillation, which method='grpo' has "
-            "none of. Use 'off', 'warn' or 'stop'."
-        )
-    yield from _teacher_problems(config)
-    yield from _template_problems(config)
-    yield from _evaluation_problems(config)
-    yield from _fault_problems(config)
-    if not config.method_record.is_plain:
-        yield from _inherited_problems(config)
+class Values(Protocol):
+    """What an option may be, among values of its type; `str` says it in words."""
+
+    def holds(self, value: Any) -> bool:
+        """Return whether a value lies inside; True of a value of another type, such as None."""
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> Iterator[str]:
-    if value not in allowed:
-        yield f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}."
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, without a bound that is open; never NaN."""
+
+    low: float = -LARGEST
+    high: float = LARGEST
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Return whether a number lies inside."""
+        is_number = isinstance(value, Real)
+        if not is_number:
+            return True
+        is_open = (self.open_low and value == self.low) or (self.open_high and value == self.high)
+        return self.low <= value <= self.high and not is_open
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:g}"
+        bounds = [low] * (self.low > -LARGEST) + [high] * (self.high < LARGEST)
+        return " and ".join(bounds) or "finite"
 
 
-def _in_range(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> Iterator[str]:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
-        yield f"{name}={value!r} must be a number in {'(' if open_low else '['}{low:g}, {high:g}]."
+@dataclass(frozen=True)
+class Fields:
+    """Texts that hold each of the names once in braces, and no other name."""
 
+    names: tuple[str, ...]
 
-def _positive_int(name: str, value: object) -> Iterator[str]:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        yield f"{name}={value!r} must be a whole number of at least 1."
+    def holds(self, value: Any) -> bool:
+        """Return whether a text's fields are these."""
+        return not isinstance(value, str) or sorted(re.findall(r"\{(\w+)\}", value)) == sorted(self.names)
 
-
-def _correctness_problems(config: "SRPOConfig") -> Iterator[str]:
-    yield from _in_range("advantage_mix_lambda", config.advantage_mix_lambda, 0.0, 1.0)
-    yield from _in_range("resample_failed_frac", config.resample_failed_frac, 0.0, 1.0)
-    if config.resample_failed_frac and config.method_record.is_plain:
-        yield "resample_failed_frac needs a method other than 'grpo', which decides what has failed. Set it to 0."
-    yield from _in_range("success_reward_threshold", config.success_reward_threshold, -1e30, 1e30)
-    if config.correctness_reward is not None and not isinstance(config.correctness_reward, str):
-        yield (
-            f"correctness_reward={config.correctness_reward!r} must be the name of a reward function or None."
+    def __str__(self) -> str:
+        return (
+            f"with each of {', '.join(f'{{{name}}}' for name in self.names)} exactly once and no other field"
         )
 
 
-def _distillation_problems(config: "SRPOConfig") -> Iterator[str]:
-    yield from _in_range("distillation_alpha", config.distillation_alpha, 0.0, 1.0)
-    if config.distillation_topk is not None:
-        yield from _positive_int("distillation_topk", config.distillation_topk)
-    if not isinstance(config.distillation_add_tail, bool):
-        yield f"distillation_add_tail={config.distillation_add_tail!r} must be true or false."
-    yield from _one_of("distillation_estimator", config.distillation_estimator, ("exact", "sampled"))
-    if config.distillation_estimator == "sampled" and config.distillation_alpha != 1.0:
-        yield (
-            f"distillation_estimator='sampled' estimates the reverse KL, but distillation_alpha="
-            f"{config.distillation_alpha!r}. Set distillation_alpha=1.0, or distillation_estimator='exact'."
-        )
-    if config.distillation_is_clip is not None:
-        yield from _in_range("distillation_is_clip", config.distillation_is_clip, 0.0, 1e30, open_low=True)
-    if config.entropy_weight_beta is not None:
-        yield from _in_range("entropy_weight_beta", config.entropy_weight_beta, 0.0, MAX_ENTROPY_WEIGHT_BETA)
-    for name in ("gradient_share_steps", "log_examples_steps"):
-        if getattr(config, name) is not None:
-            yield from _positive_int(name, getattr(config, name))
+@dataclass(frozen=True)
+class DifferentOf:
+    """Lists of one or more different ones of the names."""
+
+    names: tuple[str, ...]
+
+    def holds(self, value: Any) -> bool:
+        """Return whether a list has at least one item, each once and each a name."""
+        is_set = isinstance(value, list) and len(set(map(str, value))) == len(value)
+        return is_set and bool(value) and set(value) <= set(self.names)
+
+    def __str__(self) -> str:
+        return f"different ones of {', '.join(map(repr, self.names))}"
 
 
-def _share_problems(config: "SRPOConfig") -> Iterator[str]:
-    hold, decay = config.distilled_frac_hold_steps, config.distilled_frac_decay_steps
-    if not isinstance(hold, int) or isinstance(hold, bool) or hold < 0:
-        yield f"distilled_frac_hold_steps={hold!r} must be a whole number of at least 0."
-    if decay is not None:
-        yield from _positive_int("distilled_frac_decay_steps", decay)
-    elif hold:
-        yield (
-            f"distilled_frac_hold_steps={hold!r} does nothing without distilled_frac_decay_steps: give the number of "
-            "steps over which the share then falls to 0."
-        )
-    if config.distilled_frac_until_accuracy is not None:
-        yield from _in_range(
-            "distilled_frac_until_accuracy", config.distilled_frac_until_accuracy, 0.0, 1.0, open_low=True
-        )
+FINITE = Range()
 
 
-def _teacher_problems(config: "SRPOConfig") -> Iterator[str]:
-    yield from _one_of("teacher_model_kind", config.teacher_model_kind, ("ema", "base", "live"))
-    yield from _in_range("teacher_update_rate", config.teacher_update_rate, 0.0, 1.0, open_low=True)
-    yield from _positive_int("max_reprompt_length", config.max_reprompt_length)
-    yield from _positive_int("teacher_tokens_per_pass", config.teacher_tokens_per_pass)
-    yield from _positive_int("earlier_answers_kept", config.earlier_answers_kept)
-    for name in ("teacher_states_on_cpu", "liger_layers", "remove_thinking_from_demonstration"):
-        if not isinstance(getattr(config, name), bool):
-            yield f"{name}={getattr(config, name)!r} must be true or false."
-    if config.reference_column is not None and not isinstance(config.reference_column, str):
-        yield f"reference_column={config.reference_column!r} must be the name of a dataset column or None."
-    sources = config.teacher_context
-    if not isinstance(sources, list) or not sources or len(set(map(str, sources))) != len(sources):
-        yield f"teacher_context={sources!r} must be a list of one or more different sources."
-        return
-    for source in sources:
-        yield from _one_of("teacher_context entry", source, TEACHER_SOURCES)
-    if ("reference" in sources) != (config.reference_column is not None):
-        yield (
-            f"teacher_context={sources!r} and reference_column={config.reference_column!r} do not fit: give "
-            "both 'reference' in teacher_context and the column's name, or neither."
-        )
+def at_least(low: float) -> Range:
+    """Return the numbers from `low` on."""
+    return Range(low)
 
 
-def _template_problems(config: "SRPOConfig") -> Iterator[str]:
-    required = {
-        "reprompt_template": {"prompt", "solution", "feedback"},
-        "solution_template": {"successful_previous_attempt"},
-        "feedback_template": {"feedback_raw"},
-    }
-    for name, fields in required.items():
-        template = getattr(config, name)
-        if not isinstance(template, str):
-            yield f"{name}={template!r} must be a string."
-            continue
-        missing = sorted(f for f in fields if template.count(f"{{{f}}}") != 1)
-        if missing:
-            yield f"{name} must contain each of {', '.join(f'{{{f}}}' for f in missing)} exactly once."
-        unknown = sorted(set(re.findall(r"\{(\w+)\}", template)) - fields)
-        if unknown:
-            yield f"{name} has unknown fields {', '.join(f'{{{f}}}' for f in unknown)}."
+def above(low: float, high: float = LARGEST) -> Range:
+    """Return the numbers above `low`, up to `high`."""
+    return Range(low, high, open_low=True)
 
 
-def _evaluation_problems(config: "SRPOConfig") -> Iterator[str]:
-    metric = config.metric_for_best_model
-    if not config.samples_evaluation:
-        if isinstance(metric, str) and re.fullmatch(r"(eval_)?(avg|maj|pass)@\d+", metric):
-            yield (
-                f"metric_for_best_model={metric!r} is a score of sampled evaluation, which method='grpo' has where it "
-                "is asked for: set eval_temperature, 0.6 in the paper."
-            )
-        return
-    yield from _in_range("eval_temperature", config.eval_temperature, *TEMPERATURES)
-    yield from _in_range("eval_top_p", config.eval_top_p, 0.0, 1.0, open_low=True)
-    yield from _positive_int("eval_tokens_per_batch", config.eval_tokens_per_batch)
-    if metric in ("loss", "eval_loss"):
-        yield (
-            f"metric_for_best_model={metric!r} is not measured: evaluation scores samples and "
-            "computes no loss. Give one of the scores, such as 'eval_avg@16', or leave it out."
-        )
+class OptionMetadata(dict[str, Any]):
+    """Help and range of an option.
+
+    TRL's and transformers' parsers, which pass all of a copy's keys on to argparse, see the help alone.
+    """
+
+    def __init__(self, *, help: str, range: Values) -> None:
+        super().__init__(help=help, range=range)
+
+    def copy(self) -> dict[str, Any]:
+        """Return what argparse knows."""
+        return {"help": self["help"]}
+
+    def keys(self) -> Any:
+        """Return the keys that argparse knows."""
+        return self.copy().keys()
 
 
-def _fault_problems(config: "SRPOConfig") -> Iterator[str]:
-    if config.max_nonfinite_steps is not None:
-        yield from _positive_int("max_nonfinite_steps", config.max_nonfinite_steps)
-    if not isinstance(config.run_log, bool):
-        yield f"run_log={config.run_log!r} must be true or false."
-    if config.reward_timeout is not None:
-        yield from _in_range("reward_timeout", config.reward_timeout, 0.0, 1e9, open_low=True)
+def option(default: Any, help: str, allowed: Values | None = None) -> Any:
+    """Return the field of an option.
 
-
-def _inherited_problems(config: "SRPOConfig") -> Iterator[str]:
-    if config.loss_type not in JOINT_DENOMINATOR_LOSSES:
-        yield (
-            f"loss_type={config.loss_type!r} has no joint token denominator over an optimizer step, which "
-            f"method={config.method!r} needs. Use one of {', '.join(map(repr, JOINT_DENOMINATOR_LOSSES))}, or "
-            "method='grpo'."
-        )
-    if config.max_completion_length is None:
-        yield "max_completion_length=None leaves open how much of the model's context a teacher prompt may fill."
-    upper_clip = config.epsilon_high or 0.0
-    if config.loss_type == "cispo" and isinstance(upper_clip, (int, float)) and upper_clip < 1.0:
-        yield (
-            f"epsilon_high={config.epsilon_high!r} caps CISPO's ratio itself, which is 1 on-policy. Give one of at "
-            "least 1 (5 is usual), or another loss_type."
-        )
-
-
-def derived_problems(config: "SRPOConfig") -> Iterator[str]:
-    """Yield problems of values that TRL has derived from others by now."""
-    assert config.steps_per_generation is not None
-    assert config.generation_batch_size is not None
-    num_prompts = config.generation_batch_size // (config.num_generations or 1)
-    is_frac = not list(
-        _in_range("resample_failed_frac", config.resample_failed_frac, 0.0, 1.0, open_low=True)
+    Args:
+        default: its default.
+        help: what it is for.
+        allowed: what it may be among values of its type; None: whatever the type allows, numbers if finite.
+    """
+    return field(
+        default=default,
+        metadata={"help": help} if allowed is None else OptionMetadata(help=help, range=allowed),
     )
-    if is_frac and int(config.resample_failed_frac * num_prompts) < 1:
-        yield (
-            f"resample_failed_frac={config.resample_failed_frac!r} of the {num_prompts} prompts of a rollout batch is "
-            f"none. Give at least {1 / num_prompts:.3g}, or 0."
-        )
-    if config.generation_batch_size > MAX_COUNT:
-        yield (
-            f"generation_batch_size={config.generation_batch_size} (per_device_train_batch_size x processes x "
-            f"steps_per_generation) must be at most {MAX_COUNT} rollouts."
-        )
+
+
+def value_problems(
+    values: Mapping[str, Any], annotations: Mapping[str, Any], ranges: Mapping[str, Values]
+) -> dict[str, str]:
+    """Return, by name, what is wrong with each option alone.
+
+    Args:
+        values: of the options.
+        annotations: types of the options to check, resolved.
+        ranges: what they may be; numbers without one, any finite number.
+    """
+    problems = {}
+    for name, annotation in annotations.items():
+        value, allowed = values[name], ranges.get(name, FINITE)
+        if not is_of(value, annotation):
+            problems[name] = f"{name}={value!r} must be {described(annotation)}."
+        elif not allowed.holds(value):
+            problems[name] = f"{name}={value!r} must be {described(annotation)}, {allowed}."
+    return problems
+
+
+def rule_problems(rules: Iterable[Rule], values: Mapping[str, Any], wrong: Collection[str]) -> Iterator[str]:
+    """Yield what rules over several options find.
+
+    Args:
+        rules: functions whose parameters are named as the options that they read.
+        values: of all options.
+        wrong: options that are wrong by themselves; a rule that reads one is left out.
+    """
+    for rule in rules:
+        names = signature(rule).parameters
+        if not set(names) & set(wrong):
+            yield from rule(**{name: values[name] for name in names})
+
+
+def is_of(value: Any, annotation: Any) -> bool:
+    """Return whether a value has the annotated type; a bool is no number; a whole number is a float."""
+    if _is_union(annotation):
+        return any(is_of(value, option) for option in get_args(annotation))
+    kind = get_origin(annotation) or annotation
+    if kind is Any:
+        return True
+    if kind is Literal:
+        return value in get_args(annotation)
+    if kind in (int, float):
+        is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return is_number and (isinstance(value, float) or abs(value) < LARGEST_FLOAT)
+    if kind is list and get_args(annotation):
+        return isinstance(value, list) and all(is_of(item, get_args(annotation)[0]) for item in value)
+    return isinstance(value, kind)
+
+
+def described(annotation: Any) -> str:
+    """Return an annotation in words."""
+    kind = get_origin(annotation) or annotation
+    if _is_union(annotation):
+        return " or ".join(dict.fromkeys(map(described, get_args(annotation))))
+    if kind is Literal:
+        return f"one of {', '.join(map(repr, get_args(annotation)))}"
+    if kind is list and get_args(annotation):
+        return f"a list, each item {described(get_args(annotation)[0])}"
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        dict: "a dictionary",
+        types.NoneType: "None",
+    }
+    return words.get(kind) or ("text" if issubclass(kind, str | Enum) else f"a {kind.__name__}")
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)

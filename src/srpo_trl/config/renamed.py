@@ -1,13 +1,13 @@
 """What became of options that TRL, transformers or a neighbouring library had, or have, under another name.
 
-By the former name. `tests/test_former_options.py` holds the tables against the installed versions: no key is an option
-today, and every name that a remedy gives is one.
+By the former name. `tests/config/test_former_options.py` holds the tables against the installed versions: no key is an
+option today, and every name that a remedy gives is one.
 """
 
-import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -82,6 +82,9 @@ _OF_SEQ2SEQ = (
 
 # Options that are gone, or that another option replaces with other values.
 REPLACED = {
+    # srpo-trl before 0.1.0
+    "distillation_mode": "It is called distillation_estimator, its values 'logits' and 'sampled_token' 'exact' and "
+    "'sampled'",
     # transformers
     "overwrite_output_dir": "transformers removed it: a run starts anew unless resume_from_checkpoint is given. Leave "
     "it out",
@@ -110,7 +113,7 @@ REPLACED = {
     "split_batches": "transformers removed it. Give split_batches in accelerator_config",
     "include_inputs_for_metrics": "transformers removed it. Give include_for_metrics=['inputs']",
     "evaluate_during_training": "transformers removed it. Give eval_strategy='steps'",
-    "push_to_hub_organization": "transformers removed it. Give hub_model_id='organisation/name'",
+    "push_to_hub_organization": "transformers removed it. Give hub_model_id='organization/name'",
     "use_auth_token": "transformers removed it. Give hub_token, or log in with `hf auth login`",
     "use_flash_attention_2": "transformers removed it. Give attn_implementation='flash_attention_2'",
     # TRL
@@ -252,13 +255,11 @@ ARGUMENTS = {
 
 
 def what_became_of(name: str, known: Collection[str]) -> str:
-    """Return what to do about an option that does not exist: of a former one its remedy, else the nearest name.
+    """Return what to do about an option that does not exist; empty where no known one is near.
 
     Args:
         name: as it was given; dashes count as underscores.
         known: the options there are.
-    Returns:
-        One or two sentences; empty where nothing is near.
     """
     name = name.replace("-", "_")
     if name in REPLACED:
@@ -274,62 +275,45 @@ def what_became_of(name: str, known: Collection[str]) -> str:
     return f"Did you mean {near[0]}?" if near else ""
 
 
-def unknown_options(names: Collection[str], known: Collection[str]) -> Iterator[str]:
-    """Yield a message for each of the names that is no option."""
-    for name in names:
-        if name not in known:
-            yield f"{name} is not an option. {what_became_of(name, known)}".rstrip()
+def unknown_option(name: str, known: Collection[str]) -> str:
+    """Return the message for a name that is no option."""
+    return f"{name} is not an option. {what_became_of(name, known)}".rstrip()
+
+
+def unknown_argument(name: str, known: Collection[str], config: type) -> str:
+    """Return the message for a name that is no argument of the trainer, whose options `config` has as fields."""
+    options = {field.name for field in fields(config)}
+    if name in options:
+        remedy = f"It is an option: args={config.__name__}({name}=...)."
+    else:
+        is_former_option = name in REPLACED or name in RENAMED
+        remedy = ARGUMENTS.get(name) or what_became_of(name, options if is_former_option else known)
+    return f"{name} is not an argument. {remedy}".rstrip()
 
 
 def explains_unknown_options(config: Config) -> Config:
-    """Let a dataclass of options say what became of keywords that it does not take, all of them in one TypeError."""
-    initialise = config.__init__  # type: ignore[misc]  # of this class alone
-
-    @functools.wraps(initialise)
-    def explaining(self: Any, *args: Any, **options: Any) -> None:
-        known = list(signature(initialise).parameters)[1:]
-        _refuse(config.__name__, list(unknown_options(options, known)))
-        initialise(self, *args, **options)
-
-    config.__init__ = explaining  # type: ignore[misc]
+    """Let a dataclass of options name every keyword that it does not take, with its remedy, in one TypeError."""
+    known = list(signature(config.__init__).parameters)[1:]  # type: ignore[misc]
+    config.__init__ = _explaining(config.__init__, known, unknown_option)  # type: ignore[misc]  # of this class alone
     return config
 
 
 def explains_unknown_arguments(config: type) -> Callable[[Function], Function]:
-    """Let a trainer's `__init__` say what became of arguments that it does not take.
-
-    Args:
-        config: the dataclass whose fields are options and no arguments.
-    """
-
-    def decorate(initialise: Function) -> Function:
-        known = list(signature(initialise).parameters)[1:]
-
-        @functools.wraps(initialise)
-        def explaining(self: Any, *args: Any, **arguments: Any) -> None:
-            unknown = [name for name in arguments if name not in known]
-            problems = [_argument_problem(name, known, config) for name in unknown]
-            _refuse(type(self).__name__, problems)
-            initialise(self, *args, **arguments)
-
-        return explaining  # type: ignore[return-value]
-
-    return decorate
+    """Let a trainer's `__init__` do the same for its arguments; the fields of `config` are options."""
+    return lambda initialise: _explaining(
+        initialise, list(signature(initialise).parameters)[1:], partial(unknown_argument, config=config)
+    )
 
 
-def _argument_problem(name: str, known: Collection[str], config: type) -> str:
-    option_names = {field.name for field in fields(config)}
-    if name in ARGUMENTS:
-        remedy = ARGUMENTS[name]
-    elif name in option_names:
-        remedy = f"It is an option: args={config.__name__}({name}=...)."
-    elif name in REPLACED or name in RENAMED:
-        remedy = what_became_of(name, option_names)
-    else:
-        remedy = what_became_of(name, known)
-    return f"{name} is not an argument. {remedy}".rstrip()
+def _explaining(
+    initialise: Function, known: Collection[str], message: Callable[[str, Collection[str]], str]
+) -> Function:
+    @wraps(initialise)
+    def explaining(self: Any, *args: Any, **given: Any) -> None:
+        problems = [message(name, known) for name in given if name not in known]
+        if problems:
+            head = f"{type(self).__name__} got {len(problems)} unexpected keyword(s):"
+            raise TypeError("\n- ".join([head, *problems]))
+        initialise(self, *args, **given)
 
-
-def _refuse(name: str, problems: list[str]) -> None:
-    if problems:
-        raise TypeError("\n- ".join([f"{name} got {len(problems)} unexpected keyword(s):", *problems]))
+    return explaining  # type: ignore[return-value]

@@ -6,7 +6,7 @@ from typing import Any
 from srpo_trl.evaluation.evaluator import Evaluator
 from srpo_trl.evaluation.samples import answer_parser
 from srpo_trl.host.arguments import refuse_unsupported
-from srpo_trl.host.checkpoint_parts import BufferedRollouts, Counters, OwnFile, Stateful, StateFile, engine_of
+from srpo_trl.host.checkpoint_parts import BufferedRollouts, Counters, OwnFile, StateFile, Stateful, engine_of
 from srpo_trl.host.checkpoints import CheckpointPart, Checkpoints
 from srpo_trl.host.datasets import check_rows, max_prompt_length
 from srpo_trl.host.manifest import Manifest
@@ -16,7 +16,7 @@ from srpo_trl.host.rewards.calls import Rewards
 from srpo_trl.host.rewards.columns import RewardColumns
 from srpo_trl.host.step_boundary import StepBoundary
 from srpo_trl.rewards.correctness import Judge
-from srpo_trl.rollout.batch_counter import RolloutBatchCounter
+from srpo_trl.rollout.batch_counter import BatchOptions, RolloutBatchCounter
 
 
 def checkpoints(trainer: Any) -> Checkpoints:
@@ -136,19 +136,26 @@ def check_supported(trainer: Any) -> None:
 
 
 def checkpoint_parts(
-    trainer: Any, counter: RolloutBatchCounter, teacher: Any, solved_prompts: Any, **states: Stateful
+    trainer: Any,
+    counter: RolloutBatchCounter,
+    options: BatchOptions,
+    teacher: Any,
+    solved_prompts: Any,
+    **states: Stateful,
 ) -> list[CheckpointPart]:
     """Return what a run adds to its checkpoints, in the order in which it is loaded.
 
     Args:
         trainer: a `GRPOTrainer`.
-        counter: of its rollout batches.
+        counter: of its rollout batches, in the options that they are counted in.
+        options: these.
         teacher: saves and loads its weights, and knows the head of the rollouts in use.
         solved_prompts: saves and loads itself; None: there are none.
         states: small ones, by name.
     """
     counters = Counters(
         counter,
+        options,
         lambda: trainer._step,
         partial(setattr, trainer, "_step"),
         engine=engine_of(trainer.accelerator),

@@ -339,7 +339,8 @@ class HostTrainer(GRPOTrainer):
         with self._evaluator.sampling(self, self.accelerator.device):
             output: Any = super().evaluation_loop(*args, **kwargs)
         scores = self._evaluator.scores(gather_object, self._metrics["eval"])
-        output.metrics.update({f"{kwargs['metric_key_prefix']}_{name}": scores[name] for name in scores})
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -62,10 +62,11 @@ class SolvedPrompts:
         """Return the answer to a prompt, or None."""
         return self._answers.get(key)
 
-    def save(self, folder: Path) -> None:
-        """Write everything to `EARLIER_ANSWERS_FILE` in an existing folder."""
+    def save(self, folder: Path, writes: bool = True) -> None:
+        """Write everything to `EARLIER_ANSWERS_FILE` in an existing folder, on the ranks that write."""
         rows = [[key, *answer] for key, answer in self._answers.items()]
-        (folder / EARLIER_ANSWERS_FILE).write_text(json.dumps(rows), encoding="utf-8")
+        if writes:
+            (folder / EARLIER_ANSWERS_FILE).write_text(json.dumps(rows), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote; a checkpoint of a run without this source has none."""

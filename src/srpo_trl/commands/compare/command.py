@@ -26,13 +26,13 @@ def compare(argv: Sequence[str] | None = None) -> int:
     console = Console()
     with console.status("Loading torch, transformers and trl"):
         from srpo_trl.commands.compare.jobs import make_comparison
-        from srpo_trl.commands.options import EXIT_WRONG_ARGUMENTS, refuse
+        from srpo_trl.commands.options import EXIT_WRONG_ARGUMENTS, exit_with_errors
     from srpo_trl.commands.compare.processes import run_all
     from srpo_trl.commands.compare.table import report_comparison
 
     comparison, problems = make_comparison(options, training_options=arguments[cut + 1 :])
     if comparison is None:
-        return refuse("srpo-trl compare", problems)
+        return exit_with_errors("srpo-trl compare", problems)
     missing = {} if options.table_only else run_all(comparison, console)
     try:
         report_comparison(comparison, missing, console)

@@ -18,7 +18,7 @@ from srpo_trl.commands.compare.start import (
     options_text,
     start_of,
 )
-from srpo_trl.commands.options import attempt
+from srpo_trl.commands.options import collect_error
 from srpo_trl.commands.train import Training, prepare
 from srpo_trl.methods import PAPER_DEFAULTS, VARIANTS
 from srpo_trl.runs.scores import Budget, read_budgets
@@ -68,9 +68,9 @@ def make_comparison(
         training_options: words that every run's `srpo-trl train` gets after its config.
     """
     problems: list[str] = []
-    num_seeds = next(iter(attempt(problems, _whole_number, "seeds", options.seeds)), 1)
-    num_parallel = next(iter(attempt(problems, _whole_number, "jobs", options.jobs)), 1)
-    budgets = next(iter(attempt(problems, _budgets, options.budget)), [])
+    num_seeds = next(iter(collect_error(problems, _whole_number, "seeds", options.seeds)), 1)
+    num_parallel = next(iter(collect_error(problems, _whole_number, "jobs", options.jobs)), 1)
+    budgets = next(iter(collect_error(problems, _budgets, options.budget)), [])
     problems += _own_options(training_options)
     variants = _variants(options.configs, options.variants, problems)
     trainings, training_problems = _trainings(variants, training_options, budgets)

@@ -14,7 +14,7 @@ from trl import ModelConfig
 
 from srpo_trl.commands.config_file import read_config_file
 from srpo_trl.commands.inputs import model_problems
-from srpo_trl.commands.options import attempt
+from srpo_trl.commands.options import collect_error
 from srpo_trl.commands.plan.engines import Engine, read_engine
 from srpo_trl.commands.plan.model import is_quantized, load_config
 from srpo_trl.commands.plan.run import RunSpec
@@ -49,7 +49,7 @@ def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
         training_arguments += [] if value is None else [option, value]
     problems = list(_own_problems(given))
     engine = next(
-        iter(attempt(problems, read_engine, given.accelerate_config, given.num_processes)), Engine()
+        iter(collect_error(problems, read_engine, given.accelerate_config, given.num_processes)), Engine()
     )
     # A plan is made anywhere; whether bf16 can be had depends on the machine that trains.
     with _as_one_of(engine.num_processes):
@@ -60,7 +60,9 @@ def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
         wrong_name = list(model_problems(model_config))
         trust = bool(training and training.trust_remote_code)
         problems += wrong_name + list(_quantization_problems(model_config, engine))
-        models = [] if wrong_name else attempt(problems, load_config, model_config, trust_remote_code=trust)
+        models = (
+            [] if wrong_name else collect_error(problems, load_config, model_config, trust_remote_code=trust)
+        )
     if training is not None:
         problems += _training_problems(training, given.prompt_length, models)
     if problems or training is None or model_config is None or not models:

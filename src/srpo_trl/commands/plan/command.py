@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from srpo_trl.commands.options import refuse
+from srpo_trl.commands.options import exit_with_errors
 from srpo_trl.commands.plan.arguments import read_request
 from srpo_trl.commands.plan.fitting import Fit, find_fit
 from srpo_trl.commands.plan.phases import estimate_memory
@@ -28,7 +28,7 @@ def plan(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore", FutureWarning)  # transformers renames options that TRL and PEFT use
         request, problems = read_request(sys.argv[1:] if argv is None else argv)
         if request is None:
-            return refuse("srpo-trl plan", problems)
+            return exit_with_errors("srpo-trl plan", problems)
         run, models = request.run, FakeModels()
         console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
         text = headline(run, models.of(run).shape)
