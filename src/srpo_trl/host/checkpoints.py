@@ -48,7 +48,7 @@ class CheckpointPart(Protocol):
 
     def check(self, folder: Path) -> None:
         """Raise, with the remedy, where this launch cannot resume from the checkpoint; nothing is loaded yet."""
-        return None
+        return  # parts that inherit this can resume from every checkpoint
 
     def load(self, folder: Path, rank: int, device: torch.device) -> None:
         """Restore what `save` wrote; weights and optimizer are loaded, and the parts before this one."""
