@@ -10,21 +10,18 @@ MUTANTS = [
         "feedback_ignored",
         "feedback of reward functions never reaches the teacher",
         (
-            "host/taught_rollouts.py",
-            'feedback=feedback_texts(self._pending_extra_logs.get("feedback"), num_rows)',
-            'feedback=[""] * num_rows',
+            "host/checked_calls.py",
+            'feedback=[text or "" for text in feedback or [None] * len(prompts)]',
+            'feedback=[""] * len(prompts)',
         ),
         tests=("trainer/test_trainer.py::test_feedback_reaches_the_teacher_where_no_sibling_is_right",),
     ),
     mutant(
         "feedback_of_the_last_function_alone",
         "feedback of several reward functions is not joined",
-        (
-            "host/taught_rollouts.py",
-            "joined_feedback(self._pending_extra_logs.pop(column, None), values)",
-            "joined_feedback(None, values)",
-        ),
+        ("host/rewards/feedback.py", "if self._texts and texts:", "if False:"),
         tests=(
+            "host/test_rewards_object.py::test_feedback_is_joined_line_by_line_and_taken_once",
             "trainer/test_trainer.py::test_feedback_of_several_functions_is_joined_and_a_wrong_number_refused",
         ),
     ),

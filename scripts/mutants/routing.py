@@ -126,7 +126,7 @@ MUTANTS = [
     mutant(
         "groups_of_one_process",
         "every process takes its rollouts for the first of all",
-        ("host/taught_rollouts.py", "first_row=self.accelerator.process_index * num_rows", "first_row=0"),
+        ("host/checked_calls.py", "first_row=self.accelerator.process_index * len(prompts)", "first_row=0"),
         tests=("trainer/test_processes.py::test_two_processes_make_the_update_of_one[straddling-whole]",),
     ),
 ]

@@ -5,6 +5,7 @@ from mutant import mutant
 ROWS = "host/test_faults_rows.py"
 FORMER = "config/test_former_options.py"
 COLUMNS = "host/test_faults_columns.py"
+OBJECT = "host/test_prompt_rows.py"
 
 MUTANTS = [
     mutant(
@@ -59,7 +60,7 @@ MUTANTS = [
         "empty_images_are_images",
         "a column of images that holds none makes TRL take the rows for images",
         (
-            "host/usable_rows.py",
+            "host/prompt_rows.py",
             "hidden = _CONVERSATION_COLUMNS if any(map(row_images, rows)) else IMAGE_COLUMNS",
             "hidden = ()",
         ),
@@ -69,9 +70,9 @@ MUTANTS = [
         "rewards_lose_columns",
         "reward functions are not given the columns that TRL is not shown",
         (
-            "host/checked_calls.py",
-            "        return [{**row, **given} for row, given in zip(self._rows_of_rewards, inputs, strict=True)]",
-            "        return inputs",
+            "host/prompt_rows.py",
+            "return [{**row, **given} for row, given in zip(self._rows, rows, strict=True)]",
+            "return list(rows)",
         ),
         tests=(f"{ROWS}::test_empty_columns_of_images_change_nothing_for_a_text_model",),
     ),
@@ -89,16 +90,19 @@ MUTANTS = [
         "rows_left_out_are_scored",
         "the rollouts that stand in for a row count as that row's",
         (
-            "host/checked_calls.py",
-            "return rewards_BF.masked_fill(is_excluded_B.unsqueeze(1), torch.nan)",
-            "return rewards_BF",
+            "host/prompt_rows.py",
+            "rewards_BF.masked_fill(is_excluded_B.unsqueeze(1), torch.nan)",
+            "rewards_BF",
         ),
-        tests=(f"{ROWS}::test_a_row_that_shows_itself_later_is_left_out",),
+        tests=(
+            f"{OBJECT}::test_rollouts_of_excluded_rows_have_no_rewards",
+            f"{ROWS}::test_a_row_that_shows_itself_later_is_left_out",
+        ),
     ),
     mutant(
         "texts_among_conversations",
         "a batch of texts and conversations ends the run",
-        ("host/usable_rows.py", "if 0 < len(texts) < len(usable):", "if False:"),
+        ("host/prompt_rows.py", "if 0 < len(texts) < len(usable):", "if False:"),
         tests=(f"{ROWS}::test_no_row_of_a_stream_ends_a_run[a text]",),
     ),
     mutant(
@@ -131,7 +135,7 @@ MUTANTS = [
         "rows_without_images_have_none",
         "a row without images beside rows with them ends the run in the processor",
         (
-            "host/checked_calls.py",
+            "host/prompt_rows.py",
             "images and [of_prompt or [] for of_prompt in images]",
             "images",
         ),
@@ -147,9 +151,9 @@ MUTANTS = [
         "added_columns_are_lost",
         "reward functions get the dataset's columns without what a rollout function added",
         (
-            "host/checked_calls.py",
-            "[{**row, **given} for row, given in zip(self._rows_of_rewards, inputs, strict=True)]",
-            "self._rows_of_rewards",
+            "host/prompt_rows.py",
+            "[{**row, **given} for row, given in zip(self._rows, rows, strict=True)]",
+            "list(self._rows)",
         ),
         tests=(f"{COLUMNS}::test_what_a_rollout_function_adds_reaches_the_reward_functions",),
     ),
@@ -164,30 +168,30 @@ MUTANTS = [
         "a whole batch without a column that a reward function needs ends the run",
         (
             "host/rewards/columns.py",
-            "name not in keywords and name not in columns]",
-            "name in keywords and name not in columns]",
+            "name not in REWARD_KEYWORDS and name not in columns]",
+            "name in REWARD_KEYWORDS and name not in columns]",
         ),
         tests=(f"{COLUMNS}::test_a_whole_batch_without_a_needed_column_is_graded_with_none",),
     ),
     mutant(
         "reference_of_zero_is_none",
         "a reference answer of 0 counts as no reference",
-        ("rollout/references.py", "if value is None or value != value", "if not value or value != value"),
+        ("host/rows.py", "if value is None or value != value", "if not value or value != value"),
         tests=(f"{COLUMNS}::test_a_reference_is_the_text_of_a_value[0-0]",),
     ),
     mutant(
         "late_prompts_of_any_form",
         "a prompt that is a list of texts, in the middle of a stream, is given to TRL as it is",
-        ("host/checked_calls.py", "        if held is not None:\n", "        if False:\n"),
+        ("host/prompt_rows.py", "        if held is not None:\n", "        if False:\n"),
         tests=(f"{COLUMNS}::test_a_prompt_of_another_form_is_left_out_later",),
     ),
     mutant(
         "images_in_messages_are_not_seen",
         "a text model is given the images that stand inside messages",
         (
-            "host/checked_calls.py",
-            'if not self._is_vlm and (row_images(row) or has_image(row["prompt"])):',
-            "if not self._is_vlm and row_images(row):",
+            "host/prompt_rows.py",
+            'if not self.reads_images and (row_images(row) or has_image(row["prompt"])):',
+            "if not self.reads_images and row_images(row):",
         ),
         tests=(f"{COLUMNS}::test_a_prompt_of_another_form_is_left_out_later",),
     ),
@@ -196,10 +200,16 @@ MUTANTS = [
         "an evaluation data set without rows is found at the first evaluation",
         (
             "host/datasets.py",
-            'if args.samples_evaluation and args.eval_strategy != "no":',
-            "if False:",
+            "    if is_evaluated:\n",
+            "    if False:\n",
         ),
         tests=(f"{COLUMNS}::test_nothing_to_evaluate_on_is_refused_before_the_first_evaluation",),
+    ),
+    mutant(
+        "prompts_of_any_length",
+        "a prompt longer than the context that shows itself later is given to TRL",
+        ("host/prompt_rows.py", "self.max_length is not None and num_tokens > self.max_length", "False"),
+        tests=(f"{OBJECT}::test_why_a_row_cannot_be_sampled_for",),
     ),
     mutant(
         "card_names_srpo_with_grpo",

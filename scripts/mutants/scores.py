@@ -42,6 +42,27 @@ MUTANTS = [
         tests=(f"{SCORES}::test_scores_of_samples_by_hand",),
     ),
     mutant(
+        "padding_is_scored",
+        "samples that only fill up a batch are counted",
+        ("evaluation/evaluator.py", "            if plan.is_padding:\n", "            if False:\n"),
+        tests=("evaluation/test_evaluator.py::test_samples_of_a_batch",),
+    ),
+    mutant(
+        "tool_output_is_the_models",
+        "tokens that a tool wrote count as the model's in evaluation",
+        ("evaluation/evaluator.py", "tool_mask_BT[row, : len(ids)].tolist()", "[1] * len(ids)"),
+        tests=(
+            "evaluation/test_evaluator.py::test_samples_of_a_batch",
+            "evaluation/test_evaluation.py::test_tool_output_is_not_the_models",
+        ),
+    ),
+    mutant(
+        "truncated_samples_have_no_tokens",
+        "with mask_truncated_completions the lengths of cut samples are 0 in evaluation",
+        ("evaluation/evaluator.py", '                "mask_truncated_completions": False,\n', ""),
+        tests=("evaluation/test_evaluator.py::test_sampling_sets_the_trainer_and_gives_it_back",),
+    ),
+    mutant(
         "base_of_a_recipe_wins",
         "a recipe's own values give way to those of the file it builds on",
         ("commands/config_file.py", "values = own | values", "values |= own"),

@@ -7,26 +7,19 @@ routes the graded rollouts and scores the routed ones with the teacher; this one
 mathematics is in `routing`, `normalizers`, `losses` and `ops`.
 """
 
+import functools
 import textwrap
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor, nn
-from transformers import (
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    TrainerCallback,
-)
+from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.config.renamed import explains_unknown_arguments
-from srpo_trl.host.argument_types import check_each_argument
-from srpo_trl.host.arguments import check_arguments, check_reference_model, default_config
+from srpo_trl.host.arguments import bound_arguments
 from srpo_trl.host.taught_rollouts import TaughtRolloutsGRPOTrainer
 from srpo_trl.loss.gradient_norms import BranchGradients
 from srpo_trl.loss.head import lm_head_of
@@ -39,11 +32,8 @@ from srpo_trl.runs.guards import GuardCallback
 from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
 from srpo_trl.seams.own_forward import use_own_weights
 from srpo_trl.seams.parameters import shards_parameters
-from srpo_trl.seams.trl import GRPO_CARD, EnvironmentFactory, RewardFunc, RolloutFunc
+from srpo_trl.seams.trl import GRPO_CARD
 from srpo_trl.teacher.prepared_student import prepare_student
-
-if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
 
 
 class SRPOTrainer(TaughtRolloutsGRPOTrainer):
@@ -88,57 +78,15 @@ class SRPOTrainer(TaughtRolloutsGRPOTrainer):
             }"""),
     }
 
-    @explains_unknown_arguments(SRPOConfig)
-    def __init__(
-        self,
-        model: "str | PreTrainedModel | PeftModel",
-        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
-        args: "SRPOConfig | None" = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset
-        | IterableDataset
-        | DatasetDict
-        | IterableDatasetDict
-        | dict[str, Dataset | IterableDataset]
-        | None = None,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (
-            None,
-            None,
-        ),
-        quantization_config: "BitsAndBytesConfig | None" = None,
-        peft_config: "PeftConfig | None" = None,
-        tools: list[Callable] | None = None,
-        rollout_func: RolloutFunc | None = None,
-        environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
-    ) -> None:
-        arguments = {
-            "model": model,
-            "reward_funcs": reward_funcs,
-            "train_dataset": train_dataset,
-            "eval_dataset": eval_dataset,
-            "processing_class": processing_class,
-            "reward_processing_classes": reward_processing_classes,
-            "callbacks": callbacks,
-            "optimizers": optimizers,
-            "quantization_config": quantization_config,
-            "peft_config": peft_config,
-            "tools": tools,
-            "rollout_func": rollout_func,
-            "environment_factory": environment_factory,
-        }
-        check_each_argument(arguments)
-        args = default_config(model) if args is None else args
-        check_arguments(
-            args, reward_funcs, train_dataset, eval_dataset, environment_factory, rollout_func, peft_config
-        )
-        check_reference_model(args, model, peft_config)
+    @explains_unknown_arguments(SRPOConfig)  # type: ignore[misc]
+    @functools.wraps(GRPOTrainer.__init__)
+    def __init__(self, *given: Any, **keywords: Any) -> None:
+        arguments = bound_arguments(given, keywords)
+        args: SRPOConfig = arguments["args"]
         if args.routing == "grpo":  # the model card says what the model was trained with
             for name, value in GRPO_CARD.items():
                 setattr(self, name, value)
-        super().__init__(args=args, **arguments)
+        super().__init__(**arguments)
         use_own_weights(self._student)
         if args.liger_layers:
             check_liger_layers(self._student, args.device)

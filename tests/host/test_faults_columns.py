@@ -10,8 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from harness import ROLLOUTS, contains_answer, logged, make_trainer, replay, tiny_tokenizer, update
 from srpo_trl.host.rewards.columns import RewardColumns, reward_columns
-from srpo_trl.host.rows import NoRowsError, first_row, foreign_prompt, image_part_rows
-from srpo_trl.rollout.references import reference_text
+from srpo_trl.host.rows import NoRowsError, first_row, foreign_prompt, image_part_rows, reference_text
 from srpo_trl.seams.messages import has_image
 
 PROMPTS = [[{"role": "user", "content": prompt}] for prompt, _ in ROLLOUTS]
@@ -43,12 +42,12 @@ def test_columns_are_fitted_to_what_reward_functions_take():
     columns = reward_columns([strict, wide, torch.nn.Linear(1, 1)])
     assert columns.needed == ("prompts", "completions", "answer", "source")
     rows = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "level": 2, "completions": "x", "more": 0}]
-    assert columns.fitted(rows, keywords=("prompts", "completions"), kept=("prompt",)) == [
+    assert columns.fitted(rows, kept=("prompt",)) == [
         {"prompt": "a", "answer": "1", "level": None, "source": None},
         {"prompt": "b", "answer": None, "level": 2, "source": None},
     ]
     assert columns.needing_only(["answer"]).needed == ("answer",)
-    assert RewardColumns().fitted(rows, keywords=(), kept=()) == [
+    assert RewardColumns().fitted(rows, kept=()) == [
         {"prompt": "a", "answer": "1", "level": None, "more": None},
         {"prompt": "b", "answer": None, "level": 2, "more": 0},
     ]

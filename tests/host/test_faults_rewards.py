@@ -23,7 +23,8 @@ from harness import (
     relative_error,
     update,
 )
-from srpo_trl.host.rewards.calls import MAX_TIMEOUTS_IN_A_ROW, checked_rewards, checked_scores
+from srpo_trl.host.rewards.calls import MAX_TIMEOUTS_IN_A_ROW, Rewards
+from srpo_trl.host.rewards.scores import checked_scores
 from srpo_trl.rewards.grading import Grade, GradedReward
 
 NUM_ROLLOUTS = len(ROLLOUTS) * NUM_GENERATIONS
@@ -319,7 +320,7 @@ def test_a_function_with_an_event_loop_of_its_own_has_a_thread_of_its_own():
     def judge(completions, **kwargs):
         return [asyncio.run(score()) for _ in completions]
 
-    (checked,) = checked_rewards([judge], ["judge"], 60.0)
+    (checked,) = Rewards([judge], ["judge"], 60.0).functions
     assert checked(completions=["a", "b"], log_metric=lambda name, value: None) == [1.0, 1.0]
 
 
@@ -328,7 +329,9 @@ def test_names_kinds_and_models_stay_what_they_are(tmp_path):
         return [0.0] * len(completions)
 
     model = torch.nn.Linear(1, 1)
-    functions = checked_rewards([contains_answer, judge, model], ["contains_answer", "judge", "model"], None)
+    functions = Rewards(
+        [contains_answer, judge, model], ["contains_answer", "judge", "model"], None
+    ).functions
     assert [asyncio.iscoroutinefunction(f.__call__) for f in functions] == [False, True, False]
     assert functions[2] is model
     trainer = make_trainer(tmp_path, reward_funcs=[contains_answer, judge])
@@ -340,7 +343,7 @@ def test_names_kinds_and_models_stay_what_they_are(tmp_path):
 def test_a_process_ends_while_a_function_hangs():
     code = """
 import threading
-from srpo_trl.base_trainers.reward_calls import checked_rewards
+from srpo_trl.host.rewards.calls import Rewards
 
 async def blocking(completions, **kwargs):
     threading.Event().wait()
@@ -349,7 +352,7 @@ def hanging(completions, **kwargs):
     threading.Event().wait()
 
 import asyncio
-first, second = checked_rewards([hanging, blocking], ["hanging", "blocking"], 0.1)
+first, second = Rewards([hanging, blocking], ["hanging", "blocking"], 0.1).functions
 given = {"completions": ["a"], "log_metric": lambda name, value: None}
 assert first(**given) == asyncio.run(second(**given)) == [None]
 print("ended")

@@ -28,7 +28,6 @@ from harness import (
 )
 from srpo_trl.host.datasets import environment_problems
 from srpo_trl.host.rows import first_row, image_rows, prompt_shapes
-from srpo_trl.host.usable_rows import row_images, usable_rows, without_empty_images
 
 TOKENIZER = tiny_tokenizer()
 SAMPLED = {"rollout_func": None}  # TRL itself generates
@@ -280,16 +279,6 @@ def test_images_for_a_text_model_are_refused_by_column(tmp_path):
     assert image_rows(rows.select([0, 2]), "image") == (0, -1)
 
 
-def test_columns_that_look_like_conversations_are_no_prompts(tmp_path):
-    """TRL takes the first column of several names for the prompt where rows have images."""
-    rows = [{"prompt": user("1"), "completion": "a", "images": [1], "answer": 2}]
-    assert without_empty_images(rows) == [{"prompt": user("1"), "images": [1], "answer": 2}]
-    rows[0]["images"] = []
-    assert without_empty_images(rows) == [{"prompt": user("1"), "completion": "a", "answer": 2}]
-    assert row_images({"image": 0}) == [0]
-    assert row_images({"images": None, "image": None}) == []
-
-
 # ------------------------------------------------------------------ rows without a user turn
 
 
@@ -390,38 +379,6 @@ def test_a_row_of_an_evaluation_has_no_score(tmp_path):
     trainer = make_trainer(tmp_path, eval_dataset=rows, **options)
     trainer.evaluate()
     assert [sample.score is None for sample in trainer.evaluated_samples] == [False] * 4 + [True] * 4
-
-
-def problem_of(row):
-    return "empty" if row["prompt"] in (None, [], "") else None
-
-
-def test_another_row_stands_in_with_all_of_its_columns():
-    rows = [{"prompt": user("1"), "a": 1}, {"prompt": None, "b": 2}, {"prompt": user("3"), "b": 3}]
-    usable = usable_rows(rows, problem_of)
-    first = {"prompt": user("1"), "a": 1, "b": None}
-    assert usable.rows == [first, first, {"prompt": user("3"), "a": None, "b": 3}]
-    assert usable.reasons == [None, "empty", None]
-    texts = usable_rows([{"prompt": prompt} for prompt in ("1", user("2"), user("3"))], problem_of)
-    assert texts.reasons == ["a text among conversations", None, None]
-    assert [row["prompt"] for row in texts.rows] == [user("2"), user("2"), user("3")]
-    half = usable_rows([{"prompt": user("2")}, {"prompt": "1"}], problem_of)
-    assert half.reasons == ["a conversation among texts", None]
-    none = usable_rows([{"prompt": None, "image": 1}], problem_of)
-    assert none.reasons == ["empty"]
-    assert none.rows == [{"prompt": [{"role": "user", "content": "."}], "image": None}]
-    assert usable_rows([{"a": 1}], problem_of).reasons == ["empty"]
-    assert usable_rows([{"prompt": None}], lambda row: "never").rows == [{"prompt": None}]
-
-
-def test_a_groups_row_is_looked_at_once():
-    seen = []
-
-    def look(row):
-        seen.append(row["prompt"])
-
-    usable_rows([{"prompt": text} for text in "aaabba"], look)
-    assert seen[:3] == ["a", "b", "a"]
 
 
 def test_context_of_a_stream_counts_from_the_models_own_limit(tmp_path):

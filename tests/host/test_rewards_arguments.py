@@ -15,7 +15,7 @@ from PIL import Image
 
 from harness import chat_dataset, contains_answer, logged, make_trainer, relative_error, update
 from srpo_trl.host.rewards.arguments import MAX_COPIED_BYTES, private_arguments, private_copy
-from srpo_trl.host.rewards.calls import checked_rewards
+from srpo_trl.host.rewards.calls import Rewards
 from srpo_trl.host.rewards.scores import FLOAT32_MAX, checked_scores, score_limits
 from srpo_trl.rewards.grading import Grade, GradedReward
 
@@ -23,7 +23,7 @@ from srpo_trl.rewards.grading import Grade, GradedReward
 
 
 def call(function, limit=None, **given):
-    (checked,) = checked_rewards([function], ["judge"], limit)
+    (checked,) = Rewards([function], ["judge"], limit).functions
     given = {"completions": ["a", "b"], "log_metric": lambda *a: None, **given}
     scores = checked(**given)
     return asyncio.run(scores) if asyncio.iscoroutine(scores) else scores

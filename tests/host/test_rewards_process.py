@@ -31,7 +31,7 @@ from hard_rewards import (
 )
 from harness import contains_answer, logged, make_trainer, relative_error, update
 from srpo_trl.host.rewards import transport as reward_transport
-from srpo_trl.host.rewards.calls import checked_rewards
+from srpo_trl.host.rewards.calls import Rewards
 from srpo_trl.host.rewards.process import RewardProcess
 from srpo_trl.host.rewards.threads import RewardLoop, RewardThread
 from srpo_trl.rewards import math_reward
@@ -43,7 +43,7 @@ class Caller:
     """Calls one reward function as TRL does, and keeps what it logs."""
 
     def __init__(self, function, limit=LIMIT, name="judge"):
-        (self.checked,) = checked_rewards([function], [name], limit)
+        (self.checked,) = Rewards([function], [name], limit).functions
         self.extra, self.metrics = [], []
 
     def __call__(self, completions=("a", "b"), **columns):
@@ -75,7 +75,7 @@ def test_code_that_keeps_the_interpreter_is_interrupted(function):
 def test_math_reward_is_interrupted_in_a_fork_too():
     code = r"""
 import os
-from srpo_trl.base_trainers.reward_calls import CheckedReward
+from srpo_trl.host.rewards.calls import CheckedReward
 from srpo_trl.rewards import math_reward
 if os.fork() == 0:
     reward = CheckedReward(math_reward, "math_reward", 60.0)
@@ -162,7 +162,7 @@ def test_what_a_function_remembers_is_in_its_process(kind):
 
 def test_a_script_is_not_run_again():
     code = """
-from srpo_trl.base_trainers.reward_calls import checked_rewards
+from srpo_trl.host.rewards.calls import Rewards
 print("begins", flush=True)
 SCALE = 2.0
 
@@ -173,7 +173,7 @@ class Judge:
 def judge(completions, **kwargs):
     return [Judge().grade(text) for text in completions]
 
-(checked,) = checked_rewards([judge], ["judge"], 60.0)
+(checked,) = Rewards([judge], ["judge"], 60.0).functions
 print(checked(completions=["abc"], log_metric=lambda *a: None), type(checked._runner).__name__)
 """
     assert run_python(code) == "begins\n[6.0] RewardProcess\n"
@@ -316,13 +316,13 @@ def has_ended(pid):
 def test_it_ends_with_a_killed_parent(is_busy):
     code = f"""
 import os, subprocess, time
-from srpo_trl.base_trainers.reward_calls import checked_rewards
+from srpo_trl.host.rewards.calls import Rewards
 
 def judge(completions, **kwargs):
     print(os.getpid(), subprocess.Popen(["sleep", "300"]).pid, flush=True)
     return [float(9**9**9 > 0 if {is_busy} else 1)]
 
-(checked,) = checked_rewards([judge], ["judge"], 300.0)
+(checked,) = Rewards([judge], ["judge"], 300.0).functions
 checked(completions=["a"], log_metric=lambda *a: None)
 time.sleep(300)
 """

@@ -21,7 +21,7 @@ from engine_processes import (
     results,
     resumed,
 )
-from harness import config, relative_error, tiny_model
+from harness import relative_error, tiny_model
 from srpo_trl.host.arguments import refuse_unsupported
 from srpo_trl.teacher.weights import TeacherWeights
 
@@ -100,9 +100,9 @@ def accelerator(engine="DEEPSPEED", stage=3, is_fsdp2=False, **zero):
         (accelerator("FSDP", is_fsdp2=True), {"gradient_share_steps": 1}, "gradient_share_steps=1"),
     ],
 )
-def test_what_the_teacher_cannot_follow_is_refused(tmp_path, given, options, remedy):
+def test_what_the_teacher_cannot_follow_is_refused(given, options, remedy):
     with pytest.raises(ValueError, match=remedy):
-        refuse_unsupported(config(tmp_path, **options), tiny_model(), given, False)
+        refuse_unsupported(tiny_model(), given, max_completion_length=16, **options)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +114,14 @@ def test_what_the_teacher_cannot_follow_is_refused(tmp_path, given, options, rem
         (accelerator("NO"), {"gradient_share_steps": 1}),
     ],
 )
-def test_what_it_can_follow_is_taken(tmp_path, given, options):
-    refuse_unsupported(config(tmp_path, **options), tiny_model(), given, False)
+def test_what_it_can_follow_is_taken(given, options):
+    refuse_unsupported(tiny_model(), given, max_completion_length=16, **options)
 
 
-def test_an_adapter_that_learns_a_prompt_is_refused(tmp_path):
+def test_an_adapter_that_learns_a_prompt_is_refused():
     adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(ValueError, match="learns a prompt"):
-        refuse_unsupported(config(tmp_path), get_peft_model(tiny_model(), adapter), accelerator("NO"), False)
+        refuse_unsupported(get_peft_model(tiny_model(), adapter), accelerator("NO"), max_completion_length=16)
 
 
 @pytest.mark.slow

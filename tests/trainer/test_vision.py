@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from trl import GRPOTrainer
 
 import oracle
-from harness import LORA, NUM_GENERATIONS, config, flat_parameters, logged, make_trainer, relative_error
+from harness import LORA, NUM_GENERATIONS, flat_parameters, logged, make_trainer, relative_error
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 from srpo_trl.host.arguments import refuse_unsupported
 from srpo_trl.rollout.batch import vision_rows
@@ -318,14 +318,14 @@ def test_inputs_of_a_pass_join_images_and_pad_token_types():
 # ---------------------------------------------------------------- what is refused
 
 
-def test_sharded_engines_are_refused(tmp_path):
+def test_sharded_engines_are_refused():
     sharded = SimpleNamespace(
         distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace(deepspeed_plugin=None)
     )
     model = tiny_vision_language_model()
     with pytest.raises(ValueError, match=r"vision-language model under FSDP or ZeRO-3.*Use DDP or ZeRO-1/2"):
-        refuse_unsupported(config(tmp_path), model, sharded, is_vision_language_model=True)
-    refuse_unsupported(config(tmp_path), model, sharded, is_vision_language_model=False)
+        refuse_unsupported(model, sharded, max_completion_length=16, reads_images=True)
+    refuse_unsupported(model, sharded, max_completion_length=16)
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,26 @@
-"""`GRPOTrainer` whose `evaluate` draws n samples of each question at an evaluation temperature, and scores them.
+"""Sampled evaluation: n samples of each question at an evaluation temperature, and their scores.
 
 TRL generates and calls the reward functions, with transformers or vLLM, as in training; the loop, the progress bar,
 callbacks and the choice of the best checkpoint are transformers'. No loss is computed.
+
+Legend: B rows of this process, F reward functions, T completion positions.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_utils import has_length
 
-from srpo_trl.evaluation.batches import batch_by_tokens
-from srpo_trl.evaluation.samples import Sample, answer_parser, score_samples
-from srpo_trl.evaluation.sampling import Questions, SampleCollector, temporarily_set
-from srpo_trl.evaluation.scores import Estimate, mean_of_estimates, named
-from srpo_trl.rewards.grading import completion_text
-from srpo_trl.rollout.step_window import StepWindowGRPOTrainer
-
-if TYPE_CHECKING:
-    from srpo_trl.config import SRPOConfig
+from srpo_trl.evaluation.batches import PlannedSample, batch_by_tokens
+from srpo_trl.evaluation.samples import AnswerParser, Sample, score_samples
+from srpo_trl.evaluation.scores import Estimate, mean_of_estimates, named, repeated_ngram_share
+from srpo_trl.rewards.grading import GRADER_ERRORS, completion_text
 
 # TRL's means over batches beside those that `score_samples` takes over questions. Batches differ in size here, and
 # every row is a group of its own.
@@ -33,174 +31,195 @@ TRLS_BATCH_MEANS = (
 )
 
 
-class EvaluatingGRPOTrainer(StepWindowGRPOTrainer):
-    """`GRPOTrainer` with sampled evaluation; without `SRPOConfig.samples_evaluation` it is GRPOTrainer's.
+@dataclass(kw_only=True)
+class Evaluator:
+    """Plans the batches of an evaluation, keeps what was sampled in them, and scores it.
+
+    Args:
+        parser: how the reward functions let a text be read.
+        judge: rewards (B, F), NaN where a function gave none -> the score (B,) that decides, bool (B,) of the rows
+            that have one, bool (B,) of the correct rows.
+        reward_names: of the F functions.
+        end_tokens: token ids that may end a completion.
+        num_samples: of each question.
+        temperature, top_p: of sampling.
+        tokens_per_batch: of one process's share of a batch.
+        max_completion_length: in tokens.
+        seed: of the random numbers of an evaluation, on this process.
+        rank, num_processes: this process among those that share the work.
 
     Attributes:
-        evaluated_samples: of the last evaluation, of all processes, in the order of the questions.
+        samples: of the last evaluation, of all processes, in the order of the questions.
     """
 
-    args: "SRPOConfig"
-    eval_dataset: Any
-    num_generations_eval: int
+    parser: AnswerParser
+    judge: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    reward_names: Sequence[str]
+    end_tokens: Collection[int]
+    num_samples: int
+    temperature: float
+    top_p: float
+    tokens_per_batch: int
     max_completion_length: int
-    evaluated_samples: Sequence[Sample] = ()
-    _collector: SampleCollector | None = None  # of the evaluation that runs
+    seed: int
+    rank: int = 0
+    num_processes: int = 1
+    samples: Sequence[Sample] = ()
+    _taken: list[Sample] = field(default_factory=list)  # of this process, so far
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Return this process's share of the batches; `eval_dataset` is None, a data set, or the name of one."""
-        if not self.args.samples_evaluation:
-            return super().get_eval_dataloader(eval_dataset)
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        elif eval_dataset is None:
-            eval_dataset = self.eval_dataset
-        if eval_dataset is None:
-            raise ValueError("There is nothing to evaluate on: give SRPOTrainer an eval_dataset.")
-        questions = Questions(eval_dataset)
-        schedules_itself = self.use_vllm or self.use_transformers_continuous_batching
+    def batches(
+        self, rows: Any, num_tokens: Callable[[Any], int], *, in_one: bool = False
+    ) -> DataLoader[Any]:
+        """Return this process's share of the batches: lists of (planned sample, row).
+
+        Args:
+            rows: a data set, or None; an iterable one is read to its end.
+            num_tokens: of a row's prompt.
+            in_one: draw everything together, for engines that schedule by themselves.
+        Raises:
+            ValueError: there are no rows.
+        """
+        questions = _Questions(rows)
         batches = batch_by_tokens(
-            self._prompt_lengths(questions.rows),
-            num_samples=self.num_generations_eval,
+            [num_tokens(row) for row in questions.rows],
+            num_samples=self.num_samples,
             max_completion_length=self.max_completion_length,
-            tokens_per_batch=None if schedules_itself else self.args.eval_tokens_per_batch,
-            num_processes=self.accelerator.num_processes,
+            tokens_per_batch=None if in_one else self.tokens_per_batch,
+            num_processes=self.num_processes,
         )
-        shares = [
-            batch[self.accelerator.process_index :: self.accelerator.num_processes] for batch in batches
-        ]
+        shares = [batch[self.rank :: self.num_processes] for batch in batches]
         return DataLoader(questions, batch_sampler=shares, collate_fn=list)
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Return the batches of `predict`, which samples as `evaluate` does."""
-        if not self.args.samples_evaluation:
-            return super().get_test_dataloader(test_dataset)
-        return self.get_eval_dataloader(test_dataset)
+    @contextmanager
+    def sampling(self, trainer: Any, device: torch.device) -> Iterator[None]:
+        """Begin an evaluation, during which `trainer` samples as it does.
 
-    def _prompt_lengths(self, rows: Any) -> list[int]:
-        """Return the tokens of each prompt, without images; 0 where an environment is to write it."""
-        if self.environment_factories is not None:
-            return [0] * len(rows)
-        return [self._num_tokens(row) for row in rows]
+        Training gets its parameters and random numbers back, also after an error.
 
-    def evaluate(
+        Args:
+            trainer: a `GRPOTrainer`.
+            device: on which it generates.
+        """
+        self._taken = []
+        sampling = {"temperature": self.temperature, "top_p": self.top_p}
+        with ExitStack() as stack:
+            devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+            stack.enter_context(torch.random.fork_rng(devices=devices))
+            torch.manual_seed(self.seed)
+            without_loss = {
+                "num_generations_eval": 1,  # rows are planned one by one: a group has one
+                "vllm_importance_sampling_correction": False,
+                "mask_truncated_completions": False,
+                "_get_per_token_logps_and_entropies": lambda *args, **kwargs: (None, None, None),
+            }
+            stack.enter_context(temporarily_set(trainer, **sampling, **without_loss))
+            if trainer.use_vllm:
+                vllm = trainer.vllm_generation
+                options = {**vllm.generation_kwargs, **sampling}
+                stack.enter_context(temporarily_set(vllm, **sampling, generation_kwargs=options))
+            else:
+                stack.enter_context(temporarily_set(trainer.generation_config, **sampling))
+            yield
+
+    def take(
         self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        planned: Sequence[PlannedSample],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        tool_mask_BT: Tensor | None,
+        rewards_BF: Tensor,
+    ) -> None:
+        """Keep the samples of a batch of B rows of this process, all but the padding.
+
+        Args:
+            planned: what each row was drawn for.
+            completions: texts or messages.
+            completion_ids: tokens, of any length.
+            tool_mask_BT: 0 on tokens of tools; None: there are none.
+            rewards_BF: NaN where a function gave none.
+        """
+        score_B, is_scored_B, is_correct_B = (verdict.tolist() for verdict in self.judge(rewards_BF))
+        for row, plan in enumerate(planned):
+            if plan.is_padding:
+                continue
+            ids, text = completion_ids[row], completion_text(completions[row])
+            mask = [1] * len(ids) if tool_mask_BT is None else tool_mask_BT[row, : len(ids)].tolist()
+            own_ids = [token for token, is_own in zip(ids, mask, strict=True) if is_own]
+            rewards = [reward if math.isfinite(reward) else None for reward in rewards_BF[row].tolist()]
+            self._taken.append(
+                Sample(
+                    question=plan.question,
+                    text=text,
+                    num_tokens=len(own_ids),
+                    is_cut=ids[-1] not in self.end_tokens,
+                    repeated_ngrams=repeated_ngram_share(own_ids),
+                    rewards=dict(zip(self.reward_names, rewards, strict=True)),
+                    score=score_B[row] if is_scored_B[row] else None,
+                    is_correct=is_correct_B[row] if is_scored_B[row] else None,
+                    answer=_read(self.parser.extract_answer, text),
+                    follows_format=_read(self.parser.follows_format, text),
+                )
+            )
+
+    def scores(
+        self, gather_object: Callable[[list[Any]], list[Any]], trls_metrics: MutableMapping[str, Any]
     ) -> dict[str, float]:
-        """Return every score under `eval_...`; of several named data sets also the mean of their avg@n."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not (self.args.samples_evaluation and isinstance(data_sets, dict)):
-            return metrics
-        average = f"avg@{self.num_generations_eval}"
-        names = [f"{metric_key_prefix}_{data_set}_{average}" for data_set in data_sets]
+        """Return the scores of the samples of all processes by name, and take what they stand for from TRL's metrics.
+
+        A stable sort of the same list: every process has the same scores and takes the same checkpoint for the best.
+        """
+        self.samples = sorted(gather_object(self._taken), key=lambda sample: sample.question)
+        has_answers = self.parser.extract_answer is not None
+        scores = score_samples(self.samples, self.num_samples, has_answers=has_answers)
+        for name in (*TRLS_BATCH_MEANS, *(f"rewards/{name}/std" for name in self.reward_names), *scores):
+            trls_metrics.pop(name, None)
+        return scores
+
+    def mean_of(
+        self, metrics: Mapping[str, float], data_sets: Iterable[str], prefix: str
+    ) -> dict[str, float]:
+        """Return the mean of the avg@n of several named data sets, under the name that one of them alone has."""
+        average = f"avg@{self.num_samples}"
+        names = [f"{prefix}_{data_set}_{average}" for data_set in data_sets]
         estimates = [
             Estimate(metrics[name], metrics.get(f"{name}_stderr")) for name in names if name in metrics
         ]
-        means = named(f"{metric_key_prefix}_{average}", mean_of_estimates(estimates))
-        self.log(dict(means))
-        return metrics | means
+        return named(f"{prefix}_{average}", mean_of_estimates(estimates))
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Run transformers' loop over the samples, and add their scores to its metrics."""
-        if not self.args.samples_evaluation:
-            return super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        num_samples = self.num_generations_eval
-        self._collector = collector = self._new_collector()
-        try:
-            with self._evaluation_sampling():
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
-        finally:
-            self._collector = None
-        # A stable sort of the same list: every process has the same scores and takes the same checkpoint for the best.
-        self.evaluated_samples = sorted(gather_object(collector.samples), key=lambda sample: sample.question)
-        has_answers = collector.reading.extract_answer is not None
-        scores = score_samples(self.evaluated_samples, num_samples, has_answers=has_answers)
-        for name in (*TRLS_BATCH_MEANS, *(f"rewards/{name}/std" for name in self.reward_func_names), *scores):
-            self._metrics["eval"].pop(name, None)
-        assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
-        return output
 
-    def _new_collector(self) -> SampleCollector:
-        named = zip(self.reward_func_names, self.reward_funcs, strict=True)
-        deciding = [function for name, function in named if name == self.args.correctness_reward]
-        return SampleCollector(
-            answer_parser([*deciding, *self.reward_funcs]),
-            reward_names=self.reward_func_names,
-            reward_weights_F=self.reward_weights,
-            correctness_reward=self.args.correctness_reward,
-            threshold=self.args.success_reward_threshold,
-        )
+class _Questions(Dataset[Any]):
+    """The rows of a data set by planned sample, so that a batch knows what it was drawn for."""
 
-    @contextmanager
-    def _evaluation_sampling(self) -> Iterator[None]:
-        """Sample as evaluation does; training gets its parameters and random numbers back, also after an error."""
-        args = self.args
-        sampling = {"temperature": args.eval_temperature, "top_p": args.eval_top_p}
-        with ExitStack() as stack:
-            devices = [torch.cuda.current_device()] if self.accelerator.device.type == "cuda" else []
-            stack.enter_context(torch.random.fork_rng(devices=devices))
-            torch.manual_seed(args.seed + self.accelerator.process_index)
-            # Rows are planned one by one: a group has one. No loss is made of them, so no importance ratio either.
-            one_by_one = {"num_generations_eval": 1, "vllm_importance_sampling_correction": False}
-            stack.enter_context(temporarily_set(self, **sampling, **one_by_one))
-            if self.use_vllm:
-                options = {**self.vllm_generation.generation_kwargs, **sampling}
-                stack.enter_context(
-                    temporarily_set(self.vllm_generation, **sampling, generation_kwargs=options)
-                )
-            else:
-                stack.enter_context(temporarily_set(self.generation_config, **sampling))
-            yield
+    def __init__(self, rows: Any) -> None:
+        if rows is None:
+            raise ValueError("There is nothing to evaluate on: give SRPOTrainer an eval_dataset.")
+        self.rows: Any = rows if has_length(rows) else list(rows)
+        if not len(self.rows):
+            raise ValueError("eval_dataset has no rows: there is nothing to evaluate on.")
 
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Draw and score one batch of samples; there is no loss."""
-        if self._collector is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        planned, rows = zip(*inputs, strict=True)
-        self._prepare_inputs(list(rows))
-        self._collector.keep(planned)
-        return None, None, None
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    # ---------------------------------------------------------------- what TRL's steps hand over
+    def __getitem__(self, planned: PlannedSample) -> tuple[PlannedSample, dict[str, Any]]:
+        return planned, dict(self.rows[planned.question])
 
-    def _generate(self, prompts: list) -> Any:
-        generated = super()._generate(prompts)
-        if self._collector is not None:
-            self.model.eval()  # generation in continuous batches leaves it in training mode
-            _, completion_ids, tool_mask, *_ = generated
-            ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-            self._collector.take_tokens(completion_ids, tool_mask, ends)
-        return generated
 
-    def _calculate_rewards(
-        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
-    ) -> Tensor:
-        rewards_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self._collector is not None:
-            first_row = self.accelerator.process_index * len(prompts)
-            own_rewards_BF = rewards_BF[first_row : first_row + len(prompts)]
-            self._collector.take_rewards(list(map(completion_text, completions)), own_rewards_BF)
-        return rewards_BF
+@contextmanager
+def temporarily_set(target: Any, **values: Any) -> Iterator[None]:
+    """Give attributes of `target` these values, and take them back at the end, also after an error."""
+    own = {name: vars(target)[name] for name in values if name in vars(target)}
+    try:
+        vars(target).update(values)
+        yield
+    finally:
+        for name in values:
+            vars(target).pop(name, None)
+        vars(target).update(own)
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """Return nothing during evaluation: these log-probabilities would be a loss's."""
-        if self._collector is not None:
-            return None, None, None
-        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+def _read(reader: Callable[[str], Any] | None, text: str) -> Any:
+    """Return what a reward function reads in a text; None where it reads nothing, or breaks on an odd text."""
+    try:
+        return reader(text) if reader is not None else None
+    except GRADER_ERRORS:
+        return None

@@ -1,13 +1,16 @@
 """Checks of the trainer's arguments against each other, made before a model is loaded where that is possible."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
+from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
+from srpo_trl.host.argument_types import check_each_argument
 from srpo_trl.host.checkpoints import unwritable
 from srpo_trl.host.datasets import context_problems, dataset_problems
 from srpo_trl.seams.parameters import is_zero3, shards_parameters
@@ -21,70 +24,71 @@ _REMEDY = "Use routing='grpo' there, or"
 _SAVED_HEAD = "modules_to_save=['lm_head'] trains a whole copy of it."
 
 
+def bound_arguments(args: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a trainer by `GRPOTrainer`'s names, checked before a model is loaded.
+
+    Args:
+        args, keywords: what the trainer was called with.
+    Raises:
+        TypeError: an argument is missing or unknown, or `args` is not an `SRPOConfig`.
+        ValueError: wrong arguments, or some that do not fit together, all in one message.
+    """
+    bound = signature(GRPOTrainer).bind(*args, **keywords)
+    bound.apply_defaults()
+    arguments = bound.arguments
+    check_each_argument(arguments)
+    if arguments["args"] is None:
+        arguments["args"] = default_config(arguments["model"])
+    config = arguments["args"]
+    if not isinstance(config, SRPOConfig):
+        raise TypeError(
+            f"args is a {type(config).__name__}; SRPOTrainer needs an srpo_trl.SRPOConfig, which takes every option "
+            "of trl.GRPOConfig."
+        )
+    problems = list(_combined_problems(config, arguments))
+    if problems:
+        raise ValueError("\n".join(problems))
+    check_reference_model(config.beta, arguments["model"], arguments["peft_config"])
+    return arguments
+
+
 def default_config(model: "str | PreTrainedModel | PeftModel") -> SRPOConfig:
     """Return the configuration of a trainer that is given none, named after the model as TRL does."""
     model_id = model if isinstance(model, str) else get_config_model_id(model.config)
     return SRPOConfig(f"{model_id.split('/')[-1]}-SRPO")
 
 
-def check_arguments(
-    args: Any,
-    reward_funcs: Any,
-    train_dataset: Any,
-    eval_dataset: Any,
-    environment_factory: Any,
-    rollout_func: Any,
-    peft_config: "PeftConfig | None" = None,
-) -> None:
-    """Refuse arguments that do not fit together.
-
-    Raises:
-        TypeError: `args` is not an `SRPOConfig`.
-        ValueError: every problem found, in one message.
-    """
-    if not isinstance(args, SRPOConfig):
-        raise TypeError(
-            f"args is a {type(args).__name__}; SRPOTrainer needs an srpo_trl.SRPOConfig, which takes every option "
-            "of trl.GRPOConfig."
-        )
-    problems = []
-    if environment_factory is None:  # an environment can bring reward functions of its own
-        try:
-            check_correctness_reward(args, reward_names(reward_funcs))
-        except ValueError as error:
-            problems.append(str(error))
-    problems += dataset_problems(
-        args,
+def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which arguments do not fit together."""
+    rewards, train_dataset = _reward_list(arguments["reward_funcs"]), arguments["train_dataset"]
+    has_environment = arguments["environment_factory"] is not None
+    if not has_environment:  # which can bring reward functions of its own
+        yield from correctness_problems(config.correctness_reward, list(map(_reward_name, rewards)))
+    yield from dataset_problems(
         train_dataset,
-        eval_dataset,
-        _reward_list(reward_funcs),
-        has_environment=environment_factory is not None,
-        has_rollout_func=rollout_func is not None,
+        arguments["eval_dataset"],
+        rewards,
+        drops_unused=bool(config.remove_unused_columns),
+        reference_column=config.reference_column,
+        is_evaluated=config.samples_evaluation and config.eval_strategy != "no",
+        has_environment=has_environment,
+        has_rollout_func=arguments["rollout_func"] is not None,
     )
-    if args.reference_column is not None and args.remove_unused_columns:
-        problems.append(
-            f"remove_unused_columns=True would drop reference_column={args.reference_column!r}; set it to False."
-        )
-    if args.resample_failed_frac and train_dataset is not None and not hasattr(train_dataset, "__len__"):
-        problems.append(
-            f"resample_failed_frac={args.resample_failed_frac!r} needs a dataset whose rows can be looked up, not an "
+    if config.reference_column is not None and config.remove_unused_columns:
+        yield f"remove_unused_columns=True would drop reference_column={config.reference_column!r}; set it to False."
+    if config.resample_failed_frac and train_dataset is not None and not hasattr(train_dataset, "__len__"):
+        yield (
+            f"resample_failed_frac={config.resample_failed_frac!r} needs a dataset whose rows can be looked up, not an "
             f"{type(train_dataset).__name__}; load it whole, or set it to 0."
         )
-    if peft_config is not None and args.routing != "grpo":
-        problems += adapter_problems(peft_config)
-    reason = unwritable(str(args.output_dir)) if args.save_strategy != "no" else ""
+    if arguments["peft_config"] is not None and config.routing != "grpo":
+        yield from adapter_problems(arguments["peft_config"])
+    reason = unwritable(str(config.output_dir)) if config.save_strategy != "no" else ""
     if reason:
-        problems.append(
-            f"output_dir={args.output_dir!r} cannot take checkpoints: {reason}. Give another folder, or set "
+        yield (
+            f"output_dir={config.output_dir!r} cannot take checkpoints: {reason}. Give another folder, or set "
             "save_strategy='no'."
         )
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def reward_names(reward_funcs: Any) -> list[str]:
-    """Return the names that TRL gives to reward functions."""
-    return [_reward_name(function) for function in _reward_list(reward_funcs)]
 
 
 def _reward_list(reward_funcs: Any) -> list[Any]:
@@ -93,6 +97,7 @@ def _reward_list(reward_funcs: Any) -> list[Any]:
 
 
 def _reward_name(function: Any) -> str:
+    """Return the name that TRL gives to a reward function."""
     if isinstance(function, str):
         return function.split("/")[-1]
     if isinstance(function, nn.Module):
@@ -100,22 +105,21 @@ def _reward_name(function: Any) -> str:
     return get_callable_name(function)
 
 
-def check_correctness_reward(args: SRPOConfig, names: Sequence[str]) -> None:
-    """Raise ValueError unless `correctness_reward` names exactly one of the reward functions, or none is asked for."""
-    name = args.correctness_reward
-    if name is not None and list(names).count(name) != 1:
-        raise ValueError(
-            f"correctness_reward={name!r} must name exactly one reward function; the trainer has "
+def correctness_problems(correctness_reward: str | None, names: Sequence[str]) -> Iterator[str]:
+    """Yield whether `correctness_reward` is given and names not exactly one of the reward functions."""
+    if correctness_reward is not None and list(names).count(correctness_reward) != 1:
+        yield (
+            f"correctness_reward={correctness_reward!r} must name exactly one reward function; the trainer has "
             f"{', '.join(map(repr, names)) or 'none'}."
         )
 
 
-def check_reference_model(args: SRPOConfig, model: Any, peft_config: Any) -> None:
+def check_reference_model(beta: float, model: Any, peft_config: Any) -> None:
     """Raise ValueError where a KL penalty needs a reference model that TRL could load from nowhere."""
     is_named = isinstance(model, str) or bool(get_config_model_id(model.config))
-    if args.beta != 0.0 and not is_named and peft_config is None and not is_peft_model(model):
+    if beta != 0.0 and not is_named and peft_config is None and not is_peft_model(model):
         raise ValueError(
-            f"beta={args.beta!r} needs a reference model, which TRL loads by the model's name, and the model given has "
+            f"beta={beta!r} needs a reference model, which TRL loads by the model's name, and the model given has "
             "none: it was made in memory. Save it and give the folder as `model`, or set beta=0."
         )
 
@@ -136,40 +140,47 @@ def adapter_problems(config: "PeftConfig") -> Iterator[str]:
 
 
 def refuse_unsupported(
-    args: SRPOConfig, model: nn.Module, accelerator: Accelerator, is_vision_language_model: bool
+    model: nn.Module,
+    accelerator: Accelerator,
+    *,
+    max_completion_length: int | None,
+    gradient_share_steps: int | None = None,
+    reads_images: bool = False,
 ) -> None:
-    """Raise ValueError where the teacher cannot be built, rather than train with another one."""
+    """Raise ValueError where the teacher cannot be built, rather than train with another one.
+
+    Args:
+        model: the student.
+        accelerator: whose engine may keep parameters in shards.
+        max_completion_length, gradient_share_steps: the options.
+        reads_images: whether the student is a vision-language model.
+    """
     _refuse_engines(accelerator)
-    for problem in context_problems(model.config, args.max_completion_length):  # type: ignore[arg-type]
+    for problem in context_problems(model.config, max_completion_length):  # type: ignore[arg-type]
         raise ValueError(problem)
-    if args.gradient_share_steps and shards_parameters(accelerator):
+    if gradient_share_steps and shards_parameters(accelerator):
         raise ValueError(
-            f"gradient_share_steps={args.gradient_share_steps} differentiates by whole parameters, which FSDP and "
+            f"gradient_share_steps={gradient_share_steps} differentiates by whole parameters, which FSDP and "
             "ZeRO-3 do not keep. Leave it out, or measure under DDP or ZeRO-1/2."
         )
-    if is_vision_language_model and shards_parameters(accelerator):
+    if reads_images and shards_parameters(accelerator):
         raise ValueError(
             "Self-distillation does not run a vision-language model under FSDP or ZeRO-3: a process whose teacher pass "
             "has no images would leave the others waiting in the vision tower. Use DDP or ZeRO-1/2."
         )
     if is_peft_model(model):
-        _refuse_adapters(model)  # type: ignore[arg-type]
+        adapters = cast("PeftModel", model)
+        configs = [adapters.peft_config[name] for name in adapters.active_adapters]
+        problems = [problem for config in configs for problem in adapter_problems(config)]
+        if problems:
+            raise ValueError("\n".join(problems))
     base = cast("PeftModel", model).get_base_model() if is_peft_model(model) else model
-    refuse_adapted_head(cast("PreTrainedModel", base))
+    refuse_adapted_head(base)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("The model has no trainable parameter.")
 
 
-def _refuse_adapters(model: "PeftModel") -> None:
-    """Raise ValueError where the configuration of an adapter in use says that it cannot be trained."""
-    problems = [
-        problem for name in model.active_adapters for problem in adapter_problems(model.peft_config[name])
-    ]
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def refuse_adapted_head(student: "PreTrainedModel") -> None:
+def refuse_adapted_head(student: Any) -> None:
     """Raise ValueError where the LM head is in an adapter, by a pattern, say, or tied to an embedding that is adapted.
 
     A copy of it in `modules_to_save` is what the model's forward and TRL's fused LM head read alike.

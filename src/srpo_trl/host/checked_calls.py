@@ -1,53 +1,39 @@
-"""`GRPOTrainer` that checks what goes into generation and what rollout and reward functions give back."""
+"""`GRPOTrainer` that checks what goes into generation and what rollout and reward functions give back, and samples
+in evaluation.
+"""
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
-from trl import prepare_multimodal_messages
 
-from srpo_trl.host.datasets import (
-    REWARD_KEYWORDS,
-    chat_template_problems,
-    environment_problems,
-    image_problems,
-    max_prompt_length,
-    named_datasets,
-    row_problems,
-    size_problems,
-)
+from srpo_trl.evaluation.evaluator import Evaluator
+from srpo_trl.evaluation.samples import Sample, answer_parser
+from srpo_trl.host.datasets import check_rows, check_size, max_prompt_length
 from srpo_trl.host.logged import LoggedGRPOTrainer
-from srpo_trl.host.rewards.calls import checked_rewards
-from srpo_trl.host.rewards.columns import reward_columns
-from srpo_trl.host.rows import first_row, foreign_prompt
-from srpo_trl.host.usable_rows import COLUMNS_OF_TRL, row_images, usable_rows, without_empty_images
-from srpo_trl.seams.messages import has_image
-from srpo_trl.seams.trl import RolloutFunc
-from srpo_trl.teacher.rendered_prompts import ROW_ERRORS
+from srpo_trl.host.prompt_rows import EXCLUDED, PromptRows, with_image_lists
+from srpo_trl.host.rewards.calls import Rewards
+from srpo_trl.host.rollout_func import CheckedRolloutFunc
+from srpo_trl.host.rows import first_row, reference_text
+from srpo_trl.methods.routers import judge_correctness
+from srpo_trl.rollout.graded import GradedRollouts, correctness_score
 
 if TYPE_CHECKING:
     from srpo_trl.config import SRPOConfig
 
-logger = logging.getLogger(__name__)
-
-EXCLUDED = "rows/excluded_frac"  # logged for the batches in which there is one
-
 
 class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
-    """`LoggedGRPOTrainer` with checked rows, completions and scores.
+    """`LoggedGRPOTrainer` with checked rows, completions and scores, and sampled evaluation where it is asked for.
 
-    A row that cannot be sampled for is refused when the trainer is made, where it can be seen then. Later its rollouts
-    are those of another row, and have no score.
+    Attributes:
+        graded: the rollouts of the last batch, of training or of evaluation.
 
     Raises:
-        ValueError: rows that TRL cannot tokenize or whose images the model does not read; conversations without a chat
-            template.
+        ValueError: rows that cannot be sampled for, as far as they can be seen when the trainer is made.
     """
 
     args: "SRPOConfig"
@@ -55,175 +41,181 @@ class CheckedCallsGRPOTrainer(LoggedGRPOTrainer):
     train_dataset: Any
     eval_dataset: Any
     environment_factories: Any
+    tools: Any
+    graded: GradedRollouts
+    num_generations: int
+    num_generations_eval: int
+    max_completion_length: int
+    reward_funcs: Any
+    _generate: Any
+    _is_routed: bool
     _metrics: Any
+    _pending_extra_logs: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        problems = list(self._row_problems())
-        if problems:
-            raise ValueError("\n".join(problems))
-        self._excluded: Sequence[str | None] = ()  # why, of each row of the batch in hand
-        self._rows_of_rewards: list[dict[str, Any]] | None = None
-        self._has_warned_of_rows = False
-        self._reward_columns = reward_columns(self.reward_funcs)
-        if self.rollout_func is not None:  # it adds the others itself
-            row = first_row(self.train_dataset, drops_unused=False) or {}
-            self._reward_columns = self._reward_columns.needing_only(row)
-        self.reward_funcs = checked_rewards(
-            self.reward_funcs, self.reward_func_names, self.args.reward_timeout, self.reward_weights.tolist()
+        row = first_row(self.train_dataset, drops_unused=False) or {}
+        self.first_prompt = row.get("prompt")
+        self._rewards = Rewards(
+            self.reward_funcs,
+            self.reward_func_names,
+            self.args.reward_timeout,
+            self.reward_weights.tolist(),
+            joins_feedback=self._is_routed,
+        )
+        self.reward_funcs = self._rewards.functions
+        columns, has_rollout_func = self._rewards.columns, self.rollout_func is not None
+        self._rows = PromptRows(
+            lambda prompt: self._tokenize_prompts([prompt])[0][0],
+            columns.needing_only(row) if has_rollout_func else columns,  # it adds the others itself
+            self.args.reference_column,
+            reads_images=self._is_vlm,
+            is_sampled=not has_rollout_func,
+            has_environments=self.environment_factories is not None,
+            max_length=max_prompt_length(self.model.config, self.max_completion_length)
+            if self._is_routed
+            else None,
+        )
+        check_rows(
+            self.train_dataset,
+            self.eval_dataset,
+            row,
+            self._rows,
+            processing_class=self.processing_class,
+            chat_template=self.chat_template,
+            environments=None if self.environment_factories is None else list(self.environment_factories),
         )
         if self.rollout_func is not None:
-            self.rollout_func = _CheckedRolloutFunc(self.rollout_func, self._tokenizer.eos_token_id)
+            self.rollout_func = CheckedRolloutFunc(self.rollout_func, self._tokenizer.eos_token_id)
+        if self._is_vlm:
+            self._generate = with_image_lists(self._generate)
+        self._evaluator = self._new_evaluator() if self.args.samples_evaluation else None
+        self._mode = "train"
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        """Return TRL's sampler of training rows, of which there are enough for a batch; evaluation alone needs none."""
-        rows = self.train_dataset if dataset is None else dataset
-        for problem in size_problems(self.args, len(rows)):
-            raise ValueError(problem)
-        return super()._get_train_sampler(dataset)
+    def _new_evaluator(self) -> Evaluator:
+        args: Any = self.args
+        named = zip(self.reward_func_names, self.reward_funcs, strict=True)
+        deciding = [function for name, function in named if name == args.correctness_reward]
+        return Evaluator(
+            parser=answer_parser([*deciding, *self.reward_funcs]),
+            judge=self._judge,
+            reward_names=self.reward_func_names,
+            end_tokens={*self.eos_token_ids, self._tokenizer.pad_token_id},
+            num_samples=self.num_generations_eval,
+            temperature=args.eval_temperature,
+            top_p=args.eval_top_p,
+            tokens_per_batch=args.eval_tokens_per_batch,
+            max_completion_length=self.max_completion_length,
+            seed=args.seed + self.accelerator.process_index,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+        )
 
-    # ---------------------------------------------------------------- when the trainer is made
-
-    def _row_problems(self) -> Iterator[str]:
-        """Yield what is wrong with rows, as far as tokenizer and model are needed to see it."""
-        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
-            if not self._is_vlm:
-                yield from image_problems(name, dataset)
-            if self.environment_factories is not None:  # it may write the prompt
-                names = [key for key in self.environment_factories if key is not None]
-                if names:  # each row says which
-                    yield from environment_problems(name, dataset, names)
-                continue
-            prompt = (first_row(dataset, drops_unused=False) or {}).get("prompt")
-            without_template = list(chat_template_problems(prompt, self.processing_class, self.chat_template))
-            yield from without_template
-            if self.rollout_func is None and not without_template:
-                room = self._max_prompt_length if name == "train_dataset" else None
-                yield from row_problems(name, dataset, self._tokens_of, room)
+    def _judge(self, rewards_BF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        score_B = correctness_score(
+            rewards_BF, self.reward_weights, self.reward_func_names, self.args.correctness_reward
+        )
+        return score_B, *judge_correctness(score_B, self.args.success_reward_threshold)
 
     @property
-    def _max_prompt_length(self) -> int | None:
-        """Most tokens of a prompt beside a completion of full length; `GRPOTrainer` itself does not look at it."""
-        if self.args.routing == "grpo":
-            return None
-        return max_prompt_length(self.model.config, self.max_completion_length)
+    def evaluated_samples(self) -> Sequence[Sample]:
+        """The samples of the last evaluation, of all processes, in the order of the questions."""
+        return () if self._evaluator is None else self._evaluator.samples
 
-    def _tokens_of(self, row: dict[str, Any]) -> Sequence[int]:
-        """Return a row's prompt as TRL tokenizes it; raises one of `ROW_ERRORS` where it cannot."""
-        prompt, images = row["prompt"], row_images(row)
-        if images:
-            prompt = prepare_multimodal_messages(prompt, images=images)
-        return self._tokenize_prompts([prompt])[0][0]
-
-    def _num_tokens(self, row: dict[str, Any]) -> int:
-        """Return the tokens of a row's prompt without images; 0 where it cannot be sampled for."""
-        try:
-            return len(self._tokenize_prompts([row["prompt"]])[0][0])
-        except ROW_ERRORS:
-            return 0
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[Any]:
+        """Return TRL's sampler of training rows, of which there are enough for a batch; evaluation alone needs none."""
+        batch_size: Any = self.args.generation_batch_size
+        check_size(len(self.train_dataset if dataset is None else dataset), batch_size, self.num_generations)
+        return super()._get_train_sampler(dataset)
 
     # ---------------------------------------------------------------- batch by batch
 
-    def _problem_of(self, row: dict[str, Any]) -> str | None:
-        """Return why a row cannot be sampled for; None where it can."""
-        held = foreign_prompt(row["prompt"])
-        if held is not None:
-            return f"its prompt is given as {held}"
-        if row["prompt"] is None or row["prompt"] == []:
-            return "it has no prompt"
-        if not self._is_vlm and (row_images(row) or has_image(row["prompt"])):
-            return "it has images, which the model does not read"
-        if self.rollout_func is not None:
-            return None
-        try:
-            num_tokens = len(self._tokens_of(row))
-        except ROW_ERRORS as error:
-            return f"{type(error).__name__}: {error}"
-        room = self._max_prompt_length
-        if room is not None and num_tokens > room:
-            return f"its {num_tokens} tokens are more than the {room} for which the model's context has room"
-        return None if num_tokens else "its prompt has no tokens"
-
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """Return TRL's rollout batch of rows that can be sampled for."""
-        if self.environment_factories is not None:
-            return super()._generate_and_score_completions(inputs)
-        kept = (*COLUMNS_OF_TRL, str(self.args.reference_column))
-        rows = self._reward_columns.fitted(inputs, keywords=REWARD_KEYWORDS, kept=kept)
-        usable = usable_rows(rows, self._problem_of)
-        self._excluded, self._rows_of_rewards = usable.reasons, usable.rows
-        try:
-            return super()._generate_and_score_completions(without_empty_images(usable.rows))
-        finally:
-            self._excluded, self._rows_of_rewards = (), None
-
-    def _generate(self, prompts: list) -> Any:
-        """Return TRL's generation; a prompt without an image among others has an empty list, as processors want it."""
-        *generated, images, tool_images = super()._generate(prompts)
-        return *generated, images and [of_prompt or [] for of_prompt in images], tool_images
+        is_training = self.model.training
+        self._mode = "train" if is_training else "eval"
+        output = super()._generate_and_score_completions(self._rows.fit(inputs))
+        if self._evaluator is not None:
+            self.model.train(is_training)  # generation in continuous batches leaves it in training mode
+        return output
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
-        """Return TRL's rewards of all processes, NaN in the place of rows that were left out."""
-        rewards_BF = super()._calculate_rewards(
-            self._whole_rows(inputs), prompts, completions, completion_ids_list
+        """Return TRL's rewards of all processes, NaN in the place of rows that were left out; keep `graded`."""
+        rows = self._rows.whole(inputs)
+        rewards_BF = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        rewards_BF, excluded_frac = self._rows.without_excluded(rewards_BF, gather)
+        if excluded_frac:
+            self._metrics[self._mode][EXCLUDED].append(excluded_frac)
+        feedback = self._rewards.take_feedback()
+        if feedback is not None:
+            self._log_completion_extra("feedback", feedback)
+        has_environments = self.environment_factories is not None
+        self.graded = GradedRollouts(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids_list,
+            feedback=[text or "" for text in feedback or [None] * len(prompts)],
+            references=[reference_text(row, self.args.reference_column) for row in rows],
+            tools=[self._env_tools[name] for name in self._batch_environments]
+            if has_environments
+            else [self.tools] * len(prompts),
+            rewards_BF=rewards_BF,
+            first_row=self.accelerator.process_index * len(prompts),
         )
-        if self._rows_of_rewards is None:
-            return rewards_BF
-        is_excluded = [int(reason is not None) for reason in self._excluded]
-        is_excluded_B = gather(torch.tensor(is_excluded, device=rewards_BF.device)).bool()
-        if not is_excluded_B.any():
-            return rewards_BF
-        self._metrics["train" if self.model.training else "eval"][EXCLUDED].append(
-            float(is_excluded_B.float().mean())
+        return rewards_BF
+
+    # ---------------------------------------------------------------- evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return this process's share of the batches; `eval_dataset` is None, a data set, or the name of one."""
+        if self._evaluator is None:
+            return super().get_eval_dataloader(eval_dataset)
+        rows = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        rows = self.eval_dataset if rows is None else rows
+        schedules_itself = self.use_vllm or self.use_transformers_continuous_batching
+        return self._evaluator.batches(rows, self._rows.num_tokens, in_one=schedules_itself)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Return the batches of `predict`, which samples as `evaluate` does."""
+        is_sampled = self._evaluator is not None
+        return (self.get_eval_dataloader if is_sampled else super().get_test_dataloader)(test_dataset)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Return every score under `eval_...`; of several named data sets also the mean of their avg@n."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        data_sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self._evaluator is None or not isinstance(data_sets, dict):
+            return metrics
+        means = self._evaluator.mean_of(metrics, data_sets, metric_key_prefix)
+        self.log(dict(means))
+        return metrics | means
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Run transformers' loop over the samples, and add their scores to its metrics."""
+        if self._evaluator is None:
+            return super().evaluation_loop(*args, **kwargs)
+        with self._evaluator.sampling(self, self.accelerator.device):
+            output: Any = super().evaluation_loop(*args, **kwargs)
+        scores = self._evaluator.scores(gather_object, self._metrics["eval"])
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Draw and score one batch of samples, without a loss; or take TRL's step."""
+        if self._evaluator is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        planned, rows = zip(*inputs, strict=True)
+        batch, graded = self._prepare_inputs(list(rows)), self.graded
+        own_rewards_BF = graded.rewards_BF[graded.first_row :][: len(rows)]
+        self._evaluator.take(
+            planned, graded.completions, graded.completion_ids, batch.get("tool_mask"), own_rewards_BF
         )
-        self._warn_of_rows()
-        return rewards_BF.masked_fill(is_excluded_B.unsqueeze(1), torch.nan)
-
-    def _whole_rows(self, inputs: Any) -> Any:
-        """Return TRL's rows, to which a rollout function may have added, with the columns that it was not shown."""
-        if self._rows_of_rewards is None:
-            return inputs
-        return [{**row, **given} for row, given in zip(self._rows_of_rewards, inputs, strict=True)]
-
-    def _warn_of_rows(self) -> None:
-        reason = next(filter(None, self._excluded), None)
-        if reason is not None and not self._has_warned_of_rows:
-            self._has_warned_of_rows = True
-            logger.warning(
-                "A row of the dataset is left out: %s. Its rollouts are those of another row and have no score; the "
-                "metric %s counts such rows.",
-                reason,
-                EXCLUDED,
-            )
-
-
-class _CheckedRolloutFunc:
-    """A rollout function whose empty completions become one end token that nothing is trained on.
-
-    TRL looks at the last token of every completion, and an empty one has none.
-
-    Args:
-        function: the user's.
-        end_token: the tokenizer's end-of-sequence token.
-    """
-
-    def __init__(self, function: RolloutFunc, end_token: int) -> None:
-        self.function = function
-        self._end_token = end_token
-
-    def __call__(self, prompts: list, trainer: Any) -> dict[str, Any]:
-        """Return what the function does, without empty completions."""
-        output = self.function(prompts, trainer)
-        completions = output.get("completion_ids", [])
-        if all(map(len, completions)):
-            return output
-        masks = output.get("env_mask") or [[1] * len(ids) for ids in completions]
-        logprobs = output["logprobs"]
-        return {
-            **output,
-            "completion_ids": [ids if len(ids) else [self._end_token] for ids in completions],
-            "env_mask": [mask if len(mask) else [0] for mask in masks],
-            "logprobs": logprobs and [row if len(row) else [0.0] for row in logprobs],
-        }
+        return None, None, None

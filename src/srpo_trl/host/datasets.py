@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PretrainedConfig
 from trl import is_conversational
 
-from srpo_trl.config import SRPOConfig
-from srpo_trl.host.rewards.columns import COLUMNS_TAKEN
+from srpo_trl.host.prompt_rows import PromptRows
+from srpo_trl.host.rewards.columns import COLUMNS_TAKEN, REWARD_KEYWORDS
 from srpo_trl.host.rows import (
     NoRowsError,
     first_row,
@@ -29,57 +29,43 @@ from srpo_trl.host.rows import (
 from srpo_trl.seams.trl import get_callable_name
 from srpo_trl.teacher.rendered_prompts import ROW_ERRORS
 
-# What TRL passes to a reward function beside the dataset's columns, and the columns that it does not pass.
-REWARD_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-_COLUMNS_NOT_PASSED = ("prompt", "completion", "completion_ids")
+_COLUMNS_NOT_PASSED = ("prompt", "completion", "completion_ids")  # by TRL to a reward function
 
 # So many shapes of prompts, and so many of the longest ones, are tokenized when the trainer is made.
 _MAX_SHAPES, _MAX_LONGEST = 256, 256
 
 
 def dataset_problems(
-    args: SRPOConfig,
     train_dataset: Any,
     eval_dataset: Any,
     reward_funcs: Sequence[Any],
     *,
+    drops_unused: bool,
+    reference_column: str | None,
+    is_evaluated: bool,
     has_environment: bool,
     has_rollout_func: bool,
 ) -> Iterator[str]:
     """Yield what is wrong with the columns of the datasets.
 
     Args:
-        args: the configuration.
         train_dataset, eval_dataset: as given to the trainer.
         reward_funcs: the functions, models and names of models that score.
+        drops_unused: whether `remove_unused_columns` is on.
+        reference_column: of the training rows; evaluation shows no references.
+        is_evaluated: whether samples of `eval_dataset` are to be scored during training.
         has_environment: an environment can bring prompts of its own.
         has_rollout_func: it can add columns, which only its output shows.
     """
-    if args.samples_evaluation and args.eval_strategy != "no":
+    if is_evaluated:
         empty = [name for name, rows in named_datasets(None, eval_dataset) if _is_empty(rows)]
         empty += ["eval_dataset"] if isinstance(eval_dataset, Mapping) and not eval_dataset else []
         yield from (f"{name} has no rows: there is nothing to evaluate on." for name in empty)
     for name, dataset in named_datasets(train_dataset, eval_dataset):
-        tables = f"{name} gives tables in place of rows; take them out of their format with dataset.with_format(None)."
-        if is_of_tables(dataset):
-            yield tables
+        row, problem = _first_row_or_problem(name, dataset, drops_unused=drops_unused)
+        if problem:
+            yield problem
             continue
-        try:
-            row = first_row(dataset, drops_unused=bool(args.remove_unused_columns))
-        except NoRowsError:
-            yield tables
-            continue
-        except KeyError as error:
-            yield (
-                f"The first row of {name} cannot be read: {error}. With remove_unused_columns=True a transform gets "
-                "the columns prompt, image and images alone; set it to False."
-            )
-            continue
-        if row is None and isinstance(dataset, IterableDataset):
-            yield f"{name} is a stream that gives no row. See what filters them all, or where its files are."
-            continue
-        if row is None:  # it has none
-            row = dict.fromkeys(getattr(dataset, "column_names", None) or ["prompt"])
         columns = list(row)
         shown = (
             ", ".join(map(repr, columns))
@@ -93,12 +79,34 @@ def dataset_problems(
                 f"{name}'s prompts are given as {held}; give texts, or lists of messages with 'role' and 'content'. A "
                 "dataset in another format than Python's becomes one with dataset.with_format(None)."
             )
-        is_routed = name == "train_dataset"  # evaluation is not
-        if is_routed and args.reference_column is not None and args.reference_column not in columns:
-            yield f"reference_column={args.reference_column!r} is not a column of {name}, which has {shown}."
+        if name == "train_dataset" and reference_column is not None and reference_column not in columns:
+            yield f"reference_column={reference_column!r} is not a column of {name}, which has {shown}."
         if not has_rollout_func:
             passed = [column for column in columns if column not in _COLUMNS_NOT_PASSED]
             yield from _call_problems(name, passed, reward_funcs, has_environment)
+
+
+def _first_row_or_problem(name: str, dataset: Any, *, drops_unused: bool) -> tuple[dict[str, Any], str]:
+    """Return the first row, of a dataset without rows its columns, and why there is none to read, if so."""
+    tables = (
+        f"{name} gives tables in place of rows; take them out of their format with dataset.with_format(None)."
+    )
+    if is_of_tables(dataset):
+        return {}, tables
+    try:
+        row = first_row(dataset, drops_unused=drops_unused)
+    except NoRowsError:
+        return {}, tables
+    except KeyError as error:
+        return {}, (
+            f"The first row of {name} cannot be read: {error}. With remove_unused_columns=True a transform gets "
+            "the columns prompt, image and images alone; set it to False."
+        )
+    if row is None and isinstance(dataset, IterableDataset):
+        return {}, f"{name} is a stream that gives no row. See what filters them all, or where its files are."
+    if row is None:
+        row = dict.fromkeys(getattr(dataset, "column_names", None) or ["prompt"])
+    return row, ""
 
 
 def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Any]]:
@@ -139,18 +147,58 @@ def _call_problems(
             )
 
 
-def size_problems(args: SRPOConfig, num_rows: int) -> Iterator[str]:
-    """Yield whether the training rows do not fill a single rollout batch: TRL would end without a step."""
-    assert args.generation_batch_size is not None  # set by GRPOConfig
-    assert args.num_generations is not None
-    num_prompts = args.generation_batch_size // args.num_generations
+def check_size(num_rows: int, generation_batch_size: int, num_generations: int) -> None:
+    """Raise ValueError where the training rows do not fill a rollout batch: TRL would end without a step."""
+    num_prompts = generation_batch_size // num_generations
     if num_rows < num_prompts:
-        yield (
+        raise ValueError(
             f"train_dataset has {num_rows} rows, fewer than the {num_prompts} prompts of one rollout batch "
-            f"(generation_batch_size={args.generation_batch_size} / num_generations={args.num_generations}), and TRL "
+            f"(generation_batch_size={generation_batch_size} / num_generations={num_generations}), and TRL "
             "drops a batch that is not full. Give more rows, or lower gradient_accumulation_steps or "
             "per_device_train_batch_size."
         )
+
+
+def check_rows(
+    train_dataset: Any,
+    eval_dataset: Any,
+    first: Mapping[str, Any],
+    rows: PromptRows,
+    *,
+    processing_class: Any,
+    chat_template: str | None,
+    environments: Sequence[str | None] | None,
+) -> None:
+    """Refuse rows that cannot be sampled for, as far as tokenizer and model are needed to see it.
+
+    Args:
+        train_dataset, eval_dataset: as given to the trainer.
+        first: the first row of `train_dataset`; empty where there is none.
+        rows: what batches of them are made to fit.
+        processing_class: tokenizer or processor.
+        chat_template: that TRL uses in place of the tokenizer's; None: the tokenizer's.
+        environments: names of the environments, which may write the prompts; None: there are none.
+    Raises:
+        ValueError: rows that TRL cannot tokenize or whose images the model does not read; conversations without a chat
+            template; names of environments that there are not.
+    """
+    problems: list[str] = []
+    for name, dataset in named_datasets(train_dataset, eval_dataset):
+        is_train = name == "train_dataset"
+        if not rows.reads_images:
+            problems += image_problems(name, dataset)
+        if environments is not None:
+            names = [key for key in environments if key is not None]
+            problems += environment_problems(name, dataset, names) if names else []  # each row says which
+            continue
+        row = first if is_train else first_row(dataset, drops_unused=False) or {}
+        without_template = list(chat_template_problems(row.get("prompt"), processing_class, chat_template))
+        problems += without_template
+        if rows.is_sampled and not without_template:
+            room = rows.max_length if is_train else None
+            problems += row_problems(name, dataset, row, rows.tokens_of, room)
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def chat_template_problems(prompt: Any, processing_class: Any, chat_template: str | None) -> Iterator[str]:
@@ -171,20 +219,24 @@ def chat_template_problems(prompt: Any, processing_class: Any, chat_template: st
 
 
 def row_problems(
-    name: str, dataset: Any, tokens_of: Callable[[dict[str, Any]], Sequence[int]], room: int | None
+    name: str,
+    dataset: Any,
+    first: Mapping[str, Any],
+    tokens_of: Callable[[dict[str, Any]], Sequence[int]],
+    room: int | None,
 ) -> Iterator[str]:
     """Yield which rows cannot be sampled for, as far as one row of each kind and the longest ones show it.
 
     Args:
         name: of the dataset, for messages.
-        dataset: the rows; of a stream, and of one with a transform, only the first.
+        dataset: the rows; of a stream, and of one with a transform, only the first is looked at.
+        first: that row; empty where there is none.
         tokens_of: returns a row's prompt as TRL tokenizes it, or raises one of `ROW_ERRORS`.
         room: most tokens that a prompt may have; None: any number.
     """
     if not is_as_stored(dataset) or "prompt" not in dataset.column_names:
-        row = first_row(dataset, drops_unused=False)
-        if row and row.get("prompt"):
-            yield from _tokenization_problems(name, {0: row}, {0: 1}, tokens_of)
+        if first.get("prompt"):
+            yield from _tokenization_problems(name, {0: dict(first)}, {0: 1}, tokens_of)
         return
     shapes = prompt_shapes(dataset)
     counts = {row: shapes.count[shape] for shape, row in shapes.first.items()}
@@ -258,7 +310,7 @@ def environment_problems(name: str, dataset: Any, environments: Sequence[str]) -
     """Yield the names in the column `environment` that are none of the environments."""
     if not is_as_stored(dataset) or "environment" not in dataset.column_names:
         return
-    unknown = sorted({str(value) for value in stored_values(dataset, "environment")} - set(environments))
+    unknown = sorted(set(map(str, stored_values(dataset, "environment"))) - set(environments))
     if unknown:
         yield (
             f"{name} names the environment(s) {', '.join(map(repr, unknown))}; environment_factory has "
@@ -282,7 +334,7 @@ def max_prompt_length(config: PretrainedConfig, max_completion_length: int | Non
         for kind in of_layers
         if kind.get("factor")
     ]
-    return max(longest, *stretched, 0) - (max_completion_length or 0)
+    return int(max(longest, *stretched, 0)) - (max_completion_length or 0)
 
 
 def context_problems(config: PretrainedConfig, max_completion_length: int | None) -> Iterator[str]:

@@ -4,7 +4,7 @@ A row is what indexing gives: a transform or a format may hold other columns tha
 and of rows that a transform makes, only the first is looked at.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,17 @@ def first_row(dataset: Any, *, drops_unused: bool) -> dict[str, Any] | None:
     return dict(dataset.__getitems__([0])[0])  # as a data loader reads it
 
 
+def reference_text(row: Mapping[str, Any], column: str | None) -> str:
+    """Return what a row holds in the column, as text; empty where it holds nothing (None, NaN, no such column).
+
+    A number is text, 0 too; an array or a tensor, as a format may give one, is the Python value that it holds.
+    """
+    value: Any = row.get(column) if column is not None else None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return "" if value is None or value != value else str(value)
+
+
 def foreign_prompt(prompt: Any) -> str | None:
     """Return what a prompt is that is neither text nor messages; None where it is, or where there is none."""
     if prompt is None or isinstance(prompt, str):
@@ -95,9 +106,7 @@ class PromptShapes:
 def prompt_shapes(dataset: Dataset) -> PromptShapes:
     """Return the shapes of the stored prompts, batch by batch; a million rows take seconds."""
     found, lengths, start = PromptShapes(), [], 0
-    for table in dataset.select_columns("prompt").with_format("arrow").iter(batch_size=_BATCH):
-        prompts = table["prompt"]
-        prompts = prompts.combine_chunks() if isinstance(prompts, pa.ChunkedArray) else prompts
+    for prompts in _stored(dataset, "prompt"):
         shapes, num_bytes = _shapes_and_bytes(prompts)
         encoded = shapes.dictionary_encode()
         places, firsts, counts = np.unique(
@@ -119,7 +128,7 @@ def _shapes_and_bytes(prompts: pa.Array) -> tuple[pa.Array, np.ndarray]:
         shapes = compute.if_else(is_blank, prompts, "text").cast(pa.string()).fill_null("")
         return shapes, _lengths(prompts)
     other = pa.array([_OTHER] * len(prompts)), np.zeros(len(prompts), dtype=np.int64)
-    if not (pa.types.is_list(prompts.type) or pa.types.is_large_list(prompts.type)):
+    if not _is_list(prompts.type):
         return other
     messages = prompts.flatten()
     if not pa.types.is_struct(messages.type) or "role" not in [of.name for of in messages.type]:
@@ -140,38 +149,42 @@ def _shapes_and_bytes(prompts: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _lengths(texts: pa.Array) -> np.ndarray:
-    return compute.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.asarray(compute.binary_length(texts).fill_null(0)).astype(np.int64)
 
 
 def image_rows(dataset: Dataset, column: str) -> tuple[int, int]:
     """Return in how many rows a stored column holds an image, and the first of them (-1: none)."""
+    return _count(dataset, column, _with_images)
+
+
+def image_part_rows(dataset: Dataset) -> tuple[int, int]:
+    """Return in how many rows the stored messages have a part that is an image, and the first of them (-1: none)."""
+    return _count(dataset, "prompt", _with_image_parts)
+
+
+def _count(dataset: Dataset, column: str, rows_of: Callable[[pa.Array], np.ndarray]) -> tuple[int, int]:
     num_rows, first, start = 0, -1, 0
-    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
-        values = table[column]
-        has_image = values.is_valid()
-        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-            has_image = compute.greater(compute.list_value_length(values).fill_null(0), 0)
-        rows = compute.indices_nonzero(has_image)
+    for values in _stored(dataset, column):
+        rows = rows_of(values)
         if len(rows) and first < 0:
-            first = start + rows[0].as_py()
+            first = start + int(rows[0])
         num_rows += len(rows)
         start += len(values)
     return num_rows, first
 
 
-def image_part_rows(dataset: Dataset) -> tuple[int, int]:
-    """Return in how many rows the stored messages have a part that is an image, and the first of them (-1: none)."""
-    num_rows, first, start = 0, -1, 0
-    for table in dataset.select_columns("prompt").with_format("arrow").iter(batch_size=_BATCH):
-        prompts = table["prompt"]
-        rows = _with_image_parts(
-            prompts.combine_chunks() if isinstance(prompts, pa.ChunkedArray) else prompts
-        )
-        if len(rows) and first < 0:
-            first = start + int(rows[0])
-        num_rows += len(rows)
-        start += len(prompts)
-    return num_rows, first
+def _stored(dataset: Dataset, column: str) -> Iterator[pa.Array]:
+    """Yield the stored values of a column, batch by batch."""
+    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
+        values = table[column]
+        yield values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def _with_images(values: pa.Array) -> np.ndarray:
+    has_image = values.is_valid()
+    if _is_list(values.type):
+        has_image = compute.greater(compute.list_value_length(values).fill_null(0), 0)
+    return np.asarray(compute.indices_nonzero(has_image))
 
 
 def _with_image_parts(prompts: pa.Array) -> np.ndarray:
@@ -199,12 +212,9 @@ def _field(values: pa.Array, name: str) -> pa.Array | None:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def stored_values(dataset: Dataset, column: str) -> Iterator[Any]:
-    """Yield the distinct values of a stored column of texts."""
-    seen: set[Any] = set()
-    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
-        seen |= set(compute.unique(table[column]).to_pylist())
-    yield from seen
+def stored_values(dataset: Dataset, column: str) -> set[Any]:
+    """Return the distinct values of a stored column of texts."""
+    return {text for values in _stored(dataset, column) for text in compute.unique(values).to_pylist()}

@@ -8,7 +8,9 @@ its part of a checkpoint.
 
 import functools
 import logging
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +19,9 @@ from accelerate.utils import gather, gather_object, is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from srpo_trl.evaluation.evaluator import EvaluatingGRPOTrainer
 from srpo_trl.host import checkpoints as checkpointing
-from srpo_trl.host.arguments import check_correctness_reward, refuse_adapted_head, refuse_unsupported
+from srpo_trl.host.arguments import correctness_problems, refuse_adapted_head, refuse_unsupported
 from srpo_trl.host.datasets import max_prompt_length
-from srpo_trl.host.rows import first_row
 from srpo_trl.host.step_boundary import AtStepEnd
 from srpo_trl.logs.completions_table import NUMBER_COLUMN
 from srpo_trl.logs.metrics import MetricSums
@@ -39,7 +39,6 @@ from srpo_trl.rollout.batch_counter import (
     resumed_micro_batches,
 )
 from srpo_trl.rollout.distilled_fraction import DistilledFraction
-from srpo_trl.rollout.feedback import feedback_texts, joined_feedback
 from srpo_trl.rollout.graded import (
     GradedRollouts,
     RoutedRollouts,
@@ -48,10 +47,10 @@ from srpo_trl.rollout.graded import (
     route_rollouts,
     shown_to_teachers,
 )
-from srpo_trl.rollout.references import reference_text
 from srpo_trl.rollout.solved_prompts import SolvedPrompts
+from srpo_trl.rollout.step_window import StepWindowGRPOTrainer
 from srpo_trl.seams.parameters import local_shard, release_gathered, shards_parameters
-from srpo_trl.teacher.context import ContextTemplates, TeacherPromptEncoder, whole_characters
+from srpo_trl.teacher.context import ContextTemplates, TeacherPromptEncoder
 from srpo_trl.teacher.heads import HeadsInUse
 from srpo_trl.teacher.places import check_first_prompt
 from srpo_trl.teacher.scoring import Layout, ShardedBackbone, rescore_rollouts, teacher_head
@@ -63,7 +62,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
+class TaughtRolloutsGRPOTrainer(StepWindowGRPOTrainer):
     """`GRPOTrainer` with routes, teacher entropies and teacher hidden states in its batches of rollouts.
 
     With `routing="grpo"` the batches are TRL's.
@@ -73,6 +72,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     model: PreTrainedModel
     num_generations: int
     _teacher_layout: Layout
+    _generation_started = 0.0  # of the batch in hand, in seconds of `perf_counter`
     _buffered_inputs: Any  # TRL's micro-batches of the rollouts in use, or None
     chat_template_kwargs: dict[str, Any]
 
@@ -83,17 +83,23 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         super().__init__(args=args, **kwargs)
         if not self._is_routed:
             return
-        check_correctness_reward(args, self.reward_func_names)
+        for problem in correctness_problems(args.correctness_reward, self.reward_func_names):
+            raise ValueError(problem)
         names, decision = self.reward_func_names, (args.correctness_reward, args.success_reward_threshold)
         self._tell(decision_note(names, self.reward_weights.tolist(), *decision))
         self._correctness_watch = CorrectnessWatch(names, *decision)
-        refuse_unsupported(args, self.model, self.accelerator, self._is_vlm)
+        refuse_unsupported(
+            self.model,
+            self.accelerator,
+            max_completion_length=args.max_completion_length,
+            gradient_share_steps=args.gradient_share_steps,
+            reads_images=self._is_vlm,
+        )
         self._counter = RolloutBatchCounter(self._batch_options.micro_batches_per_rollout_batch)
         self._heads = HeadsInUse()
         self._encoder = self._teacher_prompt_encoder()
         if self.environment_factories is None:
-            row = first_row(self.train_dataset, drops_unused=False) or {}
-            check_first_prompt(row.get("prompt"), self._encoder)
+            check_first_prompt(self.first_prompt, self._encoder)
         self._share = DistilledFraction(
             args.distilled_frac_hold_steps,
             args.distilled_frac_decay_steps,
@@ -180,33 +186,23 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     # ---------------------------------------------------------------- rollouts and rewards
 
-    def _generate(self, prompts: list) -> Any:
-        if not (self._is_routed and self.model.training):
-            return super()._generate(prompts)
-        with self._sums.timed("seconds_generation"):
-            return super()._generate(prompts)
-
-    def _log_completion_extra(self, column: str, values: list) -> None:
-        """Take a column from a reward function; feedback of several functions is joined rollout by rollout."""
-        values = [whole_characters(value) if isinstance(value, str) else value for value in values]
-        if self._is_routed and column == "feedback":
-            values = joined_feedback(self._pending_extra_logs.pop(column, None), values)
-        super()._log_completion_extra(column, values)
-
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
         """Return TRL's rewards, and route the rollouts that they grade."""
         if not self._is_routed:
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        with self._sums.timed("seconds_rewards") if self.model.training else nullcontext():
+        is_training = self._mode == "train"
+        if is_training:
+            self._sums.add(seconds_generation=time.perf_counter() - self._generation_started)
+        with self._sums.timed("seconds_rewards") if is_training else nullcontext():
             rewards_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rewards_BF = torch.where(rewards_BF.isfinite(), rewards_BF, torch.nan)
-        if not self.model.training:
+        if not is_training:
             self._pending_extra_logs |= {column: [None] * len(prompts) for column in ("route", NUMBER_COLUMN)}
             return rewards_BF
         with self._sums.timed("seconds_teacher"):
-            self._rollouts = self._route(inputs, prompts, completions, completion_ids_list, rewards_BF)
+            self._rollouts = self._route(replace(self.graded, rewards_BF=rewards_BF))
         routes = [ROUTE_NAMES[Route(r)] for r in self._rollouts.route_B.tolist()]
         first = self._counter.take_rollouts(len(prompts) * self.accelerator.num_processes)
         numbers_B = self._rollout_log.begin(first, len(prompts))
@@ -215,31 +211,15 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     # ---------------------------------------------------------------- routing and teacher context
 
-    def _route(
-        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any, rewards_BF: Tensor
-    ) -> RoutedRollouts:
-        num_rows = len(prompts)
-        args = self.args
-        if self.environment_factories is not None:
-            tools = [self._env_tools[name] for name in self._batch_environments]
-        else:
-            tools = [self.tools] * num_rows
+    def _route(self, graded: GradedRollouts) -> RoutedRollouts:
+        args, rewards_BF = self.args, graded.rewards_BF
         share = self._share.at(self.state.global_step)
         score_B = correctness_score(
             rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward
         )
         self._tell(self._correctness_watch.observe(score_B.tolist()))
         rollouts = route_rollouts(
-            GradedRollouts(
-                prompts=prompts,
-                completions=completions,
-                completion_ids=completion_ids_list,
-                feedback=feedback_texts(self._pending_extra_logs.get("feedback"), num_rows),
-                references=[reference_text(row, args.reference_column) for row in self._whole_rows(inputs)],
-                tools=tools,
-                rewards_BF=rewards_BF,
-                first_row=self.accelerator.process_index * num_rows,
-            ),
+            graded,
             score_B,
             args,
             self._encoder,
@@ -261,6 +241,7 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> trl_batch.TrlBatch:
         """Return TRL's rollout batch with routes, teacher entropies and teacher hidden states added."""
+        self._generation_started = time.perf_counter()
         output = super()._generate_and_score_completions(inputs)
         if not self._is_routed or not self.model.training:
             return output

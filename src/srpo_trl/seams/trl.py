@@ -115,6 +115,7 @@ ATTRIBUTES = (
     "_buffered_inputs",
     "_metrics",
     "_pending_extra_logs",
+    "mask_truncated_completions",
     "_logs",
     "_tokenizer",
     "_is_vlm",

@@ -17,20 +17,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from srpo_trl.host.rewards.columns import reward_columns
+from srpo_trl.host.rewards.feedback import Feedback
 from srpo_trl.host.rewards.process import START_SECONDS, ProcessDiedError, RewardProcess
 from srpo_trl.host.rewards.run import NamedFunction, Outcome, private_call
-from srpo_trl.host.rewards.scores import FLOAT32_MAX, Scores, checked_scores, score_limits
+from srpo_trl.host.rewards.scores import FLOAT32_MAX, Scores, score_limits
 from srpo_trl.host.rewards.threads import RewardLoop, RewardThread, in_daemon_thread
 from srpo_trl.host.rewards.transport import CannotBeSentError
 from srpo_trl.seams.trl import is_async_callable
-
-__all__ = [
-    "MAX_TIMEOUTS_IN_A_ROW",
-    "CheckedAsyncReward",
-    "CheckedReward",
-    "checked_rewards",
-    "checked_scores",
-]
+from srpo_trl.teacher.prompt_pieces import whole_characters
 
 logger = logging.getLogger(__name__)
 
@@ -38,41 +33,58 @@ MAX_SQUARED = 1e18  # from about here on the squares of a group's rewards are to
 MAX_TIMEOUTS_IN_A_ROW = 3  # each spends a batch of rollouts on nothing
 
 
-def checked_rewards(
-    functions: Sequence[Any],
-    names: Sequence[str],
-    timeout: float | None,
-    weights: Sequence[float] | None = None,
-) -> list[Any]:
-    """Return the reward functions with their calls checked; reward models, which TRL calls in another way, as they are.
+class Rewards:
+    """The reward functions of a trainer, with checked calls.
 
     Args:
         functions: as TRL holds them.
         names: that TRL gives them.
         timeout: seconds that a call may take; None: for ever.
         weights: `reward_weights`, with which the scores must fit into float32; None: 1 each, unsummed.
+        joins_feedback: keep what the functions log as "feedback" for `take_feedback`, in place of TRL's table.
+
+    Attributes:
+        functions: for TRL; reward models, which it calls in another way, are themselves.
+        columns: of a dataset's rows, that the functions need and take.
     """
-    limits = [FLOAT32_MAX] * len(functions) if weights is None else score_limits(weights)
-    return [
-        function
-        if isinstance(function, nn.Module)
-        else (CheckedAsyncReward if is_async_callable(function) else CheckedReward)(
-            function, name, timeout, limit
-        )
-        for function, name, limit in zip(functions, names, limits, strict=True)
-    ]
+
+    def __init__(
+        self,
+        functions: Sequence[Any],
+        names: Sequence[str],
+        timeout: float | None,
+        weights: Sequence[float] | None = None,
+        *,
+        joins_feedback: bool = False,
+    ) -> None:
+        self.columns = reward_columns(functions)
+        self._feedback = Feedback() if joins_feedback else None
+        limits = [FLOAT32_MAX] * len(functions) if weights is None else score_limits(weights)
+        self.functions = [
+            function
+            if isinstance(function, nn.Module)
+            else (CheckedAsyncReward if is_async_callable(function) else CheckedReward)(
+                function, name, timeout, limit, self._feedback
+            )
+            for function, name, limit in zip(functions, names, limits, strict=True)
+        ]
+
+    def take_feedback(self) -> list[str | None] | None:
+        """Return the feedback of the batch that was graded last, joined by rollout; None where there is none."""
+        return None if self._feedback is None else self._feedback.take()
 
 
-class _Call(AbstractContextManager):
+class _Call(AbstractContextManager[Any]):
     """One call: its arguments, and the note that an error in it gets.
 
     What is logged is held back until the function has returned in time, so that one that timed out and goes on in
     its thread writes nothing into a later batch.
     """
 
-    def __init__(self, name: str, given: dict[str, Any]) -> None:
+    def __init__(self, name: str, given: dict[str, Any], feedback: Feedback | None = None) -> None:
         self._name = name
         self._given = given
+        self._feedback = feedback
         self.num_rows = len(given["completions"])
 
     def __exit__(
@@ -89,7 +101,12 @@ class _Call(AbstractContextManager):
     def finished(self, outcome: Outcome) -> Scores:
         """Return the scores, and log what the function logged."""
         for log, name, values in outcome.logged:
-            self._given[log](name, values)
+            if log == "log_extra":
+                values = [whole_characters(text) if isinstance(text, str) else text for text in values]
+            if self._feedback is not None and (log, name) == ("log_extra", "feedback"):
+                self._feedback.add(values, self.num_rows)
+            else:
+                self._given[log](name, values)
         return outcome.scores
 
     def log_lost(self, *, timed_out: bool = False, died: bool = False) -> None:
@@ -114,17 +131,24 @@ class CheckedReward:
         name: that TRL gives it.
         timeout: seconds that a call may take; None: for ever, in the thread that calls.
         limit: the largest size of a finite score.
+        feedback: takes what is logged as "feedback"; None: TRL's table does.
     """
 
     _is_async = False
 
     def __init__(
-        self, function: Callable[..., Any], name: str, timeout: float | None, limit: float = FLOAT32_MAX
+        self,
+        function: Callable[..., Any],
+        name: str,
+        timeout: float | None,
+        limit: float = FLOAT32_MAX,
+        feedback: Feedback | None = None,
     ) -> None:
         self.function = function
         self.__name__ = name
         self.timeout = timeout
         self.limit = limit
+        self._feedback = feedback
         self._num_lost_in_a_row = 0
         self._warned: set[str] = set()
         self._runner: RewardProcess | RewardThread | RewardLoop | None = None
@@ -151,7 +175,7 @@ class CheckedReward:
             TimeoutError: it timed out in too many batches in a row.
             RuntimeError: its process ended in too many batches in a row, or it raised `SystemExit` or the like.
         """
-        with _Call(self.__name__, given) as call:
+        with _Call(self.__name__, given, self._feedback) as call:
             if self.timeout is None:
                 return self._scores(call, self._named.run(*private_call(given)))
             return self._finished(call, self._within_limit(given))
@@ -276,7 +300,7 @@ class CheckedAsyncReward(CheckedReward):
 
     async def __call__(self, **given: Any) -> Scores:  # type: ignore[override]
         """Return one number or None per completion; see `CheckedReward.__call__`."""
-        with _Call(self.__name__, given) as call:
+        with _Call(self.__name__, given, self._feedback) as call:
             if self.timeout is None:
                 return self._scores(call, await self._named.run_async(*private_call(given)))
             # Other functions of the batch go on in this loop while this one is waited for.

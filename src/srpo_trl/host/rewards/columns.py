@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-COLUMNS_TAKEN = ("prompts", "completions")  # TRL passes something else under these names
+# What TRL passes to a reward function beside the dataset's columns.
+REWARD_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+COLUMNS_TAKEN = ("prompts", "completions")  # under whose names TRL passes something else
 
 
 class RewardColumns(NamedTuple):
@@ -28,19 +30,16 @@ class RewardColumns(NamedTuple):
         """Return the same with these columns alone among those that are needed."""
         return self._replace(needed=tuple(name for name in self.needed if name in columns))
 
-    def fitted(
-        self, rows: Sequence[Mapping[str, Any]], *, keywords: Sequence[str], kept: Sequence[str]
-    ) -> list[dict[str, Any]]:
+    def fitted(self, rows: Sequence[Mapping[str, Any]], *, kept: Sequence[str]) -> list[dict[str, Any]]:
         """Return the rows without the columns that a function does not take, and with None in those that are needed.
 
         Args:
             rows: of one batch.
-            keywords: what TRL passes beside columns.
             kept: columns that TRL itself reads.
         """
         columns = list(dict.fromkeys(column for row in rows for column in row))
         columns = [column for column in columns if column in kept or self._takes(column)]
-        columns += [name for name in self.needed if name not in keywords and name not in columns]
+        columns += [name for name in self.needed if name not in REWARD_KEYWORDS and name not in columns]
         return [{column: row.get(column) for column in columns} for row in rows]
 
     def _takes(self, column: str) -> bool:

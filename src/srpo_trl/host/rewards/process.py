@@ -17,9 +17,8 @@ from srpo_trl.host.rewards.run import NamedFunction, Outcome
 from srpo_trl.host.rewards.transport import CannotBeSentError, arguments_bytes, function_bytes
 from srpo_trl.host.rewards.worker import Answer, Setting
 
-START_SECONDS = (
-    300.0  # for imports from a slow disk; a function's own limit counts from when it has its batch
-)
+# For imports from a slow disk; a function's own limit counts from when it has its batch.
+START_SECONDS = 300.0
 
 _BOOTSTRAP = (
     "import sys; sys.path[:] = {path!r}; "
@@ -57,9 +56,7 @@ class RewardProcess:
             CannotBeSentError: an argument cannot be taken to another process.
         """
         data = arguments_bytes(given)
-        if (
-            self._worker is None or self._worker.owner != os.getpid()
-        ):  # which belongs to the process that forked
+        if self._worker is None or self._worker.owner != os.getpid():  # it belongs to the process that forked
             self._worker = _Worker(self._setting)
         has_begun: Future[None] = Future()
         outcome: Future[Outcome] = Future()
@@ -116,7 +113,7 @@ class _Worker:
         _raise_if_unsent("its arguments", self._connection.recv())
 
     @staticmethod
-    def _fail(error: Exception, *futures: Future) -> None:
+    def _fail(error: Exception, *futures: Future[Any]) -> None:
         for future in futures:
             if not future.done():
                 future.set_exception(error)
@@ -150,7 +147,7 @@ def _take(answer: Answer, outcome: Future[Outcome]) -> None:
     outcome.set_exception(error)
 
 
-def _end(process: subprocess.Popen, life: int, owner: int) -> None:
+def _end(process: subprocess.Popen[bytes], life: int, owner: int) -> None:
     """Kill the process with all that it started, and leave no zombie.
 
     The connection is closed with its last reference: a thread may still wait for an answer on it.

@@ -39,7 +39,7 @@ def function_bytes(function: NamedFunction) -> bytes:
 
     live_types = (*_LIVE_TYPES, *_imported_classes())
 
-    class Pickler(dill.Pickler):
+    class Pickler(dill.Pickler):  # type: ignore[misc,unused-ignore]
         def save(self, obj: Any, save_persistent_id: bool = True) -> None:
             if isinstance(obj, live_types):
                 raise CannotBeSentError(
@@ -63,7 +63,8 @@ def read_function(data: bytes) -> NamedFunction:
     """Return the reward function of `function_bytes`."""
     import dill
 
-    return dill.loads(data)
+    function: NamedFunction = dill.loads(data)
+    return function
 
 
 def arguments_bytes(given: Mapping[str, Any]) -> bytes:

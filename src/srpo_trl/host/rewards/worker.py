@@ -72,14 +72,14 @@ def main(connection_fd: int, life_fd: int) -> None:
             _answer_one(connection, run, records)
 
 
-def _answer_one(connection: Connection, run: Callable[..., Outcome], records: deque) -> None:
+def _answer_one(
+    connection: Connection, run: Callable[..., Outcome], records: deque[logging.LogRecord]
+) -> None:
     try:
         arguments, logs = connection.recv()
     except (EOFError, OSError):
         raise
-    except (
-        Exception
-    ) as error:  # an argument's class cannot be imported here, or does not take what it was made of
+    except Exception as error:  # an argument's class is not here, or does not take what it was made of
         connection.send(f"{type(error).__name__}: {error}")
         return
     connection.send(None)  # from here on the time limit counts
@@ -89,9 +89,7 @@ def _answer_one(connection: Connection, run: Callable[..., Outcome], records: de
     except BaseException as raised:  # all that a function may raise is the parent's to judge
         answer = Answer(None, raised, traceback.format_exc(), [])
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(
-            OSError, ValueError, AttributeError
-        ):  # closed, or redirected, by the function
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the function closed or redirected it
             stream.flush()
     connection.send_bytes(_answer_bytes(answer._replace(records=list(records))))
 
@@ -127,9 +125,9 @@ def _async_run(function: NamedFunction) -> Callable[..., Outcome]:
     return run
 
 
-def _collected_records(level: int) -> deque:
+def _collected_records(level: int) -> deque[logging.LogRecord]:
     """Return where the process's log records gather from now on."""
-    records: deque = deque(maxlen=MAX_LOG_RECORDS)
+    records: deque[logging.LogRecord] = deque(maxlen=MAX_LOG_RECORDS)
 
     class Collector(logging.handlers.QueueHandler):
         def enqueue(self, record: logging.LogRecord) -> None:
