@@ -17,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from srpo_trl.commands.compare.command import main as compare
+from srpo_trl.commands.compare.command import compare
 from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
 
 RECIPE = Path(__file__).with_name("learning.yaml")

@@ -15,11 +15,14 @@ COMMANDS = {  # where its function of the command line is, and what it does
     "eval": ("srpo_trl.commands.evaluate:evaluate", "sample a model's answers and score them"),
     "plan": ("srpo_trl.commands.plan.command:main", "memory of a training run, from its configs alone"),
     "compare": (
-        "srpo_trl.commands.compare.command:main",
+        "srpo_trl.commands.compare.command:compare",
         "train variants from one start and tabulate their scores",
     ),
-    "report": ("srpo_trl.commands.report.command:main", "one HTML file about one or several runs"),
-    "quickstart": ("srpo_trl.commands.quickstart.run:main", "watch a tiny model learn, in minutes on a CPU"),
+    "report": ("srpo_trl.commands.report.command:make_report", "one HTML file about one or several runs"),
+    "quickstart": (
+        "srpo_trl.commands.quickstart.run:quickstart",
+        "watch a tiny model learn, in minutes on a CPU",
+    ),
 }
 
 

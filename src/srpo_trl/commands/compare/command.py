@@ -18,7 +18,7 @@ Options of `srpo-trl train` for every run follow after `--`:
   srpo-trl compare configs/qwen3_0.6b.yaml --variants all -- --data_dir DIR --eval_strategy steps"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def compare(argv: Sequence[str] | None = None) -> int:
     """Plan, run and report; return 0, 1 where runs are missing, or 2 for wrong arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -28,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from srpo_trl.commands.compare.jobs import make_comparison
         from srpo_trl.commands.options import EXIT_WRONG_ARGUMENTS, refuse
     from srpo_trl.commands.compare.processes import run_all
-    from srpo_trl.commands.compare.table import report
+    from srpo_trl.commands.compare.table import report_comparison
 
     comparison, problems = make_comparison(options, training_options=arguments[cut + 1 :])
     if comparison is None:
         return refuse("srpo-trl compare", problems)
     missing = {} if options.table_only else run_all(comparison, console)
     try:
-        report(comparison, missing, console)
+        report_comparison(comparison, missing, console)
     except ValueError as error:  # which metrics there are is known once a run has logged them
         print(f"srpo-trl compare: {error}", file=sys.stderr)
         return EXIT_WRONG_ARGUMENTS

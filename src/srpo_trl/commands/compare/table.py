@@ -12,7 +12,7 @@ from srpo_trl.commands.curves_plot import draw_curves
 from srpo_trl.runs.scores import HELD_OUT, LearningCurve, common_metric
 
 
-def report(comparison: Comparison, missing: dict[Job, str], console: Console) -> None:
+def report_comparison(comparison: Comparison, missing: dict[Job, str], console: Console) -> None:
     """Print the table and write `table.md`, `results.json` and `curves.png` to the output folder.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 from datasets import Dataset
 
 # That are compared on it, each with its options. GRPO and SDPO weigh no token.
-METHODS: dict[str, dict[str, Any]] = {
+COMPARED_METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"routing": "grpo", "entropy_weight_beta": 0.0},
     "sdpo": {"routing": "sdpo", "entropy_weight_beta": 0.0},
     "srpo": {"routing": "srpo", "entropy_weight_beta": 1.0},

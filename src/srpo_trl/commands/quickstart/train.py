@@ -11,7 +11,7 @@ from transformers.trainer_callback import PrinterCallback
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.commands.quickstart.held_out import HeldOut
 from srpo_trl.commands.quickstart.task import (
-    METHODS,
+    COMPARED_METHODS,
     SOLUTION_TOKENS,
     addition_reward,
     prompt_dataset,
@@ -24,7 +24,7 @@ from srpo_trl.runs.scores import LearningCurve, Point
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that the three methods share; they differ in the options of `METHODS` alone."""
+    """Everything that the three methods share; they differ in the options of `COMPARED_METHODS` alone."""
 
     num_steps: int = 100
     eval_every: int = 10
@@ -36,7 +36,7 @@ class TrainingRecipe:
     def config(self, method: str, seed: int, output_dir: Path) -> SRPOConfig:
         """Return the trainer's configuration; every option that is not named here has SRPO's default."""
         return SRPOConfig(
-            **(SRPO_DEFAULTS | {"learning_rate": self.learning_rate} | METHODS[method]),
+            **(SRPO_DEFAULTS | {"learning_rate": self.learning_rate} | COMPARED_METHODS[method]),
             output_dir=str(output_dir),
             seed=seed,
             max_steps=self.num_steps,
