@@ -18,7 +18,7 @@ COMMANDS = {  # where its function of the command line is, and what it does
         "srpo_trl.commands.compare.command:compare",
         "train variants from one start and tabulate their scores",
     ),
-    "report": ("srpo_trl.commands.report.command:report", "one HTML file about one or several runs"),
+    "report": ("srpo_trl.commands.report.command:make_report", "one HTML file about one or several runs"),
     "quickstart": (
         "srpo_trl.commands.quickstart.run:quickstart",
         "watch a tiny model learn, in minutes on a CPU",

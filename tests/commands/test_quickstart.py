@@ -14,7 +14,7 @@ from srpo_trl.commands.quickstart import held_out
 from srpo_trl.commands.quickstart.held_out import HeldOut, sample_completions
 from srpo_trl.commands.quickstart.prompts import TEMPLATES, student_prompts, teacher_prompts
 from srpo_trl.commands.quickstart.quiet import ENVIRONMENT
-from srpo_trl.commands.quickstart.run import quickstart as main
+from srpo_trl.commands.quickstart.run import quickstart as run_quickstart
 from srpo_trl.commands.quickstart.task import (
     SOLUTION_TOKENS,
     Question,
@@ -291,7 +291,7 @@ def quickstart(tmp_path, monkeypatch) -> Callable[..., Path]:
             "--eval_every",
             "1",
         ]
-        assert main([*common, *arguments]) == 0
+        assert run_quickstart([*common, *arguments]) == 0
         return tmp_path
 
     return run
@@ -344,5 +344,5 @@ def test_quickstart_keeps_the_start_for_the_next_run(quickstart, capsys):
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--methods", "ppo"], ["--seeds", "-1"]])
 def test_wrong_options_end_the_program(arguments):
     with pytest.raises(SystemExit) as error:
-        main(arguments)
+        run_quickstart(arguments)
     assert error.value.code == 2

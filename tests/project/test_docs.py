@@ -419,7 +419,7 @@ def test_commands_parse(path, monkeypatch):
 
 
 def test_quickstart_leaves_its_results_where_the_readme_says():
-    from srpo_trl.commands.quickstart import run
+    from srpo_trl.commands.quickstart import run, study
 
     words = next(
         words for words in re.findall(r"`\.venv/bin/srpo-trl quickstart ([^`]+)`", page("README.md"))
@@ -429,7 +429,7 @@ def test_quickstart_leaves_its_results_where_the_readme_says():
     assert f"`{folder}`" in page("README.md")
     for name in files:
         assert f"`{name}`" in page("README.md")
-        assert f'"{name}"' in Path(run.__file__).read_text(encoding="utf-8")
+        assert f'"{name}"' in Path(study.__file__).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=by_name)

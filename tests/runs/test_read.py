@@ -12,7 +12,7 @@ from srpo_trl.commands.compare.jobs import Comparison, Job
 from srpo_trl.commands.compare.table import read_curves
 from srpo_trl.commands.curves import table_rows
 from srpo_trl.commands.report.tables import best_table
-from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, STATE_FILE, RunLog
+from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, TRAINER_STATE_FILE, RunLog
 from srpo_trl.runs.read import FORMER_METRICS, RunHistory, read_checkpoint, read_runs
 from srpo_trl.runs.scores import read_budgets
 
@@ -20,7 +20,7 @@ from srpo_trl.runs.scores import read_budgets
 def write_state(folder: Path, history: list[dict], step: int = 30, max_steps: int = 30) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     state = {"log_history": history, "global_step": step, "max_steps": max_steps}
-    (folder / STATE_FILE).write_text(json.dumps(state))
+    (folder / TRAINER_STATE_FILE).write_text(json.dumps(state))
     return folder
 
 

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from srpo_trl.data.smoke_model import SPECIAL_TOKENS as BYTE_SPECIALS
-from srpo_trl.data.tiny_model import SPECIAL_TOKENS as TINY_SPECIALS
+from srpo_trl.data.tiny_model import TINY_SPECIAL_TOKENS as TINY_SPECIALS
 
 MARKERS = [
     *BYTE_SPECIALS,

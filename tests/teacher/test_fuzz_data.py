@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from harness import contains_answer, flat_parameters, logged, make_trainer, replay, tiny_tokenizer
 from odd_texts import ODD_TEXTS, odd_answer, odd_completion, odd_text
-from srpo_trl.commands.report.command import report as write_report
+from srpo_trl.commands.report.command import make_report
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.rewards import format_reward, get_math_reward, get_multiple_choice_reward, get_tool_use_reward
@@ -332,7 +332,7 @@ def test_a_run_takes_any_feedback_and_any_column(tmp_path, texts):
     )  # splitlines splits at U+2028, too
     examples = [json.loads(line) for line in lines if line]
     assert any("�" in example.get("feedback", "") for example in examples)
-    assert write_report([str(tmp_path), "--output", str(tmp_path / "report.html")]) == 0
+    assert make_report([str(tmp_path), "--output", str(tmp_path / "report.html")]) == 0
 
 
 def test_scores_of_any_kind_are_numbers_or_refused(tmp_path):

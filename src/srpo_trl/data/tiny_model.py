@@ -7,11 +7,11 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-PAD_TOKEN = "<|pad|>"
+_PAD_TOKEN = "<|pad|>"
 UNKNOWN_TOKEN = "<|unknown|>"
-EOS_TOKEN = "<|end|>"
+_EOS_TOKEN = "<|end|>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
-SPECIAL_TOKENS = (PAD_TOKEN, UNKNOWN_TOKEN, EOS_TOKEN, *ROLE_TOKENS)
+TINY_SPECIAL_TOKENS = (_PAD_TOKEN, UNKNOWN_TOKEN, _EOS_TOKEN, *ROLE_TOKENS)
 
 # Everything the task, its feedback and the default teacher templates are written with. A word that follows a
 # space carries it, so that decoding is plain concatenation and gives the text back character for character.
@@ -22,7 +22,7 @@ WORDS = (
     *("No", " answer", " after", " wrong"),
 )
 
-CHAT_TEMPLATE = (
+_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
     "{%- endfor -%}"
@@ -42,7 +42,7 @@ def build_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast
         A tokenizer with `<|end|>` as end of sequence, a pad token of its own and left padding.
     """
     pieces = list(dict.fromkeys((*SYMBOLS, *WORDS, *extra_tokens)))
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *pieces))}
+    vocabulary = {token: index for index, token in enumerate((*TINY_SPECIAL_TOKENS, *pieces))}
     longest_first = sorted(pieces, key=len, reverse=True)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
@@ -52,13 +52,13 @@ def build_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=UNKNOWN_TOKEN,
-        eos_token=EOS_TOKEN,
-        pad_token=PAD_TOKEN,
+        eos_token=_EOS_TOKEN,
+        pad_token=_PAD_TOKEN,
         additional_special_tokens=list(ROLE_TOKENS),
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=512,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=_CHAT_TEMPLATE,
     )
 
 

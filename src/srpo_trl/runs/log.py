@@ -13,7 +13,7 @@ LOG_FILE = "log.jsonl"
 EXAMPLES_FILE = "examples.jsonl"
 GUARDS_FILE = "guards.jsonl"
 NONFINITE_FOLDER = "nonfinite"  # batches of optimizer steps that were not finite
-STATE_FILE = "trainer_state.json"  # transformers', in each checkpoint
+TRAINER_STATE_FILE = "trainer_state.json"  # transformers', in each checkpoint
 TRAINING_SECONDS = "training_seconds"  # in every log of a run with a clock: seconds inside training steps
 
 Record = dict[str, Any]

@@ -14,7 +14,7 @@ from srpo_trl.runs.log import (
     EXAMPLES_FILE,
     GUARDS_FILE,
     LOG_FILE,
-    STATE_FILE,
+    TRAINER_STATE_FILE,
     TRAINING_SECONDS,
     Record,
     read_run_log,
@@ -180,7 +180,7 @@ def read_checkpoint(folder: Path, name: str = "") -> RunHistory:
         ValueError: the file is no such state.
         OSError: there is none.
     """
-    path = folder / STATE_FILE
+    path = folder / TRAINER_STATE_FILE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         history = state["log_history"]
@@ -222,11 +222,11 @@ def _newest_state(folder: Path) -> Path:
     steps = {path: path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")}
     numbered = sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]))
     for place in [folder, *reversed(numbered)]:
-        if (place / STATE_FILE).is_file():
+        if (place / TRAINER_STATE_FILE).is_file():
             return place
     raise ValueError(
-        f"{folder} holds no log of a run: looked for {LOG_FILE}, {STATE_FILE} and checkpoint-*/{STATE_FILE}. Give "
-        "the output_dir of a training run."
+        f"{folder} holds no log of a run: looked for {LOG_FILE}, {TRAINER_STATE_FILE} and "
+        f"checkpoint-*/{TRAINER_STATE_FILE}. Give the output_dir of a training run."
     )
 
 

@@ -22,7 +22,7 @@ from srpo_trl.commands.train import last_complete_checkpoint
 from srpo_trl.runs.read import RunHistory, read_checkpoint
 
 OUTPUT_FILE = "output.txt"
-LOCK_FILE = "lock"
+JOB_LOCK_FILE = "lock"
 HARDWARE_FILE = "hardware.json"
 OUTPUT_TAIL = 12  # lines
 
@@ -51,7 +51,7 @@ def _do(
     if is_finished(job, comparison.max_seconds):
         return ""
     job.output_dir.mkdir(parents=True, exist_ok=True)
-    with _lock(job.output_dir / LOCK_FILE) as lock:
+    with _lock(job.output_dir / JOB_LOCK_FILE) as lock:
         if lock is None:
             return "another process is making it"
         history = read_job(job)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_environment
-from srpo_trl.commands.quickstart.task import METHODS
+from srpo_trl.commands.quickstart.task import COMPARED_METHODS
 from srpo_trl.runs.durations import format_duration
 
 
@@ -36,7 +36,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/quickstart"), help="default: %(default)s"
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(COMPARED_METHODS), default=list(COMPARED_METHODS)
+    )
     for name, default, meaning in (
         ("steps", 100, "of each method"),
         ("eval_every", 10, "steps"),

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from srpo_trl.commands.curves import CurveSet, print_table, results_json, table_rows
 from srpo_trl.commands.curves_plot import draw_curves
 from srpo_trl.commands.quickstart.held_out import HeldOut
-from srpo_trl.commands.quickstart.task import METHODS, SAVED_METHOD, sample_questions
+from srpo_trl.commands.quickstart.task import COMPARED_METHODS, SAVED_METHOD, sample_questions
 from srpo_trl.commands.quickstart.train import TrainingRecipe, train_method
 from srpo_trl.commands.quickstart.warmup import WarmupRecipe, WarmupResult, load_start, save_start, warm_up
 from srpo_trl.data.tiny_model import build_tokenizer
@@ -101,7 +101,7 @@ def _report(options: argparse.Namespace, curves: CurveSet, facts: dict[str, Any]
     packages = ("torch", "transformers", "trl", "srpo-trl")
     facts["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
     facts["machine"] = {"platform": platform.platform(), "processor": platform.machine()}
-    method_options = {method: METHODS[method] for method in options.methods}
+    method_options = {method: COMPARED_METHODS[method] for method in options.methods}
     (folder / "results.json").write_text(
         results_json(curves, budgets, method_options, **facts), encoding="utf-8"
     )

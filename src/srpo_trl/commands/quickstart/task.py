@@ -20,7 +20,7 @@ from datasets import Dataset
 from srpo_trl.methods import DEFAULT, TABLE_1
 
 # That are compared on it, each with its options.
-METHODS: dict[str, dict[str, Any]] = {name: {"method": name} for name in TABLE_1}
+COMPARED_METHODS: dict[str, dict[str, Any]] = {name: {"method": name} for name in TABLE_1}
 SAVED_METHOD = DEFAULT
 NUM_DIGITS = 4
 # 4 columns of `a+b=cs;`, `#`, 5 digits, end of sequence.

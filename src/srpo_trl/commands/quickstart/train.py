@@ -10,7 +10,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from srpo_trl.commands.quickstart.held_out import HeldOut
 from srpo_trl.commands.quickstart.task import (
-    METHODS,
+    COMPARED_METHODS,
     SOLUTION_TOKENS,
     addition_reward,
     prompt_dataset,
@@ -25,7 +25,7 @@ from srpo_trl.trainer import SRPOTrainer
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that the three methods share; they differ in the options of `METHODS` alone."""
+    """Everything that the three methods share; they differ in the options of `COMPARED_METHODS` alone."""
 
     num_steps: int = 100
     eval_every: int = 10
@@ -37,7 +37,7 @@ class TrainingRecipe:
     def config(self, method: str, seed: int, output_dir: Path) -> SRPOConfig:
         """Return the trainer's configuration; every option that is not named here has SRPO's default."""
         return SRPOConfig(
-            **(PAPER_DEFAULTS | {"learning_rate": self.learning_rate} | METHODS[method]),
+            **(PAPER_DEFAULTS | {"learning_rate": self.learning_rate} | COMPARED_METHODS[method]),
             output_dir=str(output_dir),
             seed=seed,
             max_steps=self.num_steps,

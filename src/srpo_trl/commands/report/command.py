@@ -16,11 +16,11 @@ from srpo_trl.runs.durations import format_duration, parse_duration
 from srpo_trl.runs.read import RunHistory, read_runs
 from srpo_trl.runs.scores import HELD_OUT, TRAINING, Budget, common_metric
 
-EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
+_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
 BUDGETS = ("1h", "5h", "10h")  # the paper's
 
 
-def report(argv: Sequence[str] | None = None) -> int:
+def make_report(argv: Sequence[str] | None = None) -> int:
     """Write the report and return the exit status."""
     options = _parse(argv)
     try:
@@ -29,7 +29,7 @@ def report(argv: Sequence[str] | None = None) -> int:
             raise ValueError(_unknown_metric(options.accuracy, runs))
     except ValueError as error:
         print(f"srpo-trl report: {error}", file=sys.stderr)
-        return EXIT_WRONG_ARGUMENTS
+        return _WRONG_ARGUMENTS
     budgets = [Budget(format_duration(s), s, is_time=True) for s in sorted(set(options.budgets))]
     logged = [run.metrics for run in runs]
     held_out, training = options.accuracy or common_metric(logged, HELD_OUT), common_metric(logged, TRAINING)

@@ -146,7 +146,7 @@ def level(correction: float | None, full: float) -> int:
     return 0 if correction is None else min(round(NUM_LEVELS * correction / full), NUM_LEVELS)
 
 
-class PieceOfText(NamedTuple):
+class Span(NamedTuple):
     """Neighbouring text of one look: its CSS class, its text, and what is shown when the pointer rests on it."""
 
     look: str
@@ -154,20 +154,20 @@ class PieceOfText(NamedTuple):
     note: str
 
 
-def pieces(example: Example, full: float) -> list[PieceOfText]:
+def pieces(example: Example, full: float) -> list[Span]:
     """Return a completion as pieces: one for every coloured token, and one for what lies between them.
 
     Args:
         example: whose completion it is.
         full: the correction of the full colour, in nats.
     """
-    found: list[PieceOfText] = []
+    found: list[Span] = []
     for look, tokens in groupby(example.tokens, key=lambda token: _look(token, full)):
         if look.startswith("level"):
-            found += [PieceOfText(look, token.shown, token.note) for token in tokens]
+            found += [Span(look, token.shown, token.note) for token in tokens]
         else:
             note = "not distilled" if look == "undistilled" else ""
-            found.append(PieceOfText(look, "".join(token.text for token in tokens), note))
+            found.append(Span(look, "".join(token.text for token in tokens), note))
     return found
 
 
