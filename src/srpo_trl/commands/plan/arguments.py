@@ -67,8 +67,13 @@ def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
         problems += _training_problems(training, given.prompt_length, models)
     if problems or training is None or model_config is None or not models:
         return None, problems
-    on_gpu = not _asks_for_cpu(training_arguments)
-    memory = int(given.gpu_memory * GIB) if given.gpu_memory else _memory_here() if on_gpu else None
+    if given.use_cpu is None and given.config is not None:
+        given.use_cpu = read_config_file(given.config).get("use_cpu")
+    on_gpu, memory = not strtobool(str(given.use_cpu or False)), None
+    if given.gpu_memory:
+        memory = int(given.gpu_memory * GIB)
+    elif on_gpu and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
     run = RunSpec(training, model_config, models[0], engine, given.prompt_length, on_gpu, memory)
     return PlanRequest(run, int((memory or 0) * (1 - given.margin)), given.json), []
 
@@ -96,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt_length", type=int, default=1024, metavar="N", help="longest prompt, tokens [1024]"
     )
     parser.add_argument("--margin", type=float, default=0.1, metavar="FRACTION", help=margin)
+    parser.add_argument("--use_cpu", nargs="?", const="true", help=argparse.SUPPRESS)  # of srpo-trl train
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
     return parser
 
@@ -141,19 +147,3 @@ def _as_one_of(num_processes: int) -> Iterator[None]:
         yield
     finally:
         del SRPOConfig.world_size
-
-
-def _asks_for_cpu(training_arguments: Sequence[str]) -> bool:
-    """Return whether the run itself is one on CPUs."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    parser.add_argument("--use_cpu", nargs="?", const="true")
-    given, _ = parser.parse_known_args(training_arguments)
-    value = given.use_cpu
-    if value is None and given.config is not None:
-        value = read_config_file(given.config).get("use_cpu")
-    return bool(strtobool(str(value or False)))
-
-
-def _memory_here() -> int | None:
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

@@ -69,8 +69,7 @@ def read_engine(path: str | None, num_processes: int | None = None) -> Engine:
         ValueError: the file cannot be read, or every problem of what stands in it, in one message.
     """
     if path is None:
-        count = num_processes or 1
-        return Engine("ddp" if count > 1 else "single", count)
+        return Engine("ddp" if (num_processes or 1) > 1 else "single", num_processes or 1)
     if "distributed_type" not in read_mapping(Path(path), f"--accelerate_config {path}"):
         raise ValueError(
             f"{path} names no distributed_type. Give a file for accelerate launch --config_file."

@@ -1,6 +1,7 @@
 """Memory of one process in each phase of a step, component by component: storage, passes and losses put together."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from transformers.training_args import OptimizerNames
 
@@ -20,9 +21,21 @@ from srpo_trl.commands.plan.step import FakeModels
 from srpo_trl.commands.plan.storage import FP32, MIXED, Storage
 from srpo_trl.loss.ops import DistillationSpec
 
-# Components that the passes hold.
-_CACHE, _COPIES, _GATHERED = "key-value cache", "weights copied by autocast", "weights gathered, restored"
-_ACTIVATIONS, _BUFFERS = "activations", "buffers of loss, sampling, update"
+_PASS_NAMES = (
+    "key-value cache",
+    "weights copied by autocast",
+    "weights gathered, restored",
+    "activations",
+    "buffers of loss, sampling, update",
+)
+
+
+class _PassBytes(NamedTuple):
+    cache: int = 0
+    weight_copies: int = 0
+    gathered: int = 0
+    activations: int = 0
+    buffers: int = 0
 
 
 def estimate_memory(run: RunSpec, models: FakeModels, micro_batch: int) -> MemoryEstimate:
@@ -56,13 +69,13 @@ class _Accounts:
         lengths = (run.prompt_length, run.completion_length)
         rollouts = run.rollouts_per_sampling
         self.sampled = None if run.training.use_vllm else model.sampling(rollouts, *lengths)
-        self.scored = run.teacher_kind and model.teacher_pass(
-            rollouts,
-            run.rollouts_per_teacher_prompt,
+        teacher_lengths = (
             run.teacher_prompt_length,
             run.completion_length,
             run.training.teacher_tokens_per_pass,
         )
+        per_prompt = run.rollouts_per_teacher_prompt
+        self.scored = model.teacher_pass(rollouts, per_prompt, *teacher_lengths) if run.teacher_kind else None
         # Complete gradients come layer by layer while activations go, on a process that keeps all of them.
         self.gradients_grow = self.accumulation == 1 and run.engine.kind in ("single", "ddp", "zero1")
         self.gradients = self.storage.gradients(self.accumulation)
@@ -78,12 +91,13 @@ class _Accounts:
         yield Component("weights", shards, on_cpu, _at(PHASES, weights))
         if self.run.has_reference:
             yield Component("reference model", shards, on_cpu, _at(PHASES, weights))
-        state = storage.optimizer_state(OptimizerNames(training.optim).value)
-        for name, held in (
-            ("optimizer's fp32 weights", storage.master_weights()),
-            ("optimizer state", state),
-        ):
-            yield Component(name, storage.num_state_shards, engine.optimizer_on_cpu, _at(PHASES, held))
+        state, shards = (
+            storage.optimizer_state(OptimizerNames(training.optim).value),
+            storage.num_state_shards,
+        )
+        masters, on_cpu = storage.master_weights(), engine.optimizer_on_cpu
+        yield Component("optimizer's fp32 weights", shards, on_cpu, _at(PHASES, masters))
+        yield Component("optimizer state", shards, on_cpu, _at(PHASES, state))
         at = (BACKWARD,) if engine.kind in ("zero1", "zero2") else PHASES
         buckets = storage.gradient_buckets(self.shape.hidden_size)
         yield Component("gradient buckets", 1, False, _at(at, buckets))
@@ -92,7 +106,7 @@ class _Accounts:
 
     def of_teacher(self) -> Iterator[Component]:
         """Yield what there is because of the teacher, its pass aside."""
-        if not self.scored:
+        if self.scored is None:
             return
         run, shape, storage, on_cpu = self.run, self.shape, self.storage, self.engine.parameters_on_cpu
         yield Component("teacher", storage.num_shards, on_cpu, _at(PHASES, storage.teacher()))
@@ -114,55 +128,46 @@ class _Accounts:
         """Yield what the passes, the losses and the update hold, and the gradients that they leave."""
         engine, at_update = self.engine, self.storage.gradients(1)
         backward, in_backward = self._backward()
-        held = {
-            SAMPLING: self._sampling(),
-            TEACHER: self._teacher_pass(),
-            FORWARD: self._forward(),
-            BACKWARD: backward,
-            UPDATE: {_BUFFERS: self.storage.update_temporaries(freed=at_update + self.head_copy)},
-        }
+        update = self.storage.update_temporaries(freed=at_update + self.head_copy)
+        passes = (
+            self._sampling(),
+            self._teacher_pass(),
+            self._forward(),
+            backward,
+            _PassBytes(buffers=update),
+        )
         phases = {FORWARD: self.gradients_before, BACKWARD: in_backward, UPDATE: at_update}
         if engine.kind == "zero3":  # one buffer, made at the start
             phases = _at(PHASES, at_update)
         is_sharded = engine.kind in ("zero2", "zero3") or (engine.kind == "fsdp2" and self.accumulation == 1)
         shards = engine.num_processes if is_sharded else 1
         yield Component("gradients", shards, engine.parameters_on_cpu, phases)
-        for name in (_CACHE, _COPIES, _GATHERED, _ACTIVATIONS, _BUFFERS):
-            yield Component(name, 1, False, {p: held[p][name] for p in PHASES if name in held[p]})
+        for name, held in zip(_PASS_NAMES, zip(*passes, strict=True), strict=True):
+            yield Component(name, 1, False, {p: n for p, n in zip(PHASES, held, strict=True) if n})
 
-    def _sampling(self) -> dict[str, int]:
+    def _sampling(self) -> _PassBytes:
         """The model's calls, or after them the draw from the last logits: whichever holds more.
 
         `generate` makes of these, each (rows, vocabulary) in fp32: two copies, probabilities, a draw.
         """
         if self.sampled is None:
-            return {}
+            return _PassBytes()
         cache, (peak, copies) = self.sampled
         draw = cache + 4 * self.run.rollouts_per_sampling * self.shape.vocab_size * FP32
-        return {
-            _CACHE: cache,
-            _COPIES: copies,
-            _GATHERED: self.storage.gathered(sampling=True),
-            _ACTIVATIONS: peak - copies - cache,
-            _BUFFERS: max(0, draw - peak),
-        }
+        gathered = self.storage.gathered(sampling=True)
+        return _PassBytes(cache, copies, gathered, peak - copies - cache, max(0, draw - peak))
 
-    def _teacher_pass(self) -> dict[str, int]:
+    def _teacher_pass(self) -> _PassBytes:
         """The backbone's calls, or after them the entropy of what came out: whichever holds more."""
-        if not self.scored:
-            return {}
+        if self.scored is None:
+            return _PassBytes()
         copies, num_tokens = self.scored.after.weight_copies, self.scored.num_tokens
         activations = self.scored.peak.total - copies
         losses = self._losses(self.scored.hidden_itemsize)
         # Hidden states as the pass returns them, those of scored tokens, and these in one piece.
         entropy = 3 * num_tokens * self.shape.hidden_size * self.scored.hidden_itemsize
         entropy += losses.temporaries(num_tokens, None)
-        return {
-            _COPIES: copies,
-            _GATHERED: self.storage.gathered(),
-            _ACTIVATIONS: activations,
-            _BUFFERS: max(0, entropy - activations),
-        }
+        return _PassBytes(0, copies, self.storage.gathered(), activations, max(0, entropy - activations))
 
     def _losses(self, hidden_itemsize: int) -> LossSizes:
         return LossSizes(
@@ -190,37 +195,26 @@ class _Accounts:
             completion if run.on_gpu else everywhere, completion, spec if run.teacher_kind else None
         )
 
-    def _forward(self) -> dict[str, int]:
+    def _forward(self) -> _PassBytes:
         """The forward ends in the losses, with autocast's copies of all weights still there."""
         loss, (after, copies) = self._loss().forward, self.trained.after_forward
         total = max(after + loss, self.trained.forward_peak.total)
-        return {
-            _COPIES: copies,
-            _GATHERED: self.storage.gathered(),
-            _ACTIVATIONS: total - loss - copies,
-            _BUFFERS: loss,
-        }
+        return _PassBytes(0, copies, self.storage.gathered(), total - loss - copies, loss)
 
-    def _backward(self) -> tuple[dict[str, int], int]:
+    def _backward(self) -> tuple[_PassBytes, int]:
         """Return what the backward holds through the heads, or else through the layers, and the gradients at that time.
 
         Through the layers the head's gradient waits for the embedding's where both are one weight. Gradients that grow
         are part of what the simulated backward held.
         """
-        through_heads = {
-            _GATHERED: self.storage.gathered(),
-            _ACTIVATIONS: self.trained.kept,
-            _BUFFERS: self._loss().backward,
-        }
-        head_waits = self.shape.head_is_tied or self.gradients_grow
-        grown = self.gradients if self.gradients_grow else 0
-        through_layers = {
-            _GATHERED: self.storage.gathered(backward=True),
-            _ACTIVATIONS: self.trained.backward_peak.total - grown,
-            _BUFFERS: self._losses(self.trained.hidden_itemsize).gradient if head_waits else 0,
-        }
-        return max(
-            (through_heads, self.gradients_before),
-            (through_layers, self.gradients),
-            key=lambda held: sum(held[0].values()) + held[1],
+        through_heads = _PassBytes(
+            gathered=self.storage.gathered(), activations=self.trained.kept, buffers=self._loss().backward
         )
+        head_waits = self.shape.head_is_tied or self.gradients_grow
+        through_layers = _PassBytes(
+            gathered=self.storage.gathered(backward=True),
+            activations=self.trained.backward_peak.total - self.gradients * self.gradients_grow,
+            buffers=self._losses(self.trained.hidden_itemsize).gradient * head_waits,
+        )
+        through = ((through_heads, self.gradients_before), (through_layers, self.gradients))
+        return max(through, key=lambda held: sum(held[0]) + held[1])

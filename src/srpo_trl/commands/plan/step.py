@@ -84,13 +84,6 @@ class LiveBytes(TorchDispatchMode):
         return max(peak, self.now)
 
 
-class Sampling(NamedTuple):
-    """What sampling holds beside the weights: the cache at the last token, and at the most, the cache included."""
-
-    cache: int
-    peak: Held
-
-
 class TeacherPass(NamedTuple):
     """What the largest teacher pass holds.
 
@@ -181,8 +174,12 @@ class FakeModel:
         return inputs
 
     @torch.no_grad()
-    def _sampling(self, num_rows: int, prompt_length: int, completion_length: int) -> Sampling:
-        """Sample `num_rows` completions with `generate`: the prompts' pass, then the last token's."""
+    def _sampling(self, num_rows: int, prompt_length: int, completion_length: int) -> tuple[int, Held]:
+        """Sample `num_rows` completions with `generate`: the prompts' pass, then the last token's.
+
+        Returns:
+            Bytes of the cache at the last token, and the peak, the cache included.
+        """
         before = prompt_length + completion_length - 1
 
         def call(model: nn.Module, length: int, cache: Any, past: int = 0, **options: int) -> None:
@@ -199,7 +196,7 @@ class FakeModel:
             call(self._student.base_model, before, cache)
             live.take_peak()
             call(self._student, 1, cache, past=before, logits_to_keep=1)
-            return Sampling(live.now.total, max(prompt_peak, live.take_peak()))
+            return live.now.total, max(prompt_peak, live.take_peak())
 
     @torch.no_grad()
     def _teacher_pass(
@@ -233,8 +230,11 @@ class FakeModel:
         """
         self._prepare_training(checkpointing)
         trainable = [p for p in self._model.parameters() if p.requires_grad]
-        freed = [] if keep_gradients else trainable
-        hooks = [p.register_post_accumulate_grad_hook(_free_gradient) for p in freed]
+
+        def free(parameter: Tensor) -> None:
+            parameter.grad = None
+
+        hooks = [p.register_post_accumulate_grad_hook(free) for p in trainable if not keep_gradients]
         with self._counting() as live:
             with self._autocast():
                 inputs = self._inputs(num_rows, length)
@@ -246,21 +246,15 @@ class FakeModel:
             backward_peak = live.take_peak()
         for hook in hooks:
             hook.remove()
-        for parameter in trainable:
-            parameter.grad = None
+        self._model.zero_grad(set_to_none=True)
         return TrainingPass(after_forward, kept, forward_peak, backward_peak, hidden_BLD.element_size())
 
     def _prepare_training(self, checkpointing: bool) -> None:
         self._student.train()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # transformers renames these
-            if not checkpointing:
-                self._student.gradient_checkpointing_disable()
-                return
-            self._student.gradient_checkpointing_enable({"use_reentrant": False})
-        if self._model is not self._student:  # as TRL does for adapters
+            self._student.gradient_checkpointing_disable()
+            if checkpointing:
+                self._student.gradient_checkpointing_enable({"use_reentrant": False})
+        if checkpointing and self._model is not self._student:  # as TRL does for adapters
             self._student.enable_input_require_grads()
-
-
-def _free_gradient(parameter: Tensor) -> None:
-    parameter.grad = None

@@ -9,20 +9,11 @@ from srpo_trl.commands.plan.model import Parameter
 FP64, FP32, MIXED = 8, 4, 2  # bytes of one number
 # Bytes of optimizer state per parameter: fixed ones, and numbers in the parameter's own format.
 OPTIMIZERS: dict[str, tuple[float, int]] = {
-    "adamw_torch": (0, 2),
-    "adamw_torch_fused": (0, 2),
-    "adamw_torch_8bit": (2, 0),
-    "adamw_bnb_8bit": (2, 0),
-    "adamw_8bit": (2, 0),
-    "paged_adamw_8bit": (2, 0),
-    "paged_adamw_32bit": (8, 0),
-    "lion_32bit": (4, 0),
-    "lion_8bit": (1, 0),
-    "paged_lion_32bit": (4, 0),
-    "paged_lion_8bit": (1, 0),
-    "adagrad": (0, 1),
-    "rmsprop": (0, 1),
-    "sgd": (0, 0),
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused"), (0, 2)),
+    **dict.fromkeys(("adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), (2, 0)),
+    **{"paged_adamw_32bit": (8, 0), "adagrad": (0, 1), "rmsprop": (0, 1), "sgd": (0, 0)},
+    **dict.fromkeys(("lion_32bit", "paged_lion_32bit"), (4, 0)),
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit"), (1, 0)),
 }
 
 
