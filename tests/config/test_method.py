@@ -48,9 +48,9 @@ def test_options_reach_the_factory_by_name():
 
 
 def test_a_router_takes_the_place_of_the_methods():
-    assert SRPOConfig(**BASE).method_record.route is routers.srpo
+    assert SRPOConfig(**BASE).method_record.route is routers.sample_routed
     assert SRPOConfig(**BASE, routing="sdpo").method_record.route is routers.distilled
-    assert own(method_options={"share": 1.0}, routing="srpo").method_record.route is routers.srpo
+    assert own(method_options={"share": 1.0}, routing="srpo").method_record.route is routers.sample_routed
 
 
 @pytest.mark.parametrize(

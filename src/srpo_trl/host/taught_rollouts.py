@@ -219,12 +219,9 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
     def _route(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any, rewards_BF: Tensor
     ) -> RoutedRollouts:
-        num_rows = len(prompts)
-        args = self.args
+        args, num_rows, tools = self.args, len(prompts), [self.tools] * len(prompts)
         if self.environment_factories is not None:
             tools = [self._env_tools[name] for name in self._batch_environments]
-        else:
-            tools = [self.tools] * num_rows
         share = self._share.at(self.state.global_step)
         score_B = correctness_score(
             rewards_BF, self.reward_weights, self.reward_func_names, args.correctness_reward
@@ -300,17 +297,16 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             max_over_processes=self._max_over_processes,
         )
         self._heads.add(self._counter.number_of(self._step), scores.head, self._teacher_state)
-        entropy_N = scores.entropy_N
-        entropy_BT = torch.zeros(distilled_BT.shape, dtype=entropy_N.dtype, device=entropy_N.device)
-        entropy_BT[distilled_BT] = entropy_N
+        entropy_BT = scores.entropy_N.new_zeros(distilled_BT.shape)
+        entropy_BT[distilled_BT] = scores.entropy_N
         trl_batch.add_routing(output, rollouts.route_B, entropy_BT, scores.hidden)
         shown = context_record(rollouts) if self._rollout_log.keeps_shown else None
         trl_batch.add_rollouts(output, self._rollout_log.numbers_B, shown)
         tokens = trl_batch.routed_batch(output).tokens(self.state.global_step)
         raw_weight_N = self._method.raw_weights(tokens)[distilled_BT]
         self._sums.add(
-            teacher_tokens=len(entropy_N),
-            teacher_entropy=entropy_N,
+            teacher_tokens=len(scores.entropy_N),
+            teacher_entropy=scores.entropy_N,
             raw_weight=raw_weight_N,
             raw_weight_squared=raw_weight_N**2,
         )

@@ -13,7 +13,7 @@ def policy(graded: Graded) -> Tensor:
     return torch.full_like(graded.is_correct_PG, Route.POLICY, dtype=torch.int64)
 
 
-def srpo(graded: Graded) -> Tensor:
+def sample_routed(graded: Graded) -> Tensor:
     """Distil failed rollouts with context: `z_sdpo = (1 - c) * m`, `z_grpo = 1 - z_sdpo` (SRPO, section 3.1)."""
     return torch.where(~graded.is_correct_PG & graded.has_context_PG, Route.DISTILLED, Route.POLICY)
 
@@ -40,7 +40,7 @@ def both(graded: Graded) -> Tensor:
 
 # Values of the option `routing`, which takes the place of a method's own router.
 ROUTERS: dict[str, Callable[[Graded], Tensor]] = {
-    "srpo": srpo,
+    "srpo": sample_routed,
     "sdpo": distilled,
     "sdpo_failed": distilled_failed,
     "sdpo_correct": distilled_correct,

@@ -6,4 +6,4 @@ from srpo_trl.methods.record import Method
 
 def srpo(entropy_weight_beta: float) -> Method:
     """Failed rollouts with teacher information are distilled, all others take the policy loss."""
-    return Method(route=routers.srpo, weights=tokenwise.entropy_weights(entropy_weight_beta))
+    return Method(route=routers.sample_routed, weights=tokenwise.entropy_weights(entropy_weight_beta))
