@@ -58,9 +58,9 @@ MUTANTS = [
         "a router sees the context of this process's rollouts alone",
         (
             "rollout/graded.py",
-            "has_context_B = gather(torch.tensor(has_context, device=score_B.device)).bool()",
-            "has_context_B = torch.zeros(len(score_B), dtype=torch.bool, device=score_B.device)\n"
-            "    has_context_B[group.own_rows] = torch.tensor(has_context, device=score_B.device).bool()",
+            "has_context_PG=gather(has_context).bool().view_as(score_PG)",
+            "has_context_PG=torch.zeros(len(score_B)).index_fill(0, torch.arange(len(score_B))[group.own_rows], 1)"
+            ".bool().view_as(score_PG)",
         ),
         tests=("rollout/test_graded.py::test_a_router_sees_the_context_of_all_processes",),
     ),

@@ -58,7 +58,7 @@ MUTANTS = [
     mutant(
         "foreign_hidden_states_in_the_students_head",
         "a frozen model that is not the student is projected by the student's head",
-        ("teacher/scoring.py", "return model is student and all(", "return all("),
+        ("teacher/scoring.py", "if model is student and not any(", "if not any("),
         tests=("teacher/test_scoring.py::test_a_frozen_teacher_of_its_own_keeps_its_head",),
     ),
     mutant(

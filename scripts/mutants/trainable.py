@@ -60,8 +60,8 @@ MUTANTS = [
         "whether the teacher has a head of its own is asked of what trains at present",
         (
             "teacher/scoring.py",
-            "and not teacher.holds(tensor) for tensor",
-            "and not tensor.requires_grad for tensor",
+            "or teacher.holds(tensor) for tensor",
+            "or tensor.requires_grad for tensor",
         ),
         tests=(f"{FROZEN}[ema]", f"{FROZEN}[base]"),
     ),
@@ -136,8 +136,8 @@ MUTANTS = [
         "a head that is computed from parameters is taken for one that never trains",
         (
             "teacher/scoring.py",
-            "isinstance(tensor, nn.Parameter) and not teacher.holds(tensor)",
-            "not teacher.holds(tensor)",
+            "not isinstance(tensor, nn.Parameter) or teacher.holds(tensor)",
+            "teacher.holds(tensor)",
         ),
         tests=(f"{TRAINABLE}::test_a_head_that_is_computed_is_the_teachers",),
     ),

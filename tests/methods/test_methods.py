@@ -100,6 +100,8 @@ def test_methods_are_immutable():
 def test_variants_are_the_papers_seven():
     assert len(VARIANTS) == 7
     assert {options["method"] for options in VARIANTS.values()} == set(METHODS)
+    weighted = {name for name, options in VARIANTS.items() if "entropy_weight_beta" not in options}
+    assert weighted == {"srpo", "grpo"}  # which has no token weights to leave out
 
 
 def test_a_method_has_a_title_help_and_values_of_all_deferred_options():

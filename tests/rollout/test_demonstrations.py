@@ -10,7 +10,8 @@ from srpo_trl.rollout.demonstrations import (
     NO_SIBLING,
     choose_demonstrations,
     demonstration_rank,
-    sibling_texts,
+    demonstration_ranks,
+    exchange_texts,
 )
 
 NONE = INELIGIBLE_RANK
@@ -65,31 +66,24 @@ def test_every_correct_sibling_may_serve():
     assert chosen == {0, 1, 2}
 
 
-def test_siblings_of_two_processes_are_shown_to_each_other():
-    """One group of four rollouts, two on each process; only a demonstration that is needed is sent."""
-    ids = [(1,), (2,), (3,), (4,)]
-    texts = {0: "right", 3: "right, too"}
-    needs_B = torch.tensor([False, True, True, False])
-    rank_B = torch.tensor([demonstration_rank(ids[row], 0, 5) if row in texts else NONE for row in range(4)])
-    best = int(rank_B.argmin())
-    for first_row in (0, 2):
-        sent = []
+def test_ranks_are_of_rollouts_with_a_text():
+    ranks = demonstration_ranks({3: "right", 4: ""}, [(1,), (2,), (3,)], first_row=3, seed=0, step=5)
+    assert ranks == [demonstration_rank((1,), 0, 5), NONE, NONE]
 
-        def collect(objects, sent=sent):
-            sent.extend(objects)
-            return [(best, texts[best])]
 
-        own = slice(first_row, first_row + 2)
-        found = sibling_texts(
-            {row: text for row, text in texts.items() if first_row <= row < first_row + 2},
-            ids[own],
-            needs_B,
-            first_row=first_row,
-            num_generations=4,
-            seed=0,
-            step=5,
-            gather=lambda own_B, own=own: torch.cat([rank_B[: own.start], own_B, rank_B[own.stop :]]),
-            gather_object=collect,
-        )
-        assert sent == [(row, texts[row]) for row in (best,) if row in range(own.start, own.stop)]
-        assert found == ["" if row == best else texts[best] for row in range(own.start, own.stop)]
+def test_a_text_is_sent_where_it_is_needed_alone():
+    """One group of four rollouts on two processes: 0 and 3 are correct, only 1 needs context, and is shown 0."""
+    chosen_B = torch.tensor([3, 0, 0, 0])
+    needs_B = torch.tensor([False, True, False, False])
+    for own_rows, texts, sent, shown in (
+        (slice(0, 2), {0: "right"}, [(0, "right")], ["", "right"]),
+        (slice(2, 4), {3: "right, too"}, [], ["right", "right"]),
+    ):
+        calls = []
+
+        def gather_object(objects, calls=calls):
+            calls.append(objects)
+            return [(0, "right")]
+
+        assert exchange_texts(texts, chosen_B, needs_B, own_rows, gather_object) == shown
+        assert calls == [sent]

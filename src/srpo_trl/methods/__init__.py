@@ -61,13 +61,14 @@ DEFAULT = "srpo"
 GRPO = "grpo"  # `GRPOTrainer` itself
 TABLE_1 = ("grpo", "sdpo", "srpo")  # of the paper
 
-# The variants of the paper's tables 1 and 2 and of figure 1b, each as options.
+# The variants of the paper's tables 1 and 2 and of figure 1b, each as the options that make it of any configuration.
+_UNWEIGHTED = {"entropy_weight_beta": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
     "grpo": {"method": "grpo"},
-    "sdpo": {"method": "sdpo"},
+    "sdpo": {"method": "sdpo", **_UNWEIGHTED},
     "srpo": {"method": "srpo"},
-    "srpo_beta0": {"method": "srpo", "entropy_weight_beta": "0"},
-    "advantage_mix": {"method": "advantage_mix"},
-    "sdpo_failed": {"method": "sdpo_failed"},
-    "sdpo_correct": {"method": "sdpo_correct"},
+    "srpo_beta0": {"method": "srpo", **_UNWEIGHTED},
+    "advantage_mix": {"method": "advantage_mix", **_UNWEIGHTED},
+    "sdpo_failed": {"method": "sdpo_failed", **_UNWEIGHTED},
+    "sdpo_correct": {"method": "sdpo_correct", **_UNWEIGHTED},
 }

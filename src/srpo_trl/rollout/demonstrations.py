@@ -56,36 +56,32 @@ def choose_demonstrations(key_B: Tensor, num_generations: int) -> Tensor:
     return rows_PG.reshape(-1)
 
 
-def sibling_texts(
-    texts: Mapping[int, str],
-    completion_ids: Sequence[Sequence[int]],
-    needs_context_B: Tensor,
-    *,
-    first_row: int,
-    num_generations: int,
-    seed: int,
-    step: int,
-    gather: Callable[[Tensor], Tensor],
-    gather_object: Callable[[list[Any]], list[Any]],
-) -> list[str]:
-    """Return the demonstration of each rollout of this process, empty where it has no correct sibling.
-
-    Args:
-        texts: what a demonstration would say, by row, of this process's correct rollouts.
-        completion_ids: of this process's rollouts.
-        needs_context_B: bool, of all processes; demonstrations of the others are not sent around.
-        first_row: of this process.
-        num_generations: G.
-        seed, step: see `demonstration_rank`.
-        gather, gather_object: over all processes, in their order. Collectives: all ranks must call this.
-    """
-    ranks = [
+def demonstration_ranks(
+    texts: Mapping[int, str], completion_ids: Sequence[Sequence[int]], first_row: int, seed: int, step: int
+) -> list[int]:
+    """Return the rank of each rollout of this process; `texts`, by row, are those of demonstrations."""
+    return [
         demonstration_rank(ids, seed, step) if texts.get(row) else INELIGIBLE_RANK
         for row, ids in enumerate(completion_ids, start=first_row)
     ]
-    rank_B = gather(torch.tensor(ranks, dtype=torch.int64, device=needs_context_B.device))
-    chosen_B = choose_demonstrations(rank_B, num_generations)
+
+
+def exchange_texts(
+    texts: Mapping[int, str],
+    chosen_B: Tensor,
+    needs_context_B: Tensor,
+    own_rows: slice,
+    gather_object: Callable[[list[Any]], list[Any]],
+) -> list[str]:
+    """Return the demonstration of each rollout of this process, empty where it has none.
+
+    Args:
+        texts: of this process's demonstrations, by row.
+        chosen_B: from `choose_demonstrations`.
+        needs_context_B: bool; texts that no such rollout is shown are not sent to other processes.
+        own_rows: of this process.
+        gather_object: over all processes, in their order. A collective: all ranks must call this.
+    """
     needed = set(chosen_B[needs_context_B].tolist())
     text_of_row = dict(gather_object([(row, text) for row, text in texts.items() if row in needed]))
-    own_rows = slice(first_row, first_row + len(completion_ids))
     return [text_of_row.get(row, "") for row in chosen_B[own_rows].tolist()]

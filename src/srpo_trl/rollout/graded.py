@@ -16,7 +16,7 @@ from torch import Tensor
 from srpo_trl.methods.record import Graded, Method, is_distilled, is_policy
 from srpo_trl.methods.routers import needs_context, scored_routes
 from srpo_trl.rewards.correctness import judge_correctness
-from srpo_trl.rollout.demonstrations import sibling_texts
+from srpo_trl.rollout.demonstrations import choose_demonstrations, demonstration_ranks, exchange_texts
 from srpo_trl.rollout.distilled_fraction import sample_fraction
 from srpo_trl.rollout.solved_prompts import SolvedPrompt, SolvedPrompts, prompt_key
 from srpo_trl.teacher.context import (
@@ -149,38 +149,62 @@ def route_rollouts(
         needs_context_B &= drawn_B.to(needs_context_B.device)
 
     is_correct_B = correctness.is_correct.flatten()
-    texts = demonstration_texts(group, is_correct_B[group.own_rows].tolist(), options.keep_thinking)
-    siblings = [""] * len(group.completions)
-    if any("sibling" in source for source in options.sources):
-        siblings = sibling_texts(
-            texts,
-            group.completion_ids,
-            needs_context_B,
-            first_row=group.first_row,
-            num_generations=options.num_generations,
-            seed=options.seed,
-            step=step,
-            gather=gather,
-            gather_object=gather_object,
-        )
-    earlier = earlier_answers(group, texts, solved_prompts, step, gather_object)
-    own_needs_B = needs_context_B[group.own_rows]
-    context = encode_context(group, own_needs_B.tolist(), siblings, earlier, options.sources, encoder, step)
+    context = teacher_context(
+        group,
+        is_correct_B,
+        needs_context_B,
+        options,
+        encoder,
+        step=step,
+        solved_prompts=solved_prompts,
+        gather=gather,
+        gather_object=gather_object,
+    )
 
-    has_context = [int(prompt is not None) for prompt in context.prompts]
-    has_context_B = gather(torch.tensor(has_context, device=score_B.device)).bool()
-    graded = graded._replace(has_context_PG=has_context_B.view_as(score_PG))
+    has_context = torch.tensor([int(prompt is not None) for prompt in context.prompts], device=score_B.device)
+    graded = graded._replace(has_context_PG=gather(has_context).bool().view_as(score_PG))
     route_B = scored_routes(method.route, graded).flatten()[group.own_rows]
-    is_shown = is_distilled(route_B).tolist()
+    shown = zip(context.prompts, is_distilled(route_B).tolist(), strict=True)
     return RoutedRollouts(
         route_B,
-        [prompt if shown else None for prompt, shown in zip(context.prompts, is_shown, strict=True)],
+        [prompt if is_shown else None for prompt, is_shown in shown],
         is_correct_B[group.own_rows],
-        own_needs_B,
+        needs_context_B[group.own_rows],
         context,
         correctness.has_failed_P.tolist(),
         correctness.accuracy,
     )
+
+
+def teacher_context(
+    group: GradedRollouts,
+    is_correct_B: Tensor,
+    needs_context_B: Tensor,
+    options: RoutingOptions,
+    encoder: TeacherPromptEncoder,
+    *,
+    step: int,
+    solved_prompts: SolvedPrompts | None,
+    gather: Callable[[Tensor], Tensor],
+    gather_object: Callable[[list[Any]], list[Any]],
+) -> ContextPrompts:
+    """Return the teacher prompts of this process's rollouts that need context and have some.
+
+    Args:
+        is_correct_B, needs_context_B: bool, of all processes.
+        others: see `route_rollouts`.
+    """
+    rows = group.own_rows
+    texts = demonstration_texts(group, is_correct_B[rows].tolist(), options.keep_thinking)
+    siblings = [""] * len(group.completions)
+    if any("sibling" in source for source in options.sources):
+        ranks = demonstration_ranks(texts, group.completion_ids, group.first_row, options.seed, step)
+        rank_B = gather(torch.tensor(ranks, dtype=torch.int64, device=needs_context_B.device))
+        chosen_B = choose_demonstrations(rank_B, options.num_generations)
+        siblings = exchange_texts(texts, chosen_B, needs_context_B, rows, gather_object)
+    earlier = earlier_answers(group, texts, solved_prompts, step, gather_object)
+    needs_context = needs_context_B[rows].tolist()
+    return encode_context(group, needs_context, siblings, earlier, options.sources, encoder, step)
 
 
 def demonstration_texts(

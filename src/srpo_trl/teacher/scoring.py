@@ -97,8 +97,7 @@ def rescore_rollouts(
     """Return the teacher's hidden states and entropies of this process's distilled tokens.
 
     Args:
-        model: whose parameters the teacher's values are put in for the pass.
-        teacher: the teacher's weights.
+        model, teacher: the teacher's values are put into the model's parameters for the pass.
         autocast: the mixed precision that the student trains in.
         prompts: the teacher's prompt of each distilled rollout, None elsewhere.
         completions: token ids of each rollout, without padding.
@@ -108,8 +107,7 @@ def rescore_rollouts(
         temperature: that logits are divided by.
         on_cpu: keep the hidden states in CPU memory until they are needed.
         vision: what each rollout's student reads beside token ids; None for a text model.
-        sharded: how the backbone is called where its parameters are sharded; every rank then makes as many calls as
-            the one with most.
+        sharded: calls the backbone where its parameters are sharded, on every rank as often as on the one with most.
         max_over_processes: the largest of the ranks' numbers; called only where parameters are sharded.
     """
     chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
@@ -117,8 +115,8 @@ def rescore_rollouts(
     plan = plan_passes(list(rows.values()), max_tokens=max_tokens, layout=layout)
     passes = [[chosen[i] for i in batch] for batch in plan]
     if sharded is not None:  # before the first call: ranks in different collectives hang or abort
-        num_calls = sum(num_backbone_calls([rows[i] for i in batch], layout) for batch in passes)
-        max_calls = max_over_processes(num_calls)
+        calls = [num_backbone_calls([rows[i] for i in batch], layout) for batch in passes]
+        num_calls = max_over_processes(sum(calls))
     hidden: dict[int, Tensor] = {}
     entropies: dict[int, Tensor] = {}
     with _in_evaluation(model), teacher.swapped_in(), autocast:
@@ -131,15 +129,13 @@ def rescore_rollouts(
             hidden |= {i: state.cpu() if on_cpu else state for i, state in zip(batch, kept, strict=True)}
             entropies |= dict(zip(batch, torch.split(entropy_N, [len(state) for state in kept]), strict=True))
         if sharded is not None:
-            sharded.idle_until(max_calls)
+            sharded.idle_until(num_calls)
     nothing = next(iter(hidden.values()), head.weight_VD).new_empty(0, head.weight_VD.shape[1])
     no_entropy = teacher_entropy(nothing.to(distilled_BT.device), head, temperature)
-    # Of sharded parameters `head` was gathered while they held the teacher's values.
-    is_gathered = sharded is not None and not _is_students_head(model, teacher, student)
     return TeacherScores(
         [hidden.get(i, nothing) for i in range(len(completions))],
         torch.cat([no_entropy, *(entropies[i] for i in chosen)]),
-        head if is_gathered else teacher_head(model, teacher, student),
+        teacher_head(model, teacher, student, head if sharded is not None else None),
     )
 
 
@@ -164,15 +160,25 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def teacher_head(model: PreTrainedModel, teacher: TeacherWeights, student: PreTrainedModel) -> TeacherHead:
+def teacher_head(
+    model: PreTrainedModel,
+    teacher: TeacherWeights,
+    student: PreTrainedModel,
+    gathered: Head | None = None,
+) -> TeacherHead:
     """Return the LM head of the teacher whose values go into `model`, valid until the teacher's next EMA update.
 
     `STUDENT_HEAD` where that is the student itself and its head has never trained. A collective: all ranks must call
-    it.
+    it. `gathered` is the head where it was gathered already, while sharded parameters held the teacher's values.
     """
-    if _is_students_head(model, teacher, student):
-        return STUDENT_HEAD
     head = lm_head_of(model)
+    tensors = [tensor for tensor in head[:2] if tensor is not None]
+    if model is student and not any(
+        not isinstance(tensor, nn.Parameter) or teacher.holds(tensor) for tensor in tensors
+    ):
+        return STUDENT_HEAD
+    if gathered is not None:
+        return gathered
     if not isinstance(head.weight_VD, nn.Parameter):  # computed from parameters, here from the teacher's
         with torch.no_grad(), teacher.swapped_in():
             head = lm_head_of(model)
@@ -184,14 +190,6 @@ def teacher_head(model: PreTrainedModel, teacher: TeacherWeights, student: PreTr
         # The optimizer may change the student's head before these rollouts are used up.
         weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
     return head._replace(weight_VD=weight_VD, bias_V=bias_V)
-
-
-def _is_students_head(model: PreTrainedModel, teacher: TeacherWeights, student: PreTrainedModel) -> bool:
-    """Return whether the teacher's head is the student's own: it has never trained, and is not computed."""
-    tensors = [tensor for tensor in lm_head_of(model)[:2] if tensor is not None]
-    return model is student and all(
-        isinstance(tensor, nn.Parameter) and not teacher.holds(tensor) for tensor in tensors
-    )
 
 
 def _whole_head(head: Head, device: torch.device) -> Head:
