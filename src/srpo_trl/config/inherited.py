@@ -39,7 +39,7 @@ LOOSE = dict.fromkeys(("top_p", "top_entropy_quantile"), Range(0.0, inf))  # NaN
 LOOSE |= {"max_completion_length": POSITIVE, "max_grad_norm": NUMBER}
 NONE_TOO = ("top_k", "top_p", "repetition_penalty", "max_completion_length")
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "loss_type": tuple("grpo dr_grpo dapo bnpo cispo sapo luspo vespo".split()),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "scale_rewards": ("group", "batch", "none", True, False),
@@ -54,6 +54,10 @@ SET_BY_TRL: dict[str, dict[str, Any]] = {  # keys, each with the one value that 
     **{"chat_template_kwargs": dict.fromkeys(TEMPLATE_KEYS, nan), "lr_scheduler_kwargs": {}},
     "generation_kwargs": {"num_return_sequences": 1},
 }
+# What GRPOConfig raises for values that it cannot compute with.
+TRL_ERRORS = (
+    *(ValueError, TypeError, OSError, AttributeError, ArithmeticError, LookupError, NotImplementedError),
+)
 ANNOTATIONS: dict[str, Any] = get_type_hints(GRPOConfig) | {"num_generations": int}
 
 

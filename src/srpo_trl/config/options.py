@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 from trl import GRPOConfig
 
 from srpo_trl.config.defaults import SAMPLED_EVALUATION, resolved_defaults
-from srpo_trl.config.inherited import ANNOTATIONS, INHERITED_RULES, inherited_problems
+from srpo_trl.config.inherited import ANNOTATIONS, INHERITED_RULES, TRL_ERRORS, inherited_problems
 from srpo_trl.config.method import make_method
 from srpo_trl.config.ranges import (
     DifferentOf,
@@ -38,15 +38,6 @@ FEEDBACK_TEMPLATE = "\nThe following is feedback from your unsuccessful earlier 
 
 TEACHER_SOURCES = ("sibling", "feedback", "sibling+feedback", "reference", "earlier")
 TEMPERATURES = 1e-4, 1e4  # logits are divided by them in float32
-TRL_ERRORS = (
-    ValueError,
-    TypeError,
-    OSError,
-    AttributeError,
-    ArithmeticError,
-    LookupError,
-    NotImplementedError,
-)
 MAX_ENTROPY_WEIGHT_BETA = 50.0  # exp(-beta * H) stays a normal float64 for a million tokens of vocabulary
 
 
@@ -335,8 +326,10 @@ class SRPOConfig(GRPOConfig):
         except ValueError as error:
             problems.append(str(error))
             self.method_record = METHODS[DEFAULT].factory(0.0)
-        annotations, declared = get_type_hints(SRPOConfig), SRPOConfig.__dataclass_fields__
-        own = {name: annotations[name] for name in declared if name not in GRPOConfig.__dataclass_fields__}
+        annotations, declared = get_type_hints(SRPOConfig), {option.name: option for option in fields(self)}
+        of_method = ("method", "method_options", "routing")  # `make_method` looks at them
+        others = {*GRPOConfig.__dataclass_fields__, *of_method}
+        own = {name: annotations[name] for name in declared if name not in others}
         ranges = {
             name: declared[name].metadata["range"] for name in own if "range" in declared[name].metadata
         }
