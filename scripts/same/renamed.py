@@ -35,7 +35,10 @@ KEYS: Mapping[str, str] = {
     "srpo/gradient/sdpo_norm": "srpo/gradient/distilled_norm",
     "srpo/gradient/sdpo_share": "srpo/gradient/distilled_share",
     "distillation_share": "distilled_fraction",  # in srpo_state.json
+    "srpo/seconds/elapsed": "training_seconds",
 }
+
+ROUTES: Mapping[str, str] = {"grpo": "policy", "sdpo": "distilled", "mix": "both", "skip": "skipped"}
 
 _OF_OPTIONS = ("fields/", "options/", "counted_in/")  # parts of a key below which an option's name stands
 
@@ -45,10 +48,12 @@ def options_for(known: Collection[str], options: Mapping[str, Any]) -> dict[str,
     translated = {}
     for name, value in options.items():
         new = OPTIONS.get(name)
-        if name in known or new is None:
+        if new is None or new.name not in known:
             translated[name] = value
         else:
             translated[new.name] = new.values.get(value, value) if isinstance(value, str) else value
+    if "routing" in options and "method" in translated:  # a routing left the weights as they were; a method sets them
+        translated.setdefault("entropy_weight_beta", 1.0)
     return translated
 
 
@@ -57,8 +62,9 @@ def new_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     renamed = {}
     for key, value in values.items():
         option_key, new_value = _new_option(key, value)
-        is_name = isinstance(new_value, str) and new_value in KEYS  # a metric in a table
-        renamed[new_key(option_key)] = KEYS[new_value] if is_name else new_value
+        names = ROUTES if "route" in key else KEYS  # the routes of a table, or a metric in one
+        is_name = isinstance(new_value, str) and new_value in names
+        renamed[new_key(option_key)] = names[new_value] if is_name else new_value
     return renamed
 
 

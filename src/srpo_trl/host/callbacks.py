@@ -150,7 +150,7 @@ def run_facts(
     """Return what a report says about a run beside its metrics; no path, no secret."""
     return {
         "model": get_config_model_id(model_config).rstrip("/").split("/")[-1],
-        "options": {"routing": config.routing, **changed_options(config)},
+        "options": {"method": config.method, **changed_options(config)},
         "num_processes": num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {package: version(package) for package in _PACKAGES},
