@@ -15,7 +15,7 @@ from trl import GRPOConfig
 from srpo_trl.config.combined import combined_problems
 from srpo_trl.config.defaults import resolved_defaults
 from srpo_trl.config.inherited import inherited_problems
-from srpo_trl.config.method import make_method
+from srpo_trl.config.method import make_method, method_arguments
 from srpo_trl.config.ranges import derived_problems, problems_of
 from srpo_trl.config.renamed import explains_unknown_options
 from srpo_trl.config.sampled_evaluation import fit_evaluation
@@ -345,8 +345,9 @@ class SRPOConfig(GRPOConfig):
         problems = []
         try:
             self.method_record  # noqa: B018
+            self.method_options = method_arguments(self.method_options)
         except ValueError as error:
-            problems.append(str(error))
+            problems += str(error).splitlines()
             self.method_record = METHODS[DEFAULT].factory(0.0)
         wrong = inherited_problems(self)
         inherited = [*wrong.values(), *combined_problems(self, wrong.keys())]
@@ -385,7 +386,7 @@ class SRPOConfig(GRPOConfig):
     @property
     def method_name(self) -> str:
         """The method with its options and router, where these are given, as a checkpoint records it."""
-        given = {"method_options": self.method_options or None, "routing": self.routing}
+        given = {"method_options": self.method_options, "routing": self.routing}
         return ", ".join([self.method, *(f"{name}={value}" for name, value in given.items() if value)])
 
     @property

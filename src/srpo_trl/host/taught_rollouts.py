@@ -64,10 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
-    """`GRPOTrainer` with routes, teacher entropies and teacher hidden states in its batches of rollouts.
-
-    With plain GRPO the batches are TRL's.
-    """
+    """`GRPOTrainer` whose batches of rollouts hold routes and what the teacher says; with plain GRPO they are TRL's."""
 
     args: "SRPOConfig"
     model: PreTrainedModel
@@ -214,12 +211,11 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
         self._pending_extra_logs |= {"route": routes, NUMBER_COLUMN: numbers_B.tolist()}
         return rewards_BF
 
-    # ---------------------------------------------------------------- routing and teacher context
-
     def _route(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any, rewards_BF: Tensor
     ) -> RoutedRollouts:
-        args, num_rows, tools = self.args, len(prompts), [self.tools] * len(prompts)
+        args, num_rows = self.args, len(prompts)
+        tools: list[Any] = [self.tools] * num_rows
         if self.environment_factories is not None:
             tools = [self._env_tools[name] for name in self._batch_environments]
         share = self._share.at(self.state.global_step)
@@ -260,8 +256,6 @@ class TaughtRolloutsGRPOTrainer(EvaluatingGRPOTrainer):
             self._share.observe(rollouts.accuracy)
         self._sums.add(**rollout_counts(rollouts), distilled_fraction=share)
         return rollouts
-
-    # ---------------------------------------------------------------- teacher pass
 
     def _generate_and_score_completions(self, inputs: Any) -> trl_batch.TrlBatch:
         """Return TRL's rollout batch with routes, teacher entropies and teacher hidden states added."""

@@ -59,6 +59,7 @@ METHODS: dict[str, Entry] = {
 }
 DEFAULT = "srpo"
 GRPO = "grpo"  # `GRPOTrainer` itself
+TABLE_1 = ("grpo", "sdpo", "srpo")  # of the paper
 
 # The variants of the paper's tables 1 and 2 and of figure 1b, each as the options that make it of any configuration.
 _UNWEIGHTED = {"entropy_weight_beta": "0"}
