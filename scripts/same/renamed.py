@@ -52,7 +52,9 @@ def options_for(known: Collection[str], options: Mapping[str, Any]) -> dict[str,
             translated[name] = value
         else:
             translated[new.name] = new.values.get(value, value) if isinstance(value, str) else value
-    if "routing" in options and "method" in translated:  # a routing left the weights as they were; a method sets them
+    if (
+        "routing" in options and "method" in translated
+    ):  # a routing left the weights as they were; a method sets them
         translated.setdefault("entropy_weight_beta", 1.0)
     return translated
 

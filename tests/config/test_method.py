@@ -93,6 +93,11 @@ def test_what_does_not_fit_is_refused_with_a_remedy(options, message):
         SRPOConfig(**BASE, **options)
 
 
+def test_what_is_wrong_by_itself_is_named_at_once():
+    with pytest.raises(ValueError, match=r"(?s)3 problem.*- method='x'.*- method_options='{'.*- routing='y'"):
+        SRPOConfig(**BASE, method="x", method_options="{", routing="y")
+
+
 def test_a_scorer_that_scores_for_nothing_is_refused(monkeypatch):
     entry = METHODS["grpo"]._replace(factory=lambda: Method(route=routers.policy))
     monkeypatch.setitem(METHODS, "grpo", entry)
@@ -123,6 +128,10 @@ def test_a_configuration_can_be_pickled_and_copied():
     for other in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
         assert other == config
         assert other.method_record.strength(0) == 0.25
+
+
+def test_options_in_json_are_those_of_a_mapping():
+    assert own(method_options='{"share": 0.25}') == own(method_options={"share": 0.25})
 
 
 def test_a_name_tells_methods_apart():

@@ -154,7 +154,8 @@ def test_table_of_routes_is_what_the_router_does(row):
         if cell == "as `GRPOTrainer`":
             continue  # no routes there
         verdicts = [torch.tensor([[verdict]]) for verdict in (is_scored, is_correct, has_teacher)]
-        method = SRPOConfig("unused", method=code(documented["`method`"]).strip('"')).method_record
+        name = code(documented["`method`"]).strip('"')
+        method = SRPOConfig("unused", use_cpu=True, bf16=False, method=name).method_record
         route = scored_routes(method.route, Graded(torch.tensor([[0.0]]), *verdicts, step=0))
         assert cell == words[ROUTE_NAMES[route.item()]], (documented["`method`"], column)
 

@@ -23,6 +23,7 @@ from harness import (
     update,
 )
 from srpo_trl.logs.metrics import RATIOS, SUMS, metrics_from_sums
+from srpo_trl.loss.head import STUDENT_HEAD
 from srpo_trl.methods.record import Route
 from srpo_trl.rollout.batch import routed_batch
 
@@ -276,7 +277,7 @@ def test_lora_trains_the_adapter_alone(tmp_path):
     for name, parameter in trainer.model.named_parameters():
         if name in frozen:
             assert torch.equal(parameter, frozen[name])
-    assert heads == [None, None]  # frozen: the loss takes the student's own
+    assert heads == [STUDENT_HEAD, STUDENT_HEAD]  # frozen: the loss takes the student's own
 
 
 def test_bf16_autocast_trains(tmp_path):
@@ -349,7 +350,7 @@ def test_gradient_shares_are_the_branches_norms_and_leave_the_update_alone(tmp_p
     measured = make_trainer(tmp_path, gradient_share_steps=1, **split)
     assert torch.equal(update(measured), plain)
     # Alone, the distillation branch has its own tokens for a denominator; jointly, those of 15 rollouts.
-    alone = update(make_trainer(tmp_path, method="sdpo_failed", **split))
+    alone = update(make_trainer(tmp_path, method="sdpo_failed", entropy_weight_beta=1.0, **split))
     length = {a: len(TOKENIZER(a)["input_ids"]) + 1 for _, answers in ROLLOUTS for a in answers}
     num_distilled = sum(length[a] for a in ("33;12", "0", "4;4;4;4;4;4;4", "9", "8;8", "7;7;7"))
     num_routed = sum(length[a] for _, answers in ROLLOUTS for a in answers if a != "=")

@@ -14,12 +14,12 @@ DEFERRED = tuple(WEIGHTED)
 SAMPLED_EVALUATION = ("eval_temperature", "eval_top_p", "eval_tokens_per_batch")  # one given asks for all
 
 
-def resolved_defaults(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def resolved_defaults(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the default of every option of `DEFERRED` that is None.
 
     It is the method's, SRPO's for a method of the user's own; where the method has none it is `GRPOConfig`'s, or None.
     """
-    defaults = METHODS[method].defaults if method in METHODS else WEIGHTED
+    defaults = METHODS[method].defaults if isinstance(method, str) and method in METHODS else WEIGHTED
     if any(options[name] is not None for name in SAMPLED_EVALUATION):
         asked = (*SAMPLED_EVALUATION, "num_generations_eval")
         defaults = {name: PAPER_DEFAULTS[name] for name in asked} | dict(defaults)

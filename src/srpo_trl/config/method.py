@@ -24,10 +24,22 @@ def make_method(name: Any, method_options: Any, routing: Any, options: Mapping[s
         routing: a key of `ROUTERS`, which takes the place of the method's router; None: none does.
         options: other options. A parameter of the factory with one of their names takes its value.
     Raises:
-        ValueError: what was given, what is required, and what to do.
+        ValueError: what was given, what is required, and what to do; a line for each problem.
     """
-    factory = _factory(name)
-    given = _mapping(method_options)
+    readers: list[tuple[Callable[[Any], Any], Any]]
+    readers, read, problems = (
+        [(_factory, name), (method_arguments, method_options), (_router, routing)],
+        [],
+        [],
+    )
+    for reader, value in readers:
+        try:
+            read.append(reader(value))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    factory, given, router = read
     arguments = _arguments(factory, given, options)
     try:
         method = factory(**arguments)
@@ -37,8 +49,8 @@ def make_method(name: Any, method_options: Any, routing: Any, options: Mapping[s
         raise ValueError(
             f"method={name!r} makes a {type(method).__name__}; an srpo_trl.methods.record.Method is required."
         )
-    if routing is not None:
-        method = method._replace(route=_router(routing))
+    if router is not None:
+        method = method._replace(route=router)
     problem = _problem(method)
     if problem:
         raise ValueError(f"method={name!r} with routing={routing!r} {problem}")
@@ -66,7 +78,12 @@ def _factory(name: Any) -> Callable[..., Any]:
     )
 
 
-def _mapping(method_options: Any) -> dict[str, Any]:
+def method_arguments(method_options: Any) -> dict[str, Any]:
+    """Return the option `method_options` as a dictionary; on the command line it is JSON.
+
+    Raises:
+        ValueError: it is no mapping from names to values.
+    """
     try:
         given = json.loads(method_options) if isinstance(method_options, str) else method_options or {}
     except ValueError as error:
@@ -97,7 +114,9 @@ def _arguments(
     return given | {name: options[name] for name in parameters if name in options}
 
 
-def _router(routing: Any) -> Callable[[Graded], torch.Tensor]:
+def _router(routing: Any) -> Callable[[Graded], torch.Tensor] | None:
+    if routing is None:
+        return None
     if isinstance(routing, str) and routing in ROUTERS:
         return ROUTERS[routing]
     if isinstance(routing, str) and routing in METHODS:

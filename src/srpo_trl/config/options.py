@@ -14,7 +14,7 @@ from trl import GRPOConfig
 
 from srpo_trl.config.defaults import SAMPLED_EVALUATION, resolved_defaults
 from srpo_trl.config.inherited import ANNOTATIONS, INHERITED_RULES, TRL_ERRORS, inherited_problems
-from srpo_trl.config.method import make_method
+from srpo_trl.config.method import make_method, method_arguments
 from srpo_trl.config.ranges import (
     DifferentOf,
     Fields,
@@ -323,8 +323,9 @@ class SRPOConfig(GRPOConfig):
         problems = []
         try:
             self.method_record  # noqa: B018
+            self.method_options = method_arguments(self.method_options)
         except ValueError as error:
-            problems.append(str(error))
+            problems += str(error).splitlines()
             self.method_record = METHODS[DEFAULT].factory(0.0)
         annotations, declared = get_type_hints(SRPOConfig), {option.name: option for option in fields(self)}
         of_method = ("method", "method_options", "routing")  # `make_method` looks at them
@@ -372,7 +373,7 @@ class SRPOConfig(GRPOConfig):
     @property
     def method_name(self) -> str:
         """The method with its options and router, where these are given, as a checkpoint records it."""
-        given = {"method_options": self.method_options or None, "routing": self.routing}
+        given = {"method_options": self.method_options, "routing": self.routing}
         return ", ".join([self.method, *(f"{name}={value}" for name, value in given.items() if value)])
 
     def _choose_evaluation(self) -> None:
