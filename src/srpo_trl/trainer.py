@@ -86,10 +86,7 @@ class SRPOTrainer(HostTrainer):
         self._window, self._sums = StepWindow(), MetricSums()
         self.timed = self._sums.timed
         self._batches = BatchOptions.of(
-            args,
-            num_generations=self.num_generations,
-            num_processes=self.accelerator.num_processes,
-            num_prompts=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+            args, self.num_generations, self.accelerator.num_processes, self.train_dataset
         )
         self._counter = RolloutBatchCounter(self._batches.micro_batches_per_rollout_batch)
         self._rollout_log = RolloutLog(args, self.accelerator, self._tokenizer)
@@ -183,7 +180,7 @@ class SRPOTrainer(HostTrainer):
         self._sums.add(seconds_loss=start - time.perf_counter())  # within `training_step`, and not the loss's
         return micro_batch
 
-    # ---------------------------------------------------------------- 2 grade: see HostTrainer; 3 to 5
+    # ---------------------------------------------------------------- 2 grade: `HostTrainer._calculate_rewards`
 
     def _generate_and_score_completions(self, inputs: Any) -> trl_batch.TrlBatch:
         """Return TRL's rollout batch with routes, the teacher's entropies and its hidden states added."""
@@ -207,10 +204,11 @@ class SRPOTrainer(HostTrainer):
             self._score(output, rollouts)
         return output
 
+    # ---------------------------------------------------------------- 3 route, 4 context
+
     def _route(self) -> RoutedRollouts:
-        """Steps 3 and 4: what trains each rollout, and what its teacher is shown."""
-        score_B = self.judge.score(self.graded.rewards_BF)
-        step = self.state.global_step
+        """Return what trains each rollout, and what its teacher is shown."""
+        score_B, step = self.judge.score(self.graded.rewards_BF), self.state.global_step
         rollouts = self._router.route(self.graded, score_B, step, gather=gather, gather_object=gather_object)
         self.prompt_order.report(rollouts.has_failed_P)
         self._sums.add(**rollout_counts(rollouts), distilled_fraction=self._router.share)
@@ -220,8 +218,10 @@ class SRPOTrainer(HostTrainer):
         self.add_columns(route=route_names(rollouts.route_B), **self._rollout_log.columns())
         return rollouts
 
+    # ---------------------------------------------------------------- 5 score
+
     def _score(self, output: trl_batch.TrlBatch, rollouts: RoutedRollouts) -> None:
-        """Step 5: the teacher's pass over the student's own tokens."""
+        """Add the teacher's scores of the student's own tokens to TRL's rollout batch."""
         distilled_BT = trl_batch.scored_tokens(output) & is_distilled(rollouts.route_B).unsqueeze(1)
         scores = self.teacher.score(
             rollouts.teacher_prompts,
@@ -241,8 +241,8 @@ class SRPOTrainer(HostTrainer):
     def _count(self, window: list[trl_batch.TrlBatch]) -> None:
         """Take the totals of the optimizer step, over its micro-batches and processes."""
         micro_batches = [trl_batch.routed_batch(micro_batch) for micro_batch in window]
-        step, reduce = self.state.global_step, self.sum_over_processes
-        self._totals = step_totals(micro_batches, self._method, step, reduce)
+        step = self.state.global_step
+        self._totals = step_totals(micro_batches, self._method, step, self.sum_over_processes)
         self._sums.add(optimizer_steps=1)
 
     # ---------------------------------------------------------------- 7 loss
@@ -250,8 +250,7 @@ class SRPOTrainer(HostTrainer):
     def _compute_loss(self, model: nn.Module, inputs: trl_batch.TrlBatch) -> Tensor:
         """Return `sum(z_grpo * l_grpo) + sum(z_sdpo * w * l_sdpo)` over one joint denominator (SRPO, section 3.3)."""
         if not trl_batch.is_routed(inputs):
-            loss: Tensor = super()._compute_loss(model, inputs)
-            return loss
+            return super()._compute_loss(model, inputs)
         assert self._totals is not None
         self.teacher.hold_trainable()
         routed, step = trl_batch.routed_batch(inputs), self.state.global_step
@@ -260,9 +259,8 @@ class SRPOTrainer(HostTrainer):
         rescaling = self._batches.steps_per_generation / self.current_gradient_accumulation_steps
         num_items = self._totals.num_routed_tokens * rescaling
         advantages = self._method.advantages_of(routed.tokens(step))
-        policy_loss = super()._compute_loss(
-            distilling, trl_batch.policy_inputs(inputs, routed, num_items, advantages)
-        )
+        policy_inputs = trl_batch.policy_inputs(inputs, routed, num_items, advantages)
+        policy_loss = super()._compute_loss(distilling, policy_inputs)
         result = distilling.result
         assert result is not None
         distilled_loss = result.loss.to(policy_loss.dtype)
@@ -280,14 +278,12 @@ class SRPOTrainer(HostTrainer):
     def _request(self, routed: trl_batch.RoutedBatch) -> DistillationRequest:
         assert self._totals is not None
         distilled_BT, step = routed.distilled_BT, self.state.global_step
-        hidden_ND = torch.cat(list(routed.teacher_hidden))
+        num_processes, hidden_ND = self.accelerator.num_processes, torch.cat(list(routed.teacher_hidden))
         return DistillationRequest(
             scored_BT=distilled_BT,
             teacher_hidden_ND=hidden_ND.to(distilled_BT.device, non_blocking=True),
             teacher_head=self.teacher.head,
-            coefficient_N=coefficients(
-                routed, self._method, step, self._totals, self.accelerator.num_processes
-            ),
+            coefficient_N=coefficients(routed, self._method, step, self._totals, num_processes),
             old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],
             spec=self._spec,
         )

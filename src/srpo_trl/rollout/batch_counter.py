@@ -37,10 +37,8 @@ class BatchOptions:
     num_prompts: int | None
 
     @classmethod
-    def of(
-        cls, args: Any, *, num_generations: int, num_processes: int, num_prompts: int | None
-    ) -> "BatchOptions":
-        """Return those of an `SRPOConfig`; G, processes and prompts are what TRL, the launch and the data have."""
+    def of(cls, args: Any, num_generations: int, num_processes: int, train_dataset: Any) -> "BatchOptions":
+        """Return those of an `SRPOConfig`; G, processes and rows are what TRL, the launch and the data have."""
         return cls(
             args.method_name,
             args.per_device_train_batch_size,
@@ -49,7 +47,7 @@ class BatchOptions:
             args.num_iterations,
             num_generations,
             num_processes,
-            num_prompts,
+            len(train_dataset) if hasattr(train_dataset, "__len__") else None,
         )
 
     @property
