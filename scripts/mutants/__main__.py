@@ -182,7 +182,7 @@ def run(jobs: Sequence[Job], num_parallel: int) -> Iterator[tuple[Job, Result]]:
             while waiting and len(running) < num_parallel:
                 job = waiting.pop(0)
                 folder = Path(root) / job.name
-                folder.mkdir()
+                folder.mkdir(parents=True)
                 try:
                     make_copy(folder, job.edits)
                 except StaleMutantError as error:
