@@ -4,6 +4,7 @@ from mutant import mutant
 
 ROWS = "host/test_faults_rows.py"
 FORMER = "config/test_former_options.py"
+INHERITED = "config/test_inherited.py"
 COLUMNS = "host/test_faults_columns.py"
 OBJECT = "host/test_prompt_rows.py"
 
@@ -130,6 +131,39 @@ MUTANTS = [
         "SRPOConfig's TypeError names no remedy",
         ("config/options.py", "@explains_unknown_options\n@dataclass", "@dataclass"),
         tests=(f"{FORMER}::test_python_says_it_too",),
+    ),
+    mutant(
+        "extras_without_routing_are_ignored",
+        "gradient_share_steps and log_examples_steps are taken with routing=grpo, and do nothing",
+        ("config/rules.py", "        if value is not None:\n", "        if False:\n"),
+        tests=("config/test_config.py::test_wrong_values_are_refused_by_name",),
+    ),
+    mutant(
+        "options_out_of_range_pass",
+        "numbers are not held against their range",
+        ("config/ranges.py", "        elif not allowed.holds(value):\n", "        elif False:\n"),
+        tests=(
+            "config/test_config.py::test_wrong_values_are_refused_by_name",
+            f"{INHERITED}::test_what_grpo_trainer_fails_with_is_refused_by_name_and_what_it_does_is_taken",
+        ),
+    ),
+    mutant(
+        "options_are_refused_where_nothing_reads_them",
+        "Adam's options are held against their range with every optimizer",
+        ("config/inherited.py", 'if "adam" in str(values["optim"]).lower()', "if True"),
+        tests=(
+            f"{INHERITED}::test_what_grpo_trainer_fails_with_is_refused_by_name_and_what_it_does_is_taken",
+        ),
+    ),
+    mutant(
+        "a_loss_as_metric_is_sampled_for",
+        "metric_for_best_model=loss does not choose TRL's evaluation",
+        (
+            "config/options.py",
+            "if self.metric_for_best_model in LOSS_METRICS and",
+            "if False and",
+        ),
+        tests=(f"{INHERITED}::test_a_loss_as_the_best_metric_chooses_trls_evaluation",),
     ),
     mutant(
         "rows_without_images_have_none",

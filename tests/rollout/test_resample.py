@@ -136,7 +136,7 @@ def test_options_that_do_nothing_are_refused(tmp_path):
         ValueError, match=r"of the 4 prompts of a rollout batch is none\. Give at least 0\.25"
     ):
         make_trainer(tmp_path, resample_failed_frac=0.2)
-    with pytest.raises(ValueError, match="needs a method other than 'grpo'"):
+    with pytest.raises(ValueError, match="method='grpo' neither routes nor distills"):
         make_trainer(tmp_path, resample_failed_frac=0.5, method="grpo")
     stream = IterableDataset.from_generator(lambda: iter(chat_dataset()))
     with pytest.raises(ValueError, match="needs a dataset whose rows can be looked up"):

@@ -9,11 +9,11 @@ from srpo_trl.config.ranges import Rule
 JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
 LOSS_METRICS = ("loss", "eval_loss")  # as metric_for_best_model they choose TRL's evaluation
 MIN_TEMPERATURE = 1e-20
-_WITHOUT_DISTILLATION = "method='grpo' distills nothing"
 
 
 def _extras(
     is_routed: bool,
+    method: str,
     gradient_share_steps: int | None,
     log_examples_steps: int | None,
     resample_failed_frac: float,
@@ -22,21 +22,22 @@ def _extras(
     """Yield each extra that is asked for by name and has nothing to act on without distillation."""
     if is_routed:
         return
+    reason = f"method={method!r} neither routes nor distills"
     for name, value, what in (
         ("gradient_share_steps", gradient_share_steps, "compares the gradients of two branches"),
         ("log_examples_steps", log_examples_steps, "writes down distilled rollouts"),
     ):
         if value is not None:
-            yield f"{name}={value!r} {what}, but {_WITHOUT_DISTILLATION}. Leave it out, or take another method."
+            yield f"{name}={value!r} {what}, but {reason}. Leave it out, or take another method."
     if resample_failed_frac:
         yield (
-            f"resample_failed_frac={resample_failed_frac!r} needs routes, which say what has failed, and "
-            "method='grpo' has none. Set it to 0, or take another method."
+            f"resample_failed_frac={resample_failed_frac!r} draws prompts whose group failed once more, but {reason}. "
+            "Set it to 0, or take another method."
         )
     if guard_action not in ("off", "warn", "stop"):
         yield (
-            f"guard_action={guard_action!r} acts on the teacher or on distillation, but {_WITHOUT_DISTILLATION}. Use "
-            "'off', 'warn' or 'stop'."
+            f"guard_action={guard_action!r} acts on the teacher or on distillation, but {reason}. Use 'off', 'warn' "
+            "or 'stop'."
         )
 
 
@@ -68,8 +69,8 @@ def _best_metric(metric_for_best_model: Any, eval_temperature: float | None) -> 
     metric = str(metric_for_best_model)
     if eval_temperature is None and re.fullmatch(r"(eval_)?(avg|maj|pass)@\d+", metric):
         yield (
-            f"metric_for_best_model={metric!r} is a score of sampled evaluation, which method='grpo' has where it "
-            "is asked for: set eval_temperature, 0.6 in the paper."
+            f"metric_for_best_model={metric!r} is a score of sampled evaluation, which is off: set eval_temperature, "
+            "0.6 in the paper."
         )
     if eval_temperature is not None and metric in LOSS_METRICS:
         yield (
@@ -83,8 +84,8 @@ def _joint_denominator(is_routed: bool, method: str, loss_type: str) -> Iterator
     if is_routed and loss_type not in JOINT_DENOMINATOR_LOSSES:
         yield (
             f"loss_type={loss_type!r} has no joint token denominator over an optimizer step, which "
-            f"method={method!r} needs. Use one of {', '.join(map(repr, JOINT_DENOMINATOR_LOSSES))}, or "
-            "method='grpo'."
+            f"method={method!r} needs. Use one of {', '.join(map(repr, JOINT_DENOMINATOR_LOSSES))}, or a method "
+            "without distillation."
         )
 
 
