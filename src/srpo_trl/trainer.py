@@ -3,8 +3,6 @@
     sample -> grade -> route -> context -> score -> count -> loss -> update
 
 The mathematics is elsewhere: routes and weights in `methods`, prompts and passes in `teacher`, the loss in `loss`.
-
-Legend: B rows of this process, T completion positions, N distilled tokens packed row by row, D hidden.
 """
 
 import time
@@ -79,7 +77,6 @@ class SRPOTrainer(HostTrainer):
         if not self._is_plain:
             self._prepare_rollouts(args)
             self._prepare_teacher(args)
-            self._prepare_run(args)
 
     def _prepare_rollouts(self, args: SRPOConfig) -> None:
         check_supported(self)
@@ -111,7 +108,6 @@ class SRPOTrainer(HostTrainer):
     def _prepare_teacher(self, args: SRPOConfig) -> None:
         self._spec = distillation_spec(args)
         add_distillation_head(self.student)
-        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
         self.teacher = TeacherInUse(
             lambda: self.model,
             lambda: self.student,
@@ -119,7 +115,7 @@ class SRPOTrainer(HostTrainer):
             args,
             prepare_student(
                 self.student,
-                reference,
+                self.ref_model and self.accelerator.unwrap_model(self.ref_model),
                 temperature=self.temperature,
                 accelerator=self.accelerator,
                 reads_images=self._is_vlm,
@@ -131,8 +127,6 @@ class SRPOTrainer(HostTrainer):
         every = args.gradient_share_steps
         self._gradients = BranchGradients(self.model, every) if every else None
         self._totals: WindowTotals | None = None
-
-    def _prepare_run(self, args: SRPOConfig) -> None:
         self.add_callback(AtStepEnd(self._update))  # before the step is logged or saved
         if args.run_log:
             TrainingClock.of(self)  # last of the callbacks: the update's time counts

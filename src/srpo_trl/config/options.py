@@ -68,11 +68,8 @@ class SRPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Initial learning rate of AdamW. None: 5e-6 (SRPO, table 3); TRL's with 'grpo'."},
     )
-    epsilon_high: float | None = field(
-        default=None,
-        metadata={
-            "help": "Upper clip of the policy ratio. None: 0.28 (DAPO; SRPO, section 3.3); TRL's with 'grpo'."
-        },
+    epsilon_high: float | None = option(
+        None, "Upper clip of the policy ratio. None: 0.28 (DAPO; SRPO, section 3.3); TRL's with 'grpo'."
     )
     scale_rewards: str | None = field(  # type: ignore[assignment]
         default=None,

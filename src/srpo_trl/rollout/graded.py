@@ -141,8 +141,7 @@ def route_rollouts(
     """
     score_PG = score_B.view(-1, options.num_generations)
     correctness = judge_correctness(score_PG, options.threshold)
-    nowhere_PG = torch.zeros_like(correctness.is_scored)
-    graded = Graded(score_PG, *correctness, has_context_PG=nowhere_PG, step=step)
+    graded = Graded(score_PG, *correctness, torch.zeros_like(correctness.is_scored), step)
     needs_context_B = needs_context(method.route, graded).flatten()
     if share < 1.0:
         drawn_B = sample_fraction(len(needs_context_B), share, options.seed, step)
