@@ -72,7 +72,7 @@ class TimedTrainer(SRPOTrainer):
 
     def _score_with_teacher(self, *args: Any) -> None:
         start = seconds(self.accelerator.device)
-        super()._score_with_teacher(*args)
+        super()._score(*args)
         self.teacher_seconds.append(seconds(self.accelerator.device) - start)
 
 

@@ -60,8 +60,10 @@ class States(TrainerCallback):
     def keep(self, trainer):
         optimizer = trainer.optimizer.optimizer.state_dict()["state"]
         moments = [v.double().reshape(-1) for s in optimizer.values() for v in s.values()]
-        teacher = [v.double().reshape(-1) for v in trainer._teacher.state_dict().values()]
-        self.states.append((flat_parameters(trainer.model), moments, teacher, trainer._teacher.num_updates))
+        teacher = [v.double().reshape(-1) for v in trainer.teacher.weights.state_dict().values()]
+        self.states.append(
+            (flat_parameters(trainer.model), moments, teacher, trainer.teacher.weights.num_updates)
+        )
 
     @staticmethod
     def of(trainer):
@@ -176,14 +178,14 @@ def test_the_report_names_the_branch_or_the_parameter(tmp_path, max_grad_norm):
     assert f"gradient: from {name} back, 1 of " in str(error.value)
 
     trainer = make_trainer(tmp_path, max_nonfinite_steps=1)
-    original = trainer._distillation_request
+    original = trainer._request
 
     def request(routed):
         made = original(routed)
         made.coefficient_N[0] = math.inf
         return made
 
-    trainer._distillation_request = request
+    trainer._request = request
     with pytest.raises(
         NonFiniteStepsError, match="loss of the distillation branch: in micro-batches 0 of 1"
     ) as error:
@@ -241,7 +243,7 @@ def test_a_folder_that_cannot_be_written_hides_nothing(tmp_path, caplog):
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_a_teacher_that_has_diverged_trains_nothing_and_is_named(tmp_path, method, beta):
     trainer = make_trainer(tmp_path, method=method, entropy_weight_beta=beta, max_nonfinite_steps=2, **SPLIT)
-    trainer._teacher._values["model.norm.weight"].fill_(math.nan)
+    trainer.teacher.weights._values["model.norm.weight"].fill_(math.nan)
     before, rows = flat_parameters(trainer.model), []
     original = trainer._compute_loss
 

@@ -17,9 +17,9 @@ def guarded(tmp_path, action, **options):
     """A run in which the teacher "drifts" from its second log on."""
     trainer = make_trainer(tmp_path, guard_action="off", **({"max_steps": 5, "learning_rate": 0.1} | options))
     remedies = {
-        "lower_distillation": trainer._share.lower,
-        "freeze_teacher": lambda: trainer._teacher.freeze(),
-        "reset_teacher": lambda: trainer._teacher.reset_to_student(),
+        "lower_distillation": trainer._router.fraction.lower,
+        "freeze_teacher": lambda: trainer.teacher.weights.freeze(),
+        "reset_teacher": lambda: trainer.teacher.weights.reset_to_student(),
     }
     trainer.add_callback(GuardCallback(action, remedies, ALWAYS))
     trainer.train()
@@ -114,6 +114,6 @@ def test_the_trainers_own_remedies_reach_share_and_teacher(tmp_path):
     (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, GuardCallback)]
     for remedy in callback._remedies.values():
         remedy()
-    assert trainer._share.factor == 0.5
-    assert trainer._teacher.is_frozen
-    assert trainer._teacher._resets_to_student
+    assert trainer._router.fraction.factor == 0.5
+    assert trainer.teacher.weights.is_frozen
+    assert trainer.teacher.weights._resets_to_student

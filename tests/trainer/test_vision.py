@@ -141,13 +141,13 @@ def train(tmp_path, questions=QUESTIONS, **options):
         learning_rate=0.1,
         **options,
     )
-    states, score = [], trainer._score_with_teacher
+    states, score = [], trainer._score
 
     def spy(output, rollouts):
         score(output, rollouts)
         states.extend(output["srpo_teacher_hidden"])
 
-    trainer._score_with_teacher = spy
+    trainer._score = spy
     before = copy.deepcopy(trainer.model).eval()
     before.__dict__.pop("forward", None)
     trainer.train()
