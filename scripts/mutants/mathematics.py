@@ -144,8 +144,8 @@ MUTANTS = [
         "the divergence divides the student's logits by the temperature, the teacher's not",
         (
             "loss/ops/chunked.py",
-            "logits_CV, side_hidden_ND[tokens], side_head, problem.spec.temperature, way",
-            "logits_CV, side_hidden_ND[tokens], side_head, problem.spec.temperature if side_head is head else 1.0, way",
+            "                inputs.spec.temperature,\n",
+            "                inputs.spec.temperature if side_head is head else 1.0,\n",
         ),
         tests=(f"{OBJECTIVE}[temperature]",),
     ),

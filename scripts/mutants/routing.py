@@ -59,7 +59,7 @@ MUTANTS = [
         (
             "rollout/graded.py",
             "has_context_PG=gather(has_context).bool().view_as(score_PG)",
-            "has_context_PG=torch.zeros(len(score_B)).index_fill(0, torch.arange(len(score_B))[group.own_rows], 1)"
+            "has_context_PG=torch.zeros(len(score_B)).index_fill(0, torch.arange(len(score_B))[rollouts.own_rows], 1)"
             ".bool().view_as(score_PG)",
         ),
         tests=("rollout/test_graded.py::test_a_router_sees_the_context_of_all_processes",),

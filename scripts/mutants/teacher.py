@@ -70,7 +70,7 @@ MUTANTS = [
     mutant(
         "student_not_restored",
         "after the teacher's pass the student keeps the teacher's values",
-        ("teacher/weights.py", "self._exchange(self._parts(), set_aside, back=True)", "pass"),
+        ("teacher/weights.py", "self._swap(self._parts(), set_aside, back=True)", "pass"),
         tests=("teacher/test_teacher.py::test_the_student_is_restored_to_the_bit",),
     ),
     mutant(

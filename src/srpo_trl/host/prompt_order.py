@@ -23,12 +23,12 @@ class ResumableRepeatSampler(RepeatSampler):
     the place of one at the end of the epoch, whose length stays.
 
     Attributes:
-        max_again: prompts of one rollout batch that may be repeated ones.
+        max_resampled: prompts of one rollout batch that may be repeated ones.
     """
 
-    max_again = 0
+    max_resampled = 0
     _drawn: list[list[int]]  # prompts of each rollout batch of this epoch
-    _num_again: list[int]  # how many of them, the first ones, were drawn again
+    _num_resampled: list[int]  # how many of them, the first ones, were drawn again
     _num_reported: int  # rollout batches of this epoch whose outcome is known
     _waiting: deque[int]  # prompts to draw again
     _replayed: list[list[int]]  # repeated prompts of the rollout batches before a resume inside an epoch
@@ -46,7 +46,7 @@ class ResumableRepeatSampler(RepeatSampler):
             shuffle=sampler.shuffle,
             seed=sampler.seed,
         )
-        made._drawn, made._num_again, made._num_reported = [], [], 0
+        made._drawn, made._num_resampled, made._num_reported = [], [], 0
         made._waiting, made._replayed, made._num_reported_before = deque(), [], 0
         return made
 
@@ -67,17 +67,17 @@ class ResumableRepeatSampler(RepeatSampler):
 
     def report(self, has_failed_P: Sequence[bool]) -> None:
         """Take the outcome of the epoch's next rollout batch: failed prompts come once more, repeated ones do not."""
-        prompts, num_again = self._drawn[self._num_reported], self._num_again[self._num_reported]
+        prompts, num_resampled = self._drawn[self._num_reported], self._num_resampled[self._num_reported]
         self._num_reported += 1
         for place, (prompt, has_failed) in enumerate(zip(prompts, has_failed_P, strict=True)):
-            if self.max_again and has_failed and place >= num_again:
+            if self.max_resampled and has_failed and place >= num_resampled:
                 self._waiting.append(prompt)
 
     def state(self, *, is_inside_epoch: bool) -> dict[str, Any]:
         """Return what a resume needs: what was repeated in this epoch, what waits, and how much is known."""
-        again = [prompts[:count] for prompts, count in zip(self._drawn, self._num_again, strict=True)]
+        resampled = [prompts[:count] for prompts, count in zip(self._drawn, self._num_resampled, strict=True)]
         return {
-            "again": again if is_inside_epoch else [],
+            "resampled": resampled if is_inside_epoch else [],
             "waiting": list(self._waiting),
             "num_reported": self._num_reported if is_inside_epoch else 0,
             "batch_size": self.batch_size,
@@ -93,7 +93,7 @@ class ResumableRepeatSampler(RepeatSampler):
         is_same_data = state["num_prompts"] == self.num_samples
         is_same_layout = is_same_data and state["batch_size"] == self.batch_size
         self._waiting = deque(state["waiting"] if is_same_data else ())
-        self._replayed = [*state["again"]] if is_same_layout else []
+        self._replayed = [*state["resampled"]] if is_same_layout else []
         self._num_reported_before = state["num_reported"] if is_same_layout else _UNKNOWN
 
     def __iter__(self) -> Iterator[int]:
@@ -103,20 +103,20 @@ class ResumableRepeatSampler(RepeatSampler):
             if self.shuffle
             else list(range(self.num_samples))
         )
-        self._drawn, self._num_again = [], []
+        self._drawn, self._num_resampled = [], []
         self._num_reported, self._num_reported_before = self._num_reported_before, 0
         for _ in range(self.num_samples // self.batch_size):
-            again = self._replayed.pop(0) if self._replayed else self._next_again()
-            first = sum(map(len, self._drawn)) - sum(self._num_again)
-            prompts = again + order[first : first + self.batch_size - len(again)]
+            resampled = self._replayed.pop(0) if self._replayed else self._next_resampled()
+            first = sum(map(len, self._drawn)) - sum(self._num_resampled)
+            prompts = resampled + order[first : first + self.batch_size - len(resampled)]
             self._drawn.append(prompts)
-            self._num_again.append(len(again))
+            self._num_resampled.append(len(resampled))
             for _ in range(self.repeat_count):
                 for prompt in prompts:
                     yield from [prompt] * self.mini_repeat_count
 
-    def _next_again(self) -> list[int]:
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_again))]
+    def _next_resampled(self) -> list[int]:
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_resampled))]
 
 
 @dataclass
@@ -140,7 +140,7 @@ class PromptOrder:
     def sampler_like(self, sampler: Sampler[Any]) -> ResumableRepeatSampler:
         """Return a sampler of the same arguments as TRL's, and keep to it."""
         self.sampler = ResumableRepeatSampler.like(sampler)
-        self.sampler.max_again = int(self.resampled_frac * self.sampler.batch_size)
+        self.sampler.max_resampled = int(self.resampled_frac * self.sampler.batch_size)
         return self.sampler
 
     def begin_epoch(self, epoch: int, num_skipped: int, num_micro_batches: int) -> None:

@@ -165,16 +165,14 @@ class TeacherWeights:
         """
         parts = self._parts()
         set_aside = {n: parts[n].clone() for n, v in self._values.items() if v.dtype != parts[n].dtype}
-        self._exchange(parts, set_aside)
+        self._swap(parts, set_aside)
         try:
             yield
         finally:
-            self._exchange(self._parts(), set_aside, back=True)
+            self._swap(self._parts(), set_aside, back=True)
 
     @torch.no_grad()
-    def _exchange(
-        self, parts: dict[str, Tensor], set_aside: dict[str, Tensor], *, back: bool = False
-    ) -> None:
+    def _swap(self, parts: dict[str, Tensor], set_aside: dict[str, Tensor], *, back: bool = False) -> None:
         for name, value in self._values.items():
             part = parts[name]
             if name in set_aside:
