@@ -81,7 +81,7 @@ MUTANTS = [
     ),
     mutant(
         "tail_dropped",
-        "the top K is renormalised although the tail was asked for",
+        "the top K is renormalized although the tail was asked for",
         (
             "loss/ops/token_losses.py",
             "        if spec.add_tail:\n",

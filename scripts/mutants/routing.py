@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     mutant(
         "correct_rollouts_distilled",
-        "srpo distils correct rollouts, too",
+        "srpo distills correct rollouts, too",
         (
             "methods/routers.py",
             "torch.where(~graded.is_correct_PG & graded.has_context_PG, Route.DISTILLED, Route.POLICY)",

@@ -183,7 +183,7 @@ def refuse_unsupported(
 def refuse_adapted_head(student: "PreTrainedModel") -> None:
     """Raise ValueError where the LM head is in an adapter, by a pattern, say, or tied to an embedding that is adapted.
 
-    A copy of it in `modules_to_save` is what the model's forward and TRL's fused LM head read alike.
+    A copy of it in `modules_to_save` is what both the model's forward and TRL's fused LM head read.
     """
     kind = type(student.get_output_embeddings())
     if kind.__module__.startswith("peft.") and kind.__name__ != "ModulesToSaveWrapper":

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointPart(Protocol):
-    """State that a checkpoint holds beside transformers' files. Every process calls each method alike."""
+    """State that a checkpoint holds beside transformers' files. Each method is a collective: all ranks must call it."""
 
     def save(self, folder: Path, rank: int, *, writes: bool) -> None:
         """Add to a checkpoint that is not visible yet; without `writes`, only files of this rank."""
@@ -55,7 +55,7 @@ class CheckpointPart(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder. Every process calls each method alike.
+    """The checkpoints in a run's folder. Each method is a collective: all ranks must call it.
 
     Args:
         run_dir: `output_dir`. A checkpoint that a killed save had set aside gets its name back.

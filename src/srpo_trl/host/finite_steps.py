@@ -2,8 +2,8 @@
 
 One NaN or infinity turns every weight into NaN, on every process. Here such a step is skipped, counted, saved for
 inspection and, after several in a row, the run stops with a report. Whatever is not finite (logits of the student,
-states of the teacher, a loss, a gradient) reaches the norm of the gradient, which every process knows alike; reading
-it is the only wait for the device.
+states of the teacher, a loss, a gradient) reaches the norm of the gradient, which is the same on every rank; reading
+it is the only synchronization with the device.
 """
 
 import logging

@@ -149,7 +149,7 @@ def add_routing(
 
 
 def add_rollouts(batch: TrlBatch, number_B: Tensor, shown: Sequence[dict[str, Any]] | None) -> None:
-    """Add what lets a rollout be recognised once it has been trained on, in place.
+    """Add what lets a rollout be recognized once it has been trained on, in place.
 
     Args:
         batch: TRL's rollout batch.

@@ -125,10 +125,10 @@ def resume_problem(saved: BatchOptions, now: BatchOptions, *, has_rollouts: bool
 
 
 def resume_note(saved: BatchOptions, now: BatchOptions, num_complete: int) -> str:
-    """Return what to tell the user of a run that goes on with other options; empty where they are the same."""
+    """Return the warning for a run that resumes under other options; empty where they are the same."""
     before, after = saved.differing(now)
     return before and (
-        f"The checkpoint was written under {before}; the run goes on under {after}, after {num_complete} rollout "
+        f"The checkpoint was written under {before}; the run resumes under {after}, after {num_complete} rollout "
         "batches. The learning rate's schedule and the position in the data go on from the optimizer steps."
     )
 

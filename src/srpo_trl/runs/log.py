@@ -1,6 +1,6 @@
 """Logs of a run as JSON lines that survive a kill and a resume; read without torch.
 
-Every part of a run starts with a line `{"begin": {"step": s}}`. A part that goes on from step s takes back whatever an
+Every part of a run starts with a line `{"begin": {"step": s}}`. A part that resumes from step s takes back whatever an
 earlier part logged beyond s, since those steps are made again; a part that starts at 0 takes back all of it. Lines are
 only ever added, so that a killed run loses at most its last one.
 """

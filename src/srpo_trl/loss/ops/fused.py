@@ -96,7 +96,7 @@ def teacher_entropy(hidden_ND: Tensor, head: Head, temperature: float, chunk_byt
 def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: Inputs) -> ChunkedResult:
     """Loss, statistics and the gradients that `inputs` ask for, chunk by chunk."""
     spec, num_tokens = inputs.spec, hidden_ND.shape[0]
-    inputs = inputs._replace(  # kernels read neighbours
+    inputs = inputs._replace(  # kernels read neighbors
         coefficient_N=inputs.coefficient_N.float().contiguous(),
         old_logps_N=None if inputs.old_logps_N is None else inputs.old_logps_N.float().contiguous(),
     )

@@ -81,7 +81,7 @@ def make_buffers(like: Tensor, plan: FusedPlan) -> Buffers:
 
 
 def distribution_stats(hidden_ND: Tensor, head: Head, temperature: float) -> DistributionStats:
-    """The side, its bias ready for kernels, which read neighbours."""
+    """The side, its bias ready for kernels, which read neighbors."""
     inner, outer = 0.0, head.logit_scale / temperature
     if head.softcap is not None:
         inner, outer = head.logit_scale / head.softcap, head.softcap / temperature

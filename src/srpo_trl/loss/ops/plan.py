@@ -27,7 +27,7 @@ class ChunkPlan(NamedTuple):
     Attributes:
         chunk_tokens: C.
         block_tokens: R.
-        tile_rows: vocabulary rows of a head's weight that are raised to the computation's dtype at a time.
+        tile_rows: vocabulary rows of a head's weight that are upcast to the computation's dtype at a time.
         temporary_bytes: what is held at the most, outputs and gradients aside.
     """
 

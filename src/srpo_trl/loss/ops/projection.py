@@ -2,7 +2,7 @@
 
 Three precisions, by dtype and device: "direct" where hidden states and weight already have the dtype of the
 computation; "mixed" for bfloat16 on CUDA, where the product itself is made in float32; "convert" for the
-rest, where the weight is raised to that dtype one tile of vocabulary rows after the other.
+rest, where the weight is upcast to that dtype, one tile of vocabulary rows at a time.
 
 Shapes: C tokens of a chunk, D hidden, V vocabulary.
 """
@@ -44,7 +44,7 @@ def project_(
         head: any float dtype.
         temperature: above 0.
         precision: from `matmul_precision`.
-        tile_rows: vocabulary rows that are raised at a time with "convert".
+        tile_rows: vocabulary rows that are upcast at a time with "convert".
     """
     if precision == "direct":
         torch.mm(hidden_CD, head.weight_VD.T, out=logits_CV)
@@ -93,7 +93,7 @@ def hidden_gradient_(
         grad_product_CV: gradient of hidden W^T; with "mixed" already rounded to the weight's dtype.
         weight_VD: the head's weight.
         precision: from `matmul_precision`.
-        tile_rows: vocabulary rows that are raised at a time with "convert".
+        tile_rows: vocabulary rows that are upcast at a time with "convert".
     """
     if precision == "direct":
         torch.mm(grad_product_CV, weight_VD, out=grad_hidden_CD)
