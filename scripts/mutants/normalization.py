@@ -118,7 +118,7 @@ MUTANTS = [
         ),
         tests=(
             f"{OBJECTIVE}[srpo]",
-            "trainer/test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
+            "trainer/test_trainer.py::test_unscored_rollouts_are_excluded_from_the_loss",
         ),
     ),
     mutant(

@@ -2,7 +2,7 @@
 
 from mutant import mutant
 
-TICKS = "teacher/test_teacher.py::test_trainer_ticks_once_per_rollout_batch_after_its_last_step"
+TICKS = "teacher/test_teacher.py::test_trainer_updates_the_teacher_once_per_rollout_batch_after_its_last_step"
 GAPS = "trainer/test_mutation_gaps.py"
 
 MUTANTS = [

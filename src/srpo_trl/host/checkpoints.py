@@ -101,7 +101,7 @@ class Checkpoints:
         """Hold the folder while the block trains, and give it what `Trainer.train` is to resume from.
 
         Args:
-            resume: a checkpoint; True: the newest whole one; "auto": the same, or None where there is none.
+            resume: a checkpoint; True: the latest complete one; "auto": the same, or None where there is none.
 
         Raises:
             FolderInUseError: another run trains in the folder.
@@ -271,7 +271,7 @@ class Checkpoints:
         if not self._is_training:
             raise RuntimeError(
                 f"No checkpoint can be written: training ended inside the optimizer step after step {step}, when "
-                "rollouts were partly used and gradients not yet taken. Go on from the last checkpoint; "
+                "rollouts were partly used and gradients not yet taken. Resume from the last checkpoint; "
                 "`save_model` saves the weights."
             )
         logger.info("The checkpoint asked for in the step after %d is written at the end of that step.", step)

@@ -31,7 +31,7 @@ class FiniteSteps:
     """Decides, once the norm of a step's gradient is known, whether the optimizer may step.
 
     A skipped step leaves the weights and the optimizer's state, its counters included, as they were. TRL's counters
-    and the learning rate's schedule go on.
+    and the learning rate's schedule advance.
 
     Args:
         max_in_a_row: steps that are not finite in a row and end the run.

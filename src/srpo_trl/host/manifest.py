@@ -30,7 +30,7 @@ _MAX_WAIT = 5.0  # seconds for a file of another process to appear
 
 
 class BrokenCheckpointError(ValueError):
-    """A checkpoint is not as its run wrote it, or holds too little to go on from; the message names the file."""
+    """A checkpoint is not as its run wrote it, or holds too little to resume from; the message names the file."""
 
 
 class NewestWhole(NamedTuple):
@@ -161,7 +161,7 @@ def remedy(folder: Path, flaw: str) -> str:
     """Return the message for a checkpoint that was named and has a flaw."""
     return (
         f"{folder} cannot be resumed from: {flaw}. Copy the checkpoint again, or resume from another one "
-        "(resume_from_checkpoint='auto' takes the newest whole one of output_dir). If you changed a file on purpose, "
+        "(resume_from_checkpoint='auto' takes output_dir's latest complete one). If you changed a file on purpose, "
         f"remove {MANIFEST_FILE} from the checkpoint, and it is taken as it is."
     )
 

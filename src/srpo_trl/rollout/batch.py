@@ -93,7 +93,7 @@ class RoutedBatch:
 
     @property
     def routed_BT(self) -> Tensor:
-        """Tokens that count in the joint denominator: valid tokens of every row that something trains."""
+        """Tokens that count in the joint denominator: valid tokens of every row that is in the loss."""
         return self.scored_BT & (self.is_policy_B | self.is_distilled_B).unsqueeze(1)
 
 

@@ -51,7 +51,7 @@ class RunLog:
         except OSError as error:  # whose own message does not say where
             error.add_note(
                 f"Raised while a line was added to {self._path}. The lines before it and the last checkpoint are "
-                "whole. Make room or repair the folder, then go on with resume_from_checkpoint."
+                "whole. Make room or repair the folder, then resume with resume_from_checkpoint."
             )
             raise
 

@@ -82,7 +82,7 @@ FIGURES = (
             _share("srpo/route/both_frac", "trained by both branches", is_optional=True),
             _share("srpo/route/skipped_frac", "excluded from the loss", is_optional=True),
             _share("srpo/correct_frac", "correct, at training temperature"),
-            _share("srpo/teacher/available_frac", "with something to show, of those that want a teacher"),
+            _share("srpo/teacher/available_frac", "with something to show, of those that need a teacher"),
             _share("srpo/teacher/earlier_frac", "shown an answer of an earlier step", is_optional=True),
         ),
         "Where each rollout went. With SRPO, failed rollouts that have a correct sibling are distilled and "

@@ -303,6 +303,6 @@ class CheckedAsyncReward(CheckedReward):
         with _Call(self.__name__, given, self._feedback) as call:
             if self.timeout is None:
                 return self._scores(call, await self._named.run_async(*private_call(given)))
-            # Other functions of the batch go on in this loop while this one is waited for.
+            # Other functions of the batch run in this loop while this one is waited for.
             outcome = await asyncio.wrap_future(in_daemon_thread(self._within_limit, given))
             return self._finished(call, outcome)
