@@ -51,7 +51,7 @@ class Step(NamedTuple):
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step, generation, rewards and the teacher's tick included."""
+    """Seconds of each optimizer step, generation, rewards and the teacher's EMA update included."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: list[float] = []
@@ -175,8 +175,8 @@ def _median(steps: Sequence[Step]) -> float:
 
 NOTE = (
     "Seconds of an optimizer step: replayed rollouts, rewards, teacher pass, forward, backward, AdamW and the "
-    'teacher\'s tick; "teacher s" is the teacher pass alone. Rounds: how many, or the lowest and highest ratio of '
-    "the rounds GRPO, SRPO, GRPO, SRPO."
+    'teacher\'s EMA update; "teacher s" is the teacher pass alone. Rounds: how many, or the lowest and highest ratio '
+    "of the rounds GRPO, SRPO, GRPO, SRPO."
 )
 
 

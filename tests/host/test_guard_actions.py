@@ -70,7 +70,7 @@ def test_a_frozen_teacher_keeps_its_values():
     assert torch.equal(teacher.state_dict()["weight"], before)
 
 
-def test_resynchronised_teacher_is_the_student_after_the_next_tick_only(tmp_path):
+def test_reset_teacher_is_the_student_after_the_next_update_only(tmp_path):
     trainer, findings = guarded(tmp_path, "reset_teacher")
     distances = logged(trainer, "srpo/teacher/distance")
     step = findings[0]["step"]  # after whose tick the guard spoke
@@ -79,7 +79,7 @@ def test_resynchronised_teacher_is_the_student_after_the_next_tick_only(tmp_path
     assert distances[step + 1] > 0
 
 
-def test_frozen_and_resynchronising_survive_a_checkpoint(tmp_path):
+def test_frozen_and_reset_survive_a_checkpoint(tmp_path):
     model = torch.nn.Linear(2, 2)
     teacher = TeacherWeights(model, "ema", 0.05)
     teacher.freeze()

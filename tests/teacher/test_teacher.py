@@ -153,7 +153,9 @@ def test_value_of_a_parameter_is_the_teachers_and_of_a_frozen_one_the_students()
         "iterations of an accumulated step",
     ],
 )
-def test_trainer_ticks_once_per_rollout_batch_after_its_last_step(tmp_path, options, num_updates):
+def test_trainer_updates_the_teacher_once_per_rollout_batch_after_its_last_step(
+    tmp_path, options, num_updates
+):
     trainer = make_trainer(tmp_path, learning_rate=0.1, **options)
     initial = values(trainer.teacher.weights)
     trainer.train()

@@ -1,4 +1,4 @@
-"""Behaviour of single steps that the broader tests do not pin down: the teacher in use, what it reads, coefficients."""
+"""Behavior of single steps that the broader tests do not pin down: the teacher in use, what it reads, coefficients."""
 
 import pytest
 import torch

@@ -151,7 +151,7 @@ def test_correctness_by_one_named_reward(tmp_path):
 # ------------------------------------------------------------------ faults
 
 
-def test_unscorable_rollouts_are_trained_by_nothing(tmp_path):
+def test_unscored_rollouts_are_excluded_from_the_loss(tmp_path):
     """The text of a rollout that nothing scores, and of infinite rewards, has no influence on the update."""
 
     def variant(marker):

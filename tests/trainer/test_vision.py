@@ -179,7 +179,7 @@ def test_teacher_states_and_loss_equal_plain_forwards_with_the_images(tmp_path, 
         for i, answer in enumerate(ANSWERS):
             student_hidden, ids = plain_forward(before, messages_of(group, text), answer)
             teacher_logits, state = None, states[group * NUM_GENERATIONS + i]
-            if i == 0:  # right: nothing to distil
+            if i == 0:  # right: nothing to distill
                 assert len(state) == 0
             else:
                 reprompt = messages_of(group, REPROMPT.format(text, ANSWERS[0]))
