@@ -24,7 +24,7 @@ MUTANTS = [
         "sampled evaluation that is asked for by name is not done with method=grpo",
         (
             "config/defaults.py",
-            "    if any(options[name] is not None for name in _SAMPLED_EVALUATION):\n",
+            "    if any(options[name] is not None for name in SAMPLED_EVALUATION):\n",
             "    if False:\n",
         ),
         tests=("trainer/test_grpo_identity.py::test_sampled_evaluation_that_is_asked_for_works_with_grpo",),
@@ -111,7 +111,7 @@ MUTANTS = [
         "infinite_rewards_used",
         "an infinite reward enters the group's advantages",
         (
-            "host/taught_rollouts.py",
+            "host/trainer.py",
             "rewards_BF = torch.where(rewards_BF.isfinite(), rewards_BF, torch.nan)",
             "rewards_BF = rewards_BF.clone()",
         ),
@@ -159,7 +159,7 @@ MUTANTS = [
     mutant(
         "groups_of_one_process",
         "every process takes its rollouts for the first of all",
-        ("host/checked_calls.py", "first_row=self.accelerator.process_index * len(prompts)", "first_row=0"),
+        ("host/trainer.py", "first_row=self.accelerator.process_index * len(prompts)", "first_row=0"),
         tests=("trainer/test_processes.py::test_two_processes_make_the_update_of_one[straddling-whole]",),
     ),
 ]

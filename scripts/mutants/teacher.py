@@ -82,11 +82,7 @@ MUTANTS = [
     mutant(
         "teacher_ticks_every_optimizer_step",
         "the teacher moves at every optimizer step of a rollout batch",
-        (
-            "host/taught_rollouts.py",
-            "num_complete = self._counter.take_complete(self._step)\n",
-            "num_complete = 1\n",
-        ),
+        ("trainer.py", "num_complete = self._counter.take_complete(self._step)\n", "num_complete = 1\n"),
         tests=(f"{TICKS}[iterations]", f"{TICKS}[steps of a batch]"),
     ),
     mutant(
@@ -105,9 +101,10 @@ MUTANTS = [
         "teacher_ticks_twice",
         "the teacher moves twice after a rollout batch",
         (
-            "host/taught_rollouts.py",
-            "        distance = self._teacher.update(num_complete)\n",
-            "        self._teacher.update(num_complete)\n        distance = self._teacher.update(num_complete)\n",
+            "trainer.py",
+            "            self._sums.add(**distance_sums(self.teacher.update(num_complete)))\n",
+            "            self.teacher.update(num_complete)\n"
+            "            self._sums.add(**distance_sums(self.teacher.update(num_complete)))\n",
         ),
         tests=(f"{TICKS}[every step]",),
     ),
