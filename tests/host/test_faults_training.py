@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from harness import LORA, flat_parameters, logged, make_trainer, tiny_model
 from srpo_trl.host.finite_steps import NonFiniteStepsError
-from srpo_trl.host.nonfinite_report import NUM_SAVED_STEPS, StepRecord, report
+from srpo_trl.host.nonfinite_report import NUM_SAVED_STEPS, StepRecord, step_report
 from srpo_trl.methods.record import Route
 from srpo_trl.rollout.batch import TEACHER_ENTROPY
 
@@ -308,16 +308,17 @@ def test_a_step_that_deepspeed_took_all_the_same_stops_the_run(tmp_path, monkeyp
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
     with pytest.raises(NonFiniteStepsError, match="DeepSpeed took this step: the weights are lost"):
-        trainer._report(-1.0)
+        trainer.finite_steps.decide(-1.0, 1)
     monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", True)
-    trainer._report(-1.0)
+    trainer.finite_steps.decide(-1.0, 2)
 
 
 def test_every_process_hears_of_the_others():
     given = {"step": 3, "rank": 1, "grad_norm": -1.0, "num_in_a_row": 1, "max_in_a_row": 3, "path": None}
-    text = report(StepRecord(), num_losses_of_rank=[2, 0, 0, 1], was_taken=False, **given)
+    given["advice"] = {}
+    text = step_report(StepRecord(), num_losses_of_rank=[2, 0, 0, 1], was_taken=False, **given)
     assert "- loss on processes 0, 3, which report their own" in text
     assert "every loss is finite" not in text
-    assert "every loss is finite" in report(
+    assert "every loss is finite" in step_report(
         StepRecord(), num_losses_of_rank=[0] * 4, was_taken=False, **given
     )

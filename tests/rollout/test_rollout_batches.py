@@ -347,15 +347,16 @@ def trained(folder, checkpoint=None, *, max_steps, rows=12, **options):
     trainer = make_trainer(
         folder, **RUN | defaults | {"save_steps": 1, "max_steps": max_steps, "num_generations": 4} | options
     )
-    route = trainer._route
+    route = trainer._router.route
 
-    def checked_route(inputs, prompts, *others):
-        sampler = trainer._prompt_order.sampler
+    def checked_route(graded, *others, **more):
+        sampler = trainer.prompt_order.sampler
         drawn = sampler._drawn[sampler._num_reported]
-        assert prompts[:: trainer.num_generations] == [trainer.train_dataset[row]["prompt"] for row in drawn]
-        return route(inputs, prompts, *others)
+        expected = [trainer.train_dataset[row]["prompt"] for row in drawn]
+        assert graded.prompts[:: trainer.num_generations] == expected
+        return route(graded, *others, **more)
 
-    trainer._route = checked_route
+    trainer._router.route = checked_route
     trainer.train(resume_from_checkpoint=checkpoint and str(folder / checkpoint))
     return trainer
 
