@@ -32,6 +32,7 @@ from srpo_trl.host.read_back import check_keys, load_weights
 from srpo_trl.host.replaced_methods import replaced_methods
 from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
+from srpo_trl.rollout.batch import NONFINITE_ADVICE
 from srpo_trl.rollout.graded import GradedRollouts
 from srpo_trl.runs.log import LOG_FILE, NONFINITE_FOLDER
 from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
@@ -98,7 +99,9 @@ class HostTrainer(GRPOTrainer):
         self.finite_steps: FiniteSteps | None = None
         if args.max_nonfinite_steps is not None:
             folder = output_dir / NONFINITE_FOLDER
-            self.finite_steps = FiniteSteps(args.max_nonfinite_steps, folder, self.accelerator)
+            self.finite_steps = FiniteSteps(
+                args.max_nonfinite_steps, folder, self.accelerator, NONFINITE_ADVICE
+            )
         if args.run_log:
             device = self.accelerator.device
             clock = TrainingClock.of(self)
