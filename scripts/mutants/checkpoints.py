@@ -219,7 +219,7 @@ MUTANTS = [
     ),
     mutant(
         "killed_run_keeps_its_folder",
-        "the lock of a run that was killed holds for ever",
+        "the lock of a run that was killed holds forever",
         (
             "host/run_lock.py",
             "        except psutil.NoSuchProcess:\n            return True\n",

@@ -20,7 +20,7 @@ MUTANTS = [
         tests=(SPLIT,),
     ),
     mutant(
-        "weights_not_normalised",
+        "weights_not_normalized",
         "weights are exp(-beta H) as they are, without the mean of 1",
         (
             "loss/token_weights.py",
@@ -40,7 +40,7 @@ MUTANTS = [
         tests=(f"{TOTALS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(
-        "weights_favour_unsure_tokens",
+        "weights_favor_unsure_tokens",
         "the weight's sign: exp(+beta H)",
         ("loss/token_weights.py", "torch.exp(-beta * ", "torch.exp(beta * "),
         tests=(
@@ -125,7 +125,7 @@ MUTANTS = [
         ),
         tests=(
             f"{OBJECTIVE}[srpo]",
-            "trainer/test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
+            "trainer/test_trainer.py::test_unscored_rollouts_are_excluded_from_the_loss",
         ),
     ),
     mutant(

@@ -135,8 +135,8 @@ MUTANTS = [
         "a prompt that fails again comes a third time",
         (
             "host/prompt_order.py",
-            "if self.max_again and has_failed and place >= num_again:",
-            "if self.max_again and has_failed:",
+            "if self.max_resampled and has_failed and place >= num_resampled:",
+            "if self.max_resampled and has_failed:",
         ),
         tests=(f"{REDRAW}::test_a_prompt_that_fails_again_does_not_come_a_third_time",),
     ),

@@ -2,7 +2,7 @@
 
 from mutant import mutant
 
-TICKS = "teacher/test_teacher.py::test_trainer_ticks_once_per_rollout_batch_after_its_last_step"
+TICKS = "teacher/test_teacher.py::test_trainer_updates_the_teacher_once_per_rollout_batch_after_its_last_step"
 GAPS = "trainer/test_mutation_gaps.py"
 
 MUTANTS = [
@@ -70,7 +70,7 @@ MUTANTS = [
     mutant(
         "student_not_restored",
         "after the teacher's pass the student keeps the teacher's values",
-        ("teacher/weights.py", "self._exchange(self._parts(), set_aside, back=True)", "pass"),
+        ("teacher/weights.py", "self._swap(self._parts(), set_aside, back=True)", "pass"),
         tests=("teacher/test_teacher.py::test_the_student_is_restored_to_the_bit",),
     ),
     mutant(

@@ -63,7 +63,9 @@ def results(folder, num_processes):
             assert trainer.accelerator.num_processes == num_processes
             before = flat_parameters(trainer.model)
             trainer.train()
-            teacher = torch.cat([v.double().reshape(-1) for v in trainer._teacher.state_dict().values()])
+            teacher = torch.cat(
+                [v.double().reshape(-1) for v in trainer.teacher.weights.state_dict().values()]
+            )
             found[f"{name}/{split}"] = {
                 "update": flat_parameters(trainer.model) - before,
                 "teacher": teacher,
