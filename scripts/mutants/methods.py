@@ -79,13 +79,13 @@ MUTANTS = [
     ),
     mutant(
         "distils_without_a_scorer",
-        "a router that distils is taken by a method that no teacher scores for",
-        ("config/method.py", "if distils and not method.scorers:", "if False:"),
+        "a router that distills is taken by a method that no teacher scores for",
+        ("config/method.py", "if distills and not method.scorers:", "if False:"),
         tests=(f"{OPTIONS}::test_what_does_not_fit_is_refused_with_a_remedy",),
     ),
     mutant(
         "router_tried_on_mixed_groups_alone",
-        "a router that distils whole groups alone is taken for one that distils nothing",
+        "a router that distills whole groups alone is taken for one that distills nothing",
         (
             "config/method.py",
             "(kind.unsqueeze(1).expand(-1, 2) for kind in kinds.unbind(1))",

@@ -4,6 +4,7 @@ from mutant import mutant
 
 WINDOW = "rollout/test_step_window.py"
 FINITE = "host/test_finite_steps.py"
+GAPS = "trainer/test_mutation_gaps.py"
 COUNT = "rollout/test_rollout_batches.py"
 HEADS = f"{COUNT}::test_heads_stay_as_they_were_when_their_rollouts_were_scored"
 
@@ -97,6 +98,16 @@ MUTANTS = [
         tests=("host/test_faults_training.py::test_the_run_stops_after_so_many_in_a_row",),
     ),
     mutant(
+        "evaluations_are_guarded",
+        "a report of a step has the micro-batches of an evaluation before it",
+        (
+            "host/trainer.py",
+            "if self.finite_steps is None or not self.model.training:",
+            "if self.finite_steps is None:",
+        ),
+        tests=(f"{GAPS}::test_an_evaluations_loss_is_no_part_of_a_steps_record",),
+    ),
+    mutant(
         "skipped_steps_are_not_skipped",
         "the optimizer takes a step that was to be skipped",
         (
@@ -122,6 +133,16 @@ MUTANTS = [
         "what is logged of an evaluation has the metrics of training, which the next log of training then lacks",
         ("host/trainer.py", "logs |= source(self.model.training)", "logs |= source(True)"),
         tests=("logs/test_run_logs.py::test_log_file_has_every_log_and_the_options",),
+    ),
+    mutant(
+        "evaluation_drains_the_sums",
+        "the sums of training's metrics are handed out where an evaluation is logged",
+        (
+            "trainer.py",
+            "self._sums.drain(self.sum_over_processes, self.accelerator.device) if is_training else {}",
+            "self._sums.drain(self.sum_over_processes, self.accelerator.device)",
+        ),
+        tests=(f"{GAPS}::test_an_evaluation_takes_nothing_of_trainings_metrics",),
     ),
     mutant(
         "first_log_source_alone",

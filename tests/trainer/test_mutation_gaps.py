@@ -6,8 +6,10 @@ from peft import LoraConfig
 
 from harness import (
     ROLLOUTS,
+    chat_dataset,
     contains_answer,
     flat_parameters,
+    logged,
     make_trainer,
     relative_error,
     replay,
@@ -176,3 +178,34 @@ def test_an_epoch_that_is_set_has_the_order_of_trls_sampler():
         ours.set_epoch(epoch)
         assert list(ours) == epochs[epoch]
     assert list(ours) == epochs[2]  # and goes on from there
+
+
+# ------------------------------------------------------------------ evaluation beside training
+
+
+def test_an_evaluation_takes_nothing_of_trainings_metrics(tmp_path):
+    """Training is logged at the second step, and TRL's evaluation after the first."""
+    options = {
+        "metric_for_best_model": "loss",
+        "per_device_eval_batch_size": 4,
+        "eval_dataset": chat_dataset(),
+    }
+    options |= {"max_steps": 2, "logging_steps": 2, "learning_rate": 0.1}
+    alone = make_trainer(tmp_path, **options)
+    alone.train()
+    evaluated = make_trainer(tmp_path, eval_strategy="steps", eval_steps=1, **options)
+    evaluated.train()
+    name = "srpo/distillation/divergence"
+    assert logged(evaluated, name) == pytest.approx(logged(alone, name), rel=1e-5)
+    assert not any(name in entry for entry in evaluated.state.log_history if "eval_loss" in entry)
+
+
+def test_an_evaluations_loss_is_no_part_of_a_steps_record(tmp_path):
+    options = {
+        "metric_for_best_model": "loss",
+        "per_device_eval_batch_size": 4,
+        "eval_dataset": chat_dataset(),
+    }
+    trainer = make_trainer(tmp_path, **options)
+    assert "eval_loss" in trainer.evaluate()
+    assert trainer.finite_steps._record.micro_batches == []
