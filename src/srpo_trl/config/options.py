@@ -322,7 +322,7 @@ class SRPOConfig(GRPOConfig):
         except ValueError as error:
             problems += str(error).splitlines()
             self.method_record = METHODS[DEFAULT].factory(0.0)
-        annotations, declared = get_type_hints(SRPOConfig), {option.name: option for option in fields(self)}
+        annotations, declared = get_type_hints(type(self)), {option.name: option for option in fields(self)}
         of_method = ("method", "method_options", "routing")  # `make_method` looks at them
         others = {*GRPOConfig.__dataclass_fields__, *of_method}
         own = {name: annotations[name] for name in declared if name not in others}
