@@ -30,6 +30,7 @@ from srpo_trl.host.finite_steps import FiniteSteps
 from srpo_trl.host.prompt_rows import EXCLUDED, with_image_lists
 from srpo_trl.host.read_back import check_keys, load_weights
 from srpo_trl.host.replaced_methods import replaced_methods
+from srpo_trl.host.rewards.feedback import FEEDBACK_COLUMN
 from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
 from srpo_trl.rollout.graded import GradedRollouts
@@ -255,8 +256,8 @@ class HostTrainer(GRPOTrainer):
         if excluded_frac:
             self._metrics["train" if self.is_training else "eval"][EXCLUDED].append(excluded_frac)
         feedback = self._rewards.take_feedback()
-        if feedback is not None:
-            self._log_completion_extra("feedback", feedback)
+        if feedback is not None or FEEDBACK_COLUMN in self._logs["extra"]:
+            self._log_completion_extra(FEEDBACK_COLUMN, feedback or [None] * len(prompts))
         names = self._batch_environments if self.environment_factories is not None else None
         self.graded = GradedRollouts(
             prompts=prompts,
