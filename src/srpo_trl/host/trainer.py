@@ -35,6 +35,7 @@ from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
 from srpo_trl.rollout.graded import GradedRollouts
 from srpo_trl.runs.log import LOG_FILE, NONFINITE_FOLDER
+from srpo_trl.seams.evaluated import forget_evaluation
 from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
 from srpo_trl.seams.own_forward import use_own_weights
 
@@ -163,6 +164,8 @@ class HostTrainer(GRPOTrainer):
             "_load_from_checkpoint": self._read_checkpoint,
             "_load_best_model": self._read_best,
         }
+        if self.model_wrapped is self.model:
+            forget_evaluation(self.accelerator, self.model)
         with self.checkpoints.run(resume_from_checkpoint) as checkpoint, replaced_methods(self, **readers):
             return super().train(checkpoint, *args, **kwargs)
 
