@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.common import run
 from benchmarks.loss import all_contenders
-from benchmarks.peers import FAR, NEAR, QWEN3_VOCABULARY, TOPK, Contender, Problem, Size, make_problem
+from benchmarks.peers import FAR, NEAR, QWEN3_VOCABULARY, TOPK, BenchmarkCase, Contender, Size, make_case
 from benchmarks.tables import Table
 
 TITLES = {NEAR: "near the self-teacher", FAR: "far from it"}
@@ -30,13 +30,13 @@ class Outcome(NamedTuple):
     grad_weight_VD: Tensor
 
 
-def exact(problem: Problem, support: str) -> Outcome:
+def exact(case: BenchmarkCase, support: str) -> Outcome:
     """The Jensen-Shannon divergence from its formula, in float64, differentiated by autograd."""
-    hidden_ND = problem.student_hidden_ND.detach().double().requires_grad_()
-    weight_VD = problem.student_weight_VD.detach().double().requires_grad_()
+    hidden_ND = case.student_hidden_ND.detach().double().requires_grad_()
+    weight_VD = case.student_weight_VD.detach().double().requires_grad_()
     student_NV = torch.log_softmax(hidden_ND @ weight_VD.T, dim=-1)
     with torch.no_grad():
-        teacher_logits_NV = problem.teacher_hidden_ND.double() @ problem.teacher_weight_VD.double().T
+        teacher_logits_NV = case.teacher_hidden_ND.double() @ case.teacher_weight_VD.double().T
         teacher_NV = torch.log_softmax(teacher_logits_NV, dim=-1)
     if support == TOPK:
         indices_NK = student_NV.topk(100, dim=-1).indices
@@ -44,7 +44,7 @@ def exact(problem: Problem, support: str) -> Outcome:
     mixture_NV = torch.logaddexp(student_NV, teacher_NV) - math.log(2)
     divergence_N = 0.5 * (student_NV.exp() * (student_NV - mixture_NV)).sum(-1)
     divergence_N = divergence_N + 0.5 * (teacher_NV.exp() * (teacher_NV - mixture_NV)).sum(-1)
-    loss = (problem.coefficient_N.double() * divergence_N).sum()
+    loss = (case.coefficient_N.double() * divergence_N).sum()
     loss.backward()
     assert hidden_ND.grad is not None
     assert weight_VD.grad is not None
@@ -57,14 +57,14 @@ def _top_and_tail(logps_NV: Tensor, indices_NK: Tensor) -> Tensor:
     return torch.cat([top_NK, rest_N1.log()], dim=-1)
 
 
-def outcome(contender: Contender, problem: Problem) -> Outcome:
-    """What the contender makes of the problem."""
-    result = contender.losses(problem)
+def outcome(contender: Contender, case: BenchmarkCase) -> Outcome:
+    """What the contender makes of the case."""
+    result = contender.losses(case)
     result.loss.backward()
-    grad_hidden_ND, grad_weight_VD = problem.student_hidden_ND.grad, problem.student_weight_VD.grad
+    grad_hidden_ND, grad_weight_VD = case.student_hidden_ND.grad, case.student_weight_VD.grad
     assert grad_hidden_ND is not None
     assert grad_weight_VD is not None
-    problem.student_hidden_ND.grad = problem.student_weight_VD.grad = None
+    case.student_hidden_ND.grad = case.student_weight_VD.grad = None
     return Outcome(result.loss.detach(), result.divergence_N, grad_hidden_ND, grad_weight_VD)
 
 
@@ -96,16 +96,16 @@ def tables(device: torch.device, quick: bool) -> Iterator[Table]:
     numbers = (256, 2560, QWEN3_VOCABULARY) if device.type == "cuda" else (256, 256, 32_000)
     size = Size(*((32, 32, 1000) if quick else numbers), torch.bfloat16)
     for distance, title in TITLES.items():
-        problem = make_problem(size, device, distance)
+        case = make_case(size, device, distance)
         rows = []
         for support in (TOPK, "full vocabulary"):
-            true = exact(problem, support)
+            true = exact(case, support)
             assert true.divergence_N is not None
             mean = float(true.divergence_N.mean())
             smallest = float(true.divergence_N.min())
             for contender in all_contenders(device):
                 if contender.support == support:
-                    rows.append(error_row(contender, outcome(contender, problem), true))
+                    rows.append(error_row(contender, outcome(contender, case), true))
         yield Table(
             f"Error against float64, {title}: {size}",
             rows,

@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from srpo_trl.commands.curves import markdown
-from srpo_trl.commands.curves_plot import COLOURS, CURVE_STYLE, MARKERS
+from srpo_trl.commands.curves_plot import COLORS, CURVE_STYLE, MARKERS
 from srpo_trl.runs.scores import estimate
 
 Runs = dict[int, list[dict[str, float]]]  # by seed, the points of `results.json`
@@ -107,8 +107,8 @@ def draw(tasks: Mapping[str, Mapping[str, Runs]], path: Path) -> None:
         figure = Figure(figsize=(12, 4.6), layout="constrained")
         panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
         for axes, (task, variants) in zip(panels, tasks.items(), strict=True):
-            for (name, runs), colour, marker in zip(variants.items(), COLOURS, MARKERS, strict=False):
-                _draw_variant(axes, name, runs, {"color": colour, "marker": marker})
+            for (name, runs), color, marker in zip(variants.items(), COLORS, MARKERS, strict=False):
+                _draw_variant(axes, name, runs, {"color": color, "marker": marker})
             axes.set(xlabel="training step", title=task, xlim=(0, None), ylim=(0, 1))
             axes.grid(alpha=0.25)
         panels[0].set_ylabel("held-out accuracy (sampled, temperature 1)")

@@ -17,17 +17,17 @@ from torch.nn import functional as F
 from benchmarks.common import run
 from benchmarks.loss_table import loss_table
 from benchmarks.measure import extra_bytes
-from benchmarks.peers import FULL, QWEN3_VOCABULARY, TOPK, Contender, Losses, Problem, Size, contenders
+from benchmarks.peers import FULL, QWEN3_VOCABULARY, TOPK, BenchmarkCase, Contender, Losses, Size, contenders
 from benchmarks.tables import Table, gigabytes
 
 
-def sdpo_losses(problem: Problem, helper: Any, options: dict[str, Any]) -> Losses:
+def sdpo_losses(case: BenchmarkCase, helper: Any, options: dict[str, Any]) -> Losses:
     """TRL's SDPO: both models' whole logits in the weights' dtype, raised to float32 as a model's forward does."""
-    student_NV = F.linear(problem.student_hidden_ND, problem.student_weight_VD).float()
+    student_NV = F.linear(case.student_hidden_ND, case.student_weight_VD).float()
     with torch.no_grad():
-        teacher_NV = F.linear(problem.teacher_hidden_ND, problem.teacher_weight_VD).float()
+        teacher_NV = F.linear(case.teacher_hidden_ND, case.teacher_weight_VD).float()
     divergence_N = helper(student_NV, teacher_NV, distillation_alpha=0.5, **options)
-    return Losses((problem.coefficient_N * divergence_N).sum(), divergence_N.detach())
+    return Losses((case.coefficient_N * divergence_N).sum(), divergence_N.detach())
 
 
 def all_contenders(device: torch.device) -> list[Contender]:

@@ -15,7 +15,7 @@ from benchmarks.peers import (
     contenders,
     four_products,
     loss_and_gradients,
-    make_problem,
+    make_case,
 )
 from benchmarks.tables import DOES_NOT_FIT, Table, environment, gigabytes, parser, report
 
@@ -24,11 +24,11 @@ def loss_table(
     found: Sequence[Contender], size: Size, device: torch.device, *, repeats: int, memory: bool
 ) -> Table:
     """Return seconds, ratio over the floor and peak memory of every contender at one size."""
-    problem = make_problem(size, device)
-    calls: dict[str, Callable[[], object]] = {"floor": four_products(problem)}
-    calls |= {_key(c): partial(loss_and_gradients, c, problem) for c in found}
+    case = make_case(size, device)
+    calls: dict[str, Callable[[], object]] = {"floor": four_products(case)}
+    calls |= {_key(c): partial(loss_and_gradients, c, case) for c in found}
     timings = time_alternately(calls, device, repeats=repeats, warmup=3 if device.type == "cuda" else 1)
-    del problem, calls
+    del case, calls
     free_memory(device)
     floor = timings.pop("floor")
     assert floor is not None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.peers import Contender, Problem, Size, loss_and_gradients, make_problem
+from benchmarks.peers import BenchmarkCase, Contender, Size, loss_and_gradients, make_case
 
 
 class Timing(NamedTuple):
@@ -85,38 +85,38 @@ def extra_bytes(contender: Contender, size: Size, device: torch.device) -> int |
 
     Args:
         contender: what to run; sent to a new process where it is not CUDA.
-        size: of the problem.
+        size: of the case.
         device: to run on.
 
     Returns:
         Bytes; negative where the contender needs less than counted off. None: it ran out of memory.
     """
     if device.type == "cuda":
-        problem = make_problem(size, device)
+        case = make_case(size, device)
         free_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         try:
-            loss_and_gradients(contender, problem)
+            loss_and_gradients(contender, case)
         except torch.OutOfMemoryError:
             return None
         peak = torch.cuda.max_memory_allocated(device) - before
-        return peak - _counted_off(contender, problem)
+        return peak - _counted_off(contender, case)
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh_process:
         return fresh_process.submit(_resident_growth, contender, size, device).result()
 
 
 def _resident_growth(contender: Contender, size: Size, device: torch.device) -> int:
-    loss_and_gradients(contender, make_problem(Size(8, 8, 256, size.dtype), device))  # loads what it needs
-    problem = make_problem(size, device)
+    loss_and_gradients(contender, make_case(Size(8, 8, 256, size.dtype), device))  # loads what it needs
+    case = make_case(size, device)
     free_memory(device)
     before = _resident_bytes("VmRSS")
-    loss_and_gradients(contender, problem)
-    return _resident_bytes("VmHWM") - before - _counted_off(contender, problem)
+    loss_and_gradients(contender, case)
+    return _resident_bytes("VmHWM") - before - _counted_off(contender, case)
 
 
-def _counted_off(contender: Contender, problem: Problem) -> int:
-    return problem.gradient_bytes + (problem.accumulator_bytes if contender.has_accumulator else 0)
+def _counted_off(contender: Contender, case: BenchmarkCase) -> int:
+    return case.gradient_bytes + (case.accumulator_bytes if contender.has_accumulator else 0)
 
 
 def _resident_bytes(field: str) -> int:

@@ -16,14 +16,14 @@ from torch import Tensor
 from srpo_trl.loss.ops import Backend, DistillationSpec, Head, distillation_loss
 
 QWEN3_VOCABULARY = 151_936
-NEAR, FAR = 0.022, 1.0  # see make_problem: a divergence of about 1e-3 and of about 0.5 nats
+NEAR, FAR = 0.022, 1.0  # see make_case: a divergence of about 1e-3 and of about 0.5 nats
 _LOGIT_DEVIATION = 4.0  # entropy of a few nats, as of a language model
 FLOOR_TOKENS = {"cuda": 8192, "cpu": 512}  # enough for a product's best rate; more would only need memory
 
 TOPK, FULL = "top 100 + tail", "full vocabulary"
 
 
-class Problem(NamedTuple):
+class BenchmarkCase(NamedTuple):
     """Inputs of one distillation loss; the student's receive a gradient."""
 
     student_hidden_ND: Tensor
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Of a problem."""
+    """Of a case."""
 
     num_tokens: int
     hidden_size: int
@@ -58,11 +58,11 @@ class Size(NamedTuple):
         return f"N={self.num_tokens:,} D={self.hidden_size:,} V={self.vocab_size:,} {dtype}"
 
 
-def make_problem(size: Size, device: torch.device, distance: float = NEAR, seed: int = 0) -> Problem:
+def make_case(size: Size, device: torch.device, distance: float = NEAR, seed: int = 0) -> BenchmarkCase:
     """Return random inputs with peaked distributions, coefficients 1 / N.
 
     Args:
-        size: of the problem.
+        size: of the case.
         device: that everything is made on.
         distance: from the student's hidden states to the teacher's, in units of their deviation.
         seed: of all random numbers.
@@ -74,7 +74,7 @@ def make_problem(size: Size, device: torch.device, distance: float = NEAR, seed:
 
     hidden_ND = normal(size.num_tokens, size.hidden_size)
     weight_VD = normal(size.vocab_size, size.hidden_size).mul_(_LOGIT_DEVIATION / size.hidden_size**0.5)
-    return Problem(
+    return BenchmarkCase(
         student_hidden_ND=hidden_ND.clone().requires_grad_(),
         student_weight_VD=weight_VD.clone().requires_grad_(),
         teacher_hidden_ND=hidden_ND + distance * normal(size.num_tokens, size.hidden_size),
@@ -97,53 +97,53 @@ class Contender(NamedTuple):
     Attributes:
         name: unique.
         support: `TOPK` or `FULL`.
-        losses: of a problem.
+        losses: of a case.
         has_accumulator: whether it sums the head's gradient in float32 where its inputs are narrower.
     """
 
     name: str
     support: str
-    losses: Callable[[Problem], Losses]
+    losses: Callable[[BenchmarkCase], Losses]
     has_accumulator: bool = True
 
 
-def _srpo(problem: Problem, backend: Backend, topk: int | None) -> Losses:
+def _srpo(case: BenchmarkCase, backend: Backend, topk: int | None) -> Losses:
     result = distillation_loss(
-        problem.student_hidden_ND,
-        Head(problem.student_weight_VD),
-        problem.teacher_hidden_ND,
-        Head(problem.teacher_weight_VD),
-        problem.token_ids_N,
-        problem.coefficient_N,
+        case.student_hidden_ND,
+        Head(case.student_weight_VD),
+        case.teacher_hidden_ND,
+        Head(case.teacher_weight_VD),
+        case.token_ids_N,
+        case.coefficient_N,
         spec=DistillationSpec(alpha=0.5, topk=topk),
         backend=backend,
     )
     return Losses(result.loss, result.divergence_N)
 
 
-def _trl_chunked(problem: Problem, function: Any) -> Losses:
+def _trl_chunked(case: BenchmarkCase, function: Any) -> Losses:
     divergence_N, _ = function.apply(
-        problem.student_hidden_ND,
-        problem.student_weight_VD,
+        case.student_hidden_ND,
+        case.student_weight_VD,
         None,
-        problem.teacher_hidden_ND,
-        problem.teacher_weight_VD,
+        case.teacher_hidden_ND,
+        case.teacher_weight_VD,
         None,
         0.5,
     )
-    return Losses((problem.coefficient_N * divergence_N).sum(), divergence_N.detach())
+    return Losses((case.coefficient_N * divergence_N).sum(), divergence_N.detach())
 
 
-def _liger_fused(problem: Problem, function: Any, accumulator: torch.dtype | None) -> Losses:
-    inputs = problem[:4]
+def _liger_fused(case: BenchmarkCase, function: Any, accumulator: torch.dtype | None) -> Losses:
+    inputs = case[:4]
     return Losses(function.apply(*inputs, None, 0.5, -100, 1.0, accumulator), None)
 
 
-def _liger_chunked(problem: Problem, function: Any) -> Losses:
+def _liger_chunked(case: BenchmarkCase, function: Any) -> Losses:
     weights_hard_soft, beta, ignored, temperature, compiled = (0.0, 1.0), 0.5, -100, 1.0, False
-    labels_and_biases = (problem.token_ids_N, None, None)
+    labels_and_biases = (case.token_ids_N, None, None)
     options = (*weights_hard_soft, beta, ignored, temperature, compiled)
-    return Losses(function.apply(*problem[:4], *labels_and_biases, *options), None)
+    return Losses(function.apply(*case[:4], *labels_and_biases, *options), None)
 
 
 def _peer(module: str, name: str) -> Any:
@@ -186,19 +186,19 @@ def contenders(device: torch.device) -> list[Contender]:
     return found
 
 
-def loss_and_gradients(contender: Contender, problem: Problem) -> None:
+def loss_and_gradients(contender: Contender, case: BenchmarkCase) -> None:
     """Run the contender once, backward included, and drop what it made."""
     try:
-        contender.losses(problem).loss.backward()
+        contender.losses(case).loss.backward()
     finally:
-        problem.student_hidden_ND.grad = problem.student_weight_VD.grad = None
+        case.student_hidden_ND.grad = case.student_weight_VD.grad = None
 
 
-def four_products(problem: Problem) -> Callable[[], None]:
+def four_products(case: BenchmarkCase) -> Callable[[], None]:
     """Return what makes the four products of every contender on the first C tokens: the floor, by N / C."""
-    rows = slice(0, FLOOR_TOKENS.get(problem.student_hidden_ND.device.type, 512))
-    hidden_CD, weight_VD = problem.student_hidden_ND.detach()[rows], problem.student_weight_VD.detach()
-    teacher_CD, teacher_VD = problem.teacher_hidden_ND[rows], problem.teacher_weight_VD
+    rows = slice(0, FLOOR_TOKENS.get(case.student_hidden_ND.device.type, 512))
+    hidden_CD, weight_VD = case.student_hidden_ND.detach()[rows], case.student_weight_VD.detach()
+    teacher_CD, teacher_VD = case.teacher_hidden_ND[rows], case.teacher_weight_VD
 
     def products() -> None:
         logits_CV = hidden_CD @ weight_VD.T

@@ -51,7 +51,7 @@ class Step(NamedTuple):
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step, generation, rewards and the teacher's tick included."""
+    """Seconds of each optimizer step, generation, rewards and the teacher's EMA update included."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: list[float] = []
@@ -72,7 +72,7 @@ class TimedTrainer(SRPOTrainer):
 
     def _score_with_teacher(self, *args: Any) -> None:
         start = seconds(self.accelerator.device)
-        super()._score_with_teacher(*args)
+        super()._score(*args)
         self.teacher_seconds.append(seconds(self.accelerator.device) - start)
 
 
@@ -175,8 +175,8 @@ def _median(steps: Sequence[Step]) -> float:
 
 NOTE = (
     "Seconds of an optimizer step: replayed rollouts, rewards, teacher pass, forward, backward, AdamW and the "
-    'teacher\'s tick; "teacher s" is the teacher pass alone. Rounds: how many, or the lowest and highest ratio of '
-    "the rounds GRPO, SRPO, GRPO, SRPO."
+    'teacher\'s EMA update; "teacher s" is the teacher pass alone. Rounds: how many, or the lowest and highest ratio '
+    "of the rounds GRPO, SRPO, GRPO, SRPO."
 )
 
 

@@ -32,6 +32,8 @@ TIMEOUT_SECONDS = 300
 AREAS = (
     "normalization",
     "routing",
+    "methods",
+    "steps",
     "branches",
     "mathematics",
     "teacher",

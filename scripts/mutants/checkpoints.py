@@ -25,7 +25,11 @@ MUTANTS = [
     mutant(
         "resume_without_teacher",
         "a resumed run starts with a new teacher",
-        ("host/taught_rollouts.py", "lambda folder: self._teacher.load(folder)", "lambda folder: None"),
+        (
+            "host/objects.py",
+            "OwnFile(teacher.save, teacher.load)",
+            "OwnFile(teacher.save, lambda folder: None)",
+        ),
         tests=("host/test_resume.py::test_resumed_run_equals_uninterrupted_run[one step a batch-full]",),
     ),
     mutant(
@@ -46,9 +50,9 @@ MUTANTS = [
         "resume_on_processes_without_epoch",
         "on several processes a resumed run meets the first epoch's order of prompts",
         (
-            RESUMABLE,
-            "        self._prompt_order.begin_epoch(",
-            "        if self.accelerator.num_processes == 1:\n            self._prompt_order.begin_epoch(",
+            "host/trainer.py",
+            "        self.prompt_order.begin_epoch(",
+            "        if self.accelerator.num_processes == 1:\n            self.prompt_order.begin_epoch(",
         ),
         tests=("trainer/test_processes.py::test_resume_on_two_processes[epochs]",),
     ),
@@ -84,7 +88,7 @@ MUTANTS = [
         "finished_run_trains_on",
         "a finished run that is resumed takes one step more",
         (
-            RESUMABLE,
+            "host/trainer.py",
             "if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:",
             "if self.control.should_training_stop:",
         ),
@@ -110,16 +114,22 @@ MUTANTS = [
         "last_checkpoint_removed_at_the_end",
         "a run whose best checkpoint is an earlier one ends without its last",
         (
-            RESUMABLE,
-            "limit = None if self._is_routed else self.args.save_total_limit",
-            "limit = self.args.save_total_limit",
+            "host/trainer.py",
+            "        if not self.args.method_record.is_plain:\n"
+            "            self.args.save_total_limit = None\n",
+            "",
         ),
         tests=("evaluation/test_evaluation.py::test_best_checkpoint_is_kept_and_loaded",),
     ),
     mutant(
         "grpo_keeps_the_last_checkpoint",
         "with grpo a finished run leaves a checkpoint that GRPOTrainer removes",
-        (RESUMABLE, "limit = None if self._is_routed else self.args.save_total_limit", "limit = None"),
+        (
+            "host/trainer.py",
+            "        if not self.args.method_record.is_plain:\n"
+            "            self.args.save_total_limit = None\n",
+            "        self.args.save_total_limit = None\n",
+        ),
         tests=(
             "host/test_grpo_checkpoints.py::test_grpo_leaves_the_checkpoints_and_files_that_grpo_trainer_leaves[1]",
         ),
@@ -151,13 +161,13 @@ MUTANTS = [
     mutant(
         "best_checkpoint_is_not_checked",
         "a broken checkpoint is loaded as the best at the end",
-        (RESUMABLE, "        self.checkpoints.check_whole(best, to_resume=False)\n", ""),
+        ("host/trainer.py", "        self.checkpoints.check_whole(best, to_resume=False)\n", ""),
         tests=(f"{WHOLE}::test_a_best_checkpoint_that_is_broken_is_not_loaded",),
     ),
     mutant(
         "model_alone_is_resumed",
         "a checkpoint of the model alone is gone on from, with a new optimizer",
-        (RESUMABLE, "is_resumable=not args_.save_only_model", "is_resumable=True"),
+        ("host/objects.py", "is_resumable=not args.save_only_model", "is_resumable=True"),
         tests=(f"{WHOLE}::test_a_checkpoint_of_the_model_alone_is_not_resumed",),
     ),
     mutant(
@@ -209,7 +219,7 @@ MUTANTS = [
     ),
     mutant(
         "killed_run_keeps_its_folder",
-        "the lock of a run that was killed holds for ever",
+        "the lock of a run that was killed holds forever",
         (
             "host/run_lock.py",
             "        except psutil.NoSuchProcess:\n            return True\n",
@@ -315,7 +325,7 @@ MUTANTS = [
     mutant(
         "best_checkpoint_lost_with_a_rename",
         "a finished run that is resumed in a renamed folder keeps its last model",
-        (RESUMABLE, "            self.checkpoints.find_best(self.state)\n", "            pass\n"),
+        ("host/trainer.py", "            self.checkpoints.find_best(self.state)\n", "            pass\n"),
         tests=(f"{WHOLE}::test_a_run_that_was_moved_finds_its_best_checkpoint",),
     ),
 ]

@@ -10,7 +10,7 @@ MUTANTS = [
         "feedback_ignored",
         "feedback of reward functions never reaches the teacher",
         (
-            "host/checked_calls.py",
+            "host/trainer.py",
             'feedback=[text or "" for text in feedback or [None] * len(prompts)]',
             'feedback=[""] * len(prompts)',
         ),

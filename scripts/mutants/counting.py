@@ -22,7 +22,7 @@ MUTANTS = [
     mutant(
         "several_rollout_batches_move_the_teacher_once",
         "rollout batches that one optimizer step completes count as one",
-        ("host/taught_rollouts.py", "self._teacher.update(num_complete)", "self._teacher.update(1)"),
+        ("trainer.py", "self.teacher.update(num_complete)", "self.teacher.update(1)"),
         tests=(f"{COUNT}::test_the_teacher_moves_once_per_rollout_batch[3-1-1]",),
     ),
     mutant(
@@ -39,8 +39,8 @@ MUTANTS = [
         "head_moves_under_rollouts_in_use",
         "the average moves the head that rollouts in use were scored with",
         (
-            "host/taught_rollouts.py",
-            "        self._heads.keep_apart_from(self._teacher.state_dict().values())\n",
+            "teacher/in_use.py",
+            "        self._heads.keep_apart_from(self.weights.state_dict().values())\n",
             "",
         ),
         tests=(f"{COUNT}::test_each_rollout_is_distilled_from_the_teacher_that_scored_it[2-3-1-ema]",),
@@ -115,11 +115,7 @@ MUTANTS = [
     mutant(
         "one_sided_scores_unnoticed",
         "nothing is told of scores that differ, all on one side of the threshold",
-        (
-            "host/taught_rollouts.py",
-            "        self._tell(self._correctness_watch.observe(score_B.tolist()))\n",
-            "",
-        ),
+        ("rollout/router.py", "        self._tell(self.watch.observe(score_B.tolist()))\n", ""),
         tests=(f"{CORRECT}::test_a_run_tells_what_is_doubtful",),
     ),
     mutant(
@@ -133,8 +129,8 @@ MUTANTS = [
         "a run whose last rollouts are all correct is told that its threshold does not fit",
         (
             "rewards/correctness_watch.py",
-            "self._scores.with_others(score_samples(values))",
-            "score_samples(values)",
+            "self._scores.with_others(batch_scores(values))",
+            "batch_scores(values)",
         ),
         tests=(f"{CORRECT}::test_no_false_alarm",),
     ),

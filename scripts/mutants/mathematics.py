@@ -81,7 +81,7 @@ MUTANTS = [
     ),
     mutant(
         "tail_dropped",
-        "the top K is renormalised although the tail was asked for",
+        "the top K is renormalized although the tail was asked for",
         (
             "loss/ops/token_losses.py",
             "        if spec.add_tail:\n",
@@ -144,8 +144,8 @@ MUTANTS = [
         "the divergence divides the student's logits by the temperature, the teacher's not",
         (
             "loss/ops/chunked.py",
-            "logits_CV, side_hidden_ND[tokens], side_head, problem.spec.temperature, way",
-            "logits_CV, side_hidden_ND[tokens], side_head, problem.spec.temperature if side_head is head else 1.0, way",
+            "                inputs.spec.temperature,\n",
+            "                inputs.spec.temperature if side_head is head else 1.0,\n",
         ),
         tests=(f"{OBJECTIVE}[temperature]",),
     ),

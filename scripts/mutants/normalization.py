@@ -11,14 +11,16 @@ MUTANTS = [
         "weights_per_micro_batch",
         "entropy weights have the mean 1 in each micro-batch instead of over the optimizer step",
         (
-            "trainer.py",
-            "            self._totals.mean_unnormalized_weight,\n",
-            "            WindowTotals(*self._local_totals(routed)).mean_unnormalized_weight,\n",
+            "rollout/coefficients.py",
+            "totals.mean_unnormalized_weight",
+            "WindowTotals(\n"
+            "        *local_totals(routed.routed_BT, routed.distilled_BT, raw_weight_BT)\n"
+            "    ).mean_unnormalized_weight",
         ),
         tests=(SPLIT,),
     ),
     mutant(
-        "weights_not_normalised",
+        "weights_not_normalized",
         "weights are exp(-beta H) as they are, without the mean of 1",
         (
             "loss/token_weights.py",
@@ -38,7 +40,7 @@ MUTANTS = [
         tests=(f"{TOTALS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(
-        "weights_favour_unsure_tokens",
+        "weights_favor_unsure_tokens",
         "the weight's sign: exp(+beta H)",
         ("loss/token_weights.py", "torch.exp(-beta * ", "torch.exp(beta * "),
         tests=(
@@ -80,11 +82,16 @@ MUTANTS = [
         "the distillation branch is a mean of the micro-batches' means",
         (
             "trainer.py",
-            "                self._totals,\n",
-            "                self._totals._replace(\n"
-            "                    num_routed_tokens=routed.routed_BT.sum().double()\n"
-            "                    * self.current_gradient_accumulation_steps\n"
-            "                ),\n",
+            "coefficients(routed, self._method, step, self._totals, num_processes)",
+            "coefficients(\n"
+            "    routed,\n"
+            "    self._method,\n"
+            "    step,\n"
+            "    self._totals._replace(\n"
+            "        num_routed_tokens=routed.routed_BT.sum().double() * self.current_gradient_accumulation_steps\n"
+            "    ),\n"
+            "    num_processes,\n"
+            ")",
         ),
         tests=(SPLIT,),
     ),
@@ -103,7 +110,7 @@ MUTANTS = [
         "TRL's own division by accumulation over generation steps is not undone",
         (
             "trainer.py",
-            "rescaling = self._steps_per_generation / self.current_gradient_accumulation_steps",
+            "rescaling = self._batches.steps_per_generation / self.current_gradient_accumulation_steps",
             "rescaling = 1.0",
         ),
         tests=("trainer/test_split_invariance.py::test_update_does_not_depend_on_the_split[(4, 4, 1)]",),
@@ -118,16 +125,16 @@ MUTANTS = [
         ),
         tests=(
             f"{OBJECTIVE}[srpo]",
-            "trainer/test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
+            "trainer/test_trainer.py::test_unscored_rollouts_are_excluded_from_the_loss",
         ),
     ),
     mutant(
         "totals_of_one_process",
         "each process divides by its own totals: they are not summed over processes",
         (
-            "host/taught_rollouts.py",
-            'return self.accelerator.reduce(tensor, reduction="sum")',
-            "return tensor",
+            "host/trainer.py",
+            'summed: Tensor = self.accelerator.reduce(tensor, reduction="sum")',
+            "summed = tensor",
         ),
         tests=("trainer/test_processes.py::test_two_processes_make_the_update_of_one[one sided-whole]",),
     ),

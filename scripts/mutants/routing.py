@@ -24,7 +24,7 @@ MUTANTS = [
         "sampled evaluation that is asked for by name is not done with method=grpo",
         (
             "config/defaults.py",
-            "    if any(options[name] is not None for name in _SAMPLED_EVALUATION):\n",
+            "    if any(options[name] is not None for name in SAMPLED_EVALUATION):\n",
             "    if False:\n",
         ),
         tests=("trainer/test_grpo_identity.py::test_sampled_evaluation_that_is_asked_for_works_with_grpo",),
@@ -59,14 +59,14 @@ MUTANTS = [
         (
             "rollout/graded.py",
             "has_context_PG=gather(has_context).bool().view_as(score_PG)",
-            "has_context_PG=torch.zeros(len(score_B)).index_fill(0, torch.arange(len(score_B))[group.own_rows], 1)"
+            "has_context_PG=torch.zeros(len(score_B)).index_fill(0, torch.arange(len(score_B))[rollouts.own_rows], 1)"
             ".bool().view_as(score_PG)",
         ),
         tests=("rollout/test_graded.py::test_a_router_sees_the_context_of_all_processes",),
     ),
     mutant(
         "correct_rollouts_distilled",
-        "srpo distils correct rollouts, too",
+        "srpo distills correct rollouts, too",
         (
             "methods/routers.py",
             "torch.where(~graded.is_correct_PG & graded.has_context_PG, Route.DISTILLED, Route.POLICY)",
@@ -93,8 +93,8 @@ MUTANTS = [
             "return score_B",
         ),
         tests=(
-            "rewards/test_correctness.py::test_deciding_score_is_the_weighted_sum_or_one_function",
-            "trainer/test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",
+            "rewards/test_correctness.py::test_correctness_score_is_the_weighted_sum_or_one_function",
+            "trainer/test_trainer.py::test_unscored_rollouts_are_excluded_from_the_loss",
         ),
     ),
     mutant(
@@ -111,18 +111,18 @@ MUTANTS = [
         "infinite_rewards_used",
         "an infinite reward enters the group's advantages",
         (
-            "host/taught_rollouts.py",
+            "host/trainer.py",
             "rewards_BF = torch.where(rewards_BF.isfinite(), rewards_BF, torch.nan)",
             "rewards_BF = rewards_BF.clone()",
         ),
-        tests=("trainer/test_trainer.py::test_unscorable_rollouts_are_trained_by_nothing",),
+        tests=("trainer/test_trainer.py::test_unscored_rollouts_are_excluded_from_the_loss",),
     ),
     mutant(
         "named_reward_ignored",
         "correctness is the weighted sum although one reward function was named",
         ("rewards/correctness.py", "if correctness_reward is not None:", "if False:"),
         tests=(
-            "rewards/test_correctness.py::test_deciding_score_is_the_weighted_sum_or_one_function",
+            "rewards/test_correctness.py::test_correctness_score_is_the_weighted_sum_or_one_function",
             "trainer/test_trainer.py::test_correctness_by_one_named_reward",
         ),
     ),
@@ -159,7 +159,7 @@ MUTANTS = [
     mutant(
         "groups_of_one_process",
         "every process takes its rollouts for the first of all",
-        ("host/checked_calls.py", "first_row=self.accelerator.process_index * len(prompts)", "first_row=0"),
+        ("host/trainer.py", "first_row=self.accelerator.process_index * len(prompts)", "first_row=0"),
         tests=("trainer/test_processes.py::test_two_processes_make_the_update_of_one[straddling-whole]",),
     ),
 ]

@@ -248,11 +248,7 @@ MUTANTS = [
     mutant(
         "card_names_srpo_with_grpo",
         "the card of a model that GRPO trained says that SRPO did",
-        (
-            "trainer.py",
-            "if args.method_record.is_plain:  # the model card",
-            "if False:  # the model card",
-        ),
+        ("trainer.py", "vars(self).update({} if self._is_plain else CARD)", "vars(self).update(CARD)"),
         tests=(
             "trainer/test_grpo_identity.py::test_the_model_card_names_what_the_model_was_trained_with[grpo-GRPO]",
         ),

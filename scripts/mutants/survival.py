@@ -15,8 +15,8 @@ MUTANTS = [
         "an optimizer step whose gradient is not finite is taken",
         (
             "host/finite_steps.py",
-            "self._step_was_skipped = number < 0 or not math.isfinite(number)",
-            "self._step_was_skipped = False",
+            "self.was_skipped = number < 0 or not math.isfinite(number)",
+            "self.was_skipped = False",
         ),
         tests=(f"{FAULTS}::test_a_step_that_is_not_finite_leaves_everything_but_the_counters",),
     ),
@@ -35,7 +35,7 @@ MUTANTS = [
         "steps that are not finite are never too many",
         (
             "host/finite_steps.py",
-            "if was_taken or self._num_nonfinite_in_a_row >= self.args.max_nonfinite_steps:",
+            "if was_taken or self._num_in_a_row >= self._max_in_a_row:",
             "if was_taken:",
         ),
         tests=(f"{FAULTS}::test_the_run_stops_after_so_many_in_a_row",),
@@ -44,9 +44,9 @@ MUTANTS = [
         "teacher_ticks_on_a_skipped_step",
         "the teacher moves after an optimizer step that was skipped",
         (
-            "host/taught_rollouts.py",
-            "if self._step_was_skipped or not num_complete:",
-            "if not num_complete:",
+            "trainer.py",
+            "if num_complete and not (finite is not None and finite.was_skipped):",
+            "if num_complete:",
         ),
         tests=(f"{FAULTS}::test_a_rollout_batch_whose_last_step_is_skipped_does_not_move_the_teacher",),
     ),
@@ -123,7 +123,11 @@ MUTANTS = [
     mutant(
         "earlier_answers_are_not_loaded",
         "a resumed run remembers no earlier answer",
-        ("host/taught_rollouts.py", "else None, solved.load)", "else None, lambda folder: None)"),
+        (
+            "host/objects.py",
+            "OwnFile(solved_prompts.save, solved_prompts.load)",
+            "OwnFile(solved_prompts.save, lambda folder: None)",
+        ),
         tests=(f"{EARLIER}::test_resumed_runs_remember",),
     ),
     mutant(
@@ -131,8 +135,8 @@ MUTANTS = [
         "a prompt that fails again comes a third time",
         (
             "host/prompt_order.py",
-            "if self.max_again and has_failed and place >= num_again:",
-            "if self.max_again and has_failed:",
+            "if self.max_resampled and has_failed and place >= num_resampled:",
+            "if self.max_resampled and has_failed:",
         ),
         tests=(f"{REDRAW}::test_a_prompt_that_fails_again_does_not_come_a_third_time",),
     ),

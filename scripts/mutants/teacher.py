@@ -2,7 +2,7 @@
 
 from mutant import mutant
 
-TICKS = "teacher/test_teacher.py::test_trainer_ticks_once_per_rollout_batch_after_its_last_step"
+TICKS = "teacher/test_teacher.py::test_trainer_updates_the_teacher_once_per_rollout_batch_after_its_last_step"
 GAPS = "trainer/test_mutation_gaps.py"
 
 MUTANTS = [
@@ -70,7 +70,7 @@ MUTANTS = [
     mutant(
         "student_not_restored",
         "after the teacher's pass the student keeps the teacher's values",
-        ("teacher/weights.py", "self._exchange(self._parts(), set_aside, back=True)", "pass"),
+        ("teacher/weights.py", "self._swap(self._parts(), set_aside, back=True)", "pass"),
         tests=("teacher/test_teacher.py::test_the_student_is_restored_to_the_bit",),
     ),
     mutant(
@@ -82,11 +82,7 @@ MUTANTS = [
     mutant(
         "teacher_ticks_every_optimizer_step",
         "the teacher moves at every optimizer step of a rollout batch",
-        (
-            "host/taught_rollouts.py",
-            "num_complete = self._counter.take_complete(self._step)\n",
-            "num_complete = 1\n",
-        ),
+        ("trainer.py", "num_complete = self._counter.take_complete(self._step)\n", "num_complete = 1\n"),
         tests=(f"{TICKS}[iterations]", f"{TICKS}[steps of a batch]"),
     ),
     mutant(
@@ -105,9 +101,10 @@ MUTANTS = [
         "teacher_ticks_twice",
         "the teacher moves twice after a rollout batch",
         (
-            "host/taught_rollouts.py",
-            "        distance = self._teacher.update(num_complete)\n",
-            "        self._teacher.update(num_complete)\n        distance = self._teacher.update(num_complete)\n",
+            "trainer.py",
+            "            self._sums.add(**distance_sums(self.teacher.update(num_complete)))\n",
+            "            self.teacher.update(num_complete)\n"
+            "            self._sums.add(**distance_sums(self.teacher.update(num_complete)))\n",
         ),
         tests=(f"{TICKS}[every step]",),
     ),

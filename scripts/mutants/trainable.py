@@ -25,7 +25,7 @@ MUTANTS = [
     mutant(
         "unfrozen_parameters_not_held",
         "what becomes trainable while training is the student's alone",
-        ("trainer.py", "        self._hold_trainable()\n", ""),
+        ("trainer.py", "        self.teacher.hold_trainable()\n", ""),
         tests=(
             f"{AVERAGE}[embeddings from later on]",
             f"{UNFROZEN}[head-ema]",
@@ -69,8 +69,8 @@ MUTANTS = [
         "head_of_rollouts_in_use_follows",
         "rollouts scored with a head that had never trained are projected with the one that trains",
         (
-            "host/taught_rollouts.py",
-            "        self._heads.give_own(teacher_head(self._student, self._teacher, self._student))\n",
+            "teacher/in_use.py",
+            "        self._heads.give_own(teacher_head(student, self.weights, student))\n",
             "",
         ),
         tests=(f"{UNFROZEN}[head-ema]", f"{UNFROZEN}[head-live]", f"{UNFROZEN}[bias-base]"),
@@ -173,11 +173,7 @@ MUTANTS = [
     mutant(
         "adapter_of_the_head_added_later_trains_unread",
         "an adapter of the LM head that a callback adds is not refused",
-        (
-            "host/taught_rollouts.py",
-            "            return\n        refuse_adapted_head(self._student)\n",
-            "            return\n",
-        ),
+        ("teacher/in_use.py", "        self._check_student(student)\n", ""),
         tests=(f"{TRAINABLE}::test_an_adapter_of_the_head_added_while_training_is_refused",),
     ),
     mutant(
@@ -194,7 +190,7 @@ MUTANTS = [
     mutant(
         "copy_runs_trls_first_model",
         "TRL's forward keeps the model it was made for",
-        ("trainer.py", "        use_own_weights(self._student)\n", ""),
+        ("host/trainer.py", "        use_own_weights(self.student)\n", ""),
         tests=(f"{COPIES}[plain]", f"{COPIES}[grpo]"),
     ),
     mutant(
@@ -284,7 +280,7 @@ MUTANTS = [
         "no_importance_clip_clips",
         "without a clip the importance ratio still weighs tokens",
         (
-            "trainer.py",
+            "loss/student.py",
             "importance_clip=args.distillation_is_clip,",
             "importance_clip=args.distillation_is_clip or 2.0,",
         ),

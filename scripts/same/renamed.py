@@ -34,7 +34,8 @@ KEYS: Mapping[str, str] = {
     "srpo/gradient/grpo_norm": "srpo/gradient/policy_norm",
     "srpo/gradient/sdpo_norm": "srpo/gradient/distilled_norm",
     "srpo/gradient/sdpo_share": "srpo/gradient/distilled_share",
-    "distillation_share": "distilled_fraction",  # in srpo_state.json
+    "distillation_share": "distilled_fraction",  # in srpo_state.json, as the next
+    "again": "resampled",
     "srpo/seconds/elapsed": "training_seconds",
 }
 

@@ -127,7 +127,7 @@ class SRPOTrainer(HostTrainer):
         every = args.gradient_share_steps
         self._gradients = BranchGradients(self.model, every) if every else None
         self._totals: WindowTotals | None = None
-        self.add_callback(AtStepEnd(self._update))  # before the step is logged or saved
+        self.add_callback(AtStepEnd(lambda: self._update()))  # before the step is logged or saved
         if args.run_log:
             TrainingClock.of(self)  # last of the callbacks: the update's time counts
         self.log_sources.append(self._drain)

@@ -303,7 +303,7 @@ def test_quickstart_trains_all_methods_from_one_start(quickstart, capsys, tokeni
     assert list(results["variants"]) == ["grpo", "sdpo", "srpo"]
     for method, variant in results["variants"].items():
         (run,) = variant["runs"]
-        assert variant["options"]["routing"] == method
+        assert variant["options"]["method"] == method
         assert [point["step"] for point in run["points"]] == [0, 1, 2]
         assert run["points"][0]["score"] == results["start"]["student_accuracy"]
         seconds = [point["seconds"] for point in run["points"]]

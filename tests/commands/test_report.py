@@ -17,10 +17,10 @@ from matplotlib import image
 
 from harness import make_trainer
 from srpo_trl.cli import main
-from srpo_trl.commands.curves_plot import COLOURS
+from srpo_trl.commands.curves_plot import COLORS
 from srpo_trl.commands.report import command
 from srpo_trl.commands.report.drawing import draw, run_style, running_mean, svg
-from srpo_trl.commands.report.examples import NUM_LEVELS, Example, full_colour, level, pieces, read_example
+from srpo_trl.commands.report.examples import NUM_LEVELS, Example, full_color, level, pieces, read_example
 from srpo_trl.commands.report.figures import FIGURES, FigureSpec, Panel, accuracy_figure
 from srpo_trl.commands.report.tables import differing_options
 from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, RunLog
@@ -175,7 +175,7 @@ def test_standard_errors_are_drawn_as_bands():
         assert edges <= corners
 
 
-def test_running_mean_is_the_mean_of_the_neighbours():
+def test_running_mean_is_the_mean_of_the_neighbors():
     values = np.random.default_rng(0).normal(size=11)
     expected = [np.mean(values[max(i - 3, 0) : i + 4]) for i in range(11)]
     np.testing.assert_allclose(running_mean(values, 3), expected, rtol=1e-12)
@@ -208,11 +208,11 @@ def lines_of(axes) -> list[tuple[str, list[float], list[float]]]:
     return [
         (line.get_color(), list(line.get_xdata()), list(line.get_ydata()))
         for line in axes.get_lines()
-        if line.get_color() in COLOURS
+        if line.get_color() in COLORS
     ]
 
 
-def test_lines_hold_the_logged_values_in_each_runs_own_colour():
+def test_lines_hold_the_logged_values_in_each_runs_own_color():
     runs = [
         run_of("first", "b", [1.0]),
         run_of("second", "a", [3.0, 1.0]),
@@ -222,8 +222,8 @@ def test_lines_hold_the_logged_values_in_each_runs_own_colour():
         TWO_PANELS, runs, budgets=[Budget("5 s", 5.0, is_time=True), Budget("1 min", 60.0, is_time=True)]
     )
     by_step, by_time = picture.figure.get_axes()
-    assert lines_of(by_step) == [(COLOURS[1], [0, 1], [3, 1]), (COLOURS[2], [0], [2])]
-    assert lines_of(by_time) == [(COLOURS[1], [0, 10], [3, 1])]
+    assert lines_of(by_step) == [(COLORS[1], [0, 1], [3, 1]), (COLORS[2], [0], [2])]
+    assert lines_of(by_time) == [(COLORS[1], [0, 10], [3, 1])]
     assert [text.get_text() for text in by_time.texts] == ["5 s"]  # 60 s lie beyond the run
     assert (by_step.get_xlabel(), by_time.get_xlabel()) == ("optimizer step", "training time (s)")
     assert by_step.get_ylabel() == "unit"
@@ -238,7 +238,7 @@ def test_lines_hold_the_logged_values_in_each_runs_own_colour():
     ]
 
 
-def test_more_runs_than_colours_have_other_lines():
+def test_more_runs_than_colors_have_other_lines():
     styles = [tuple(run_style(i).values()) for i in range(12)]
     assert len(set(styles)) == len(styles)
 
@@ -300,20 +300,20 @@ def test_an_examples_tokens_have_their_numbers():
     assert example.tokens[2].choice == (" 4", 0.97)
     assert "correction 0.900 = divergence 0.600 x weight 1.50" in example.tokens[2].note
     assert "teacher's choice ‘ 4’ (0.97)" in example.tokens[2].note
-    assert [token.text for token in example.strongest(0.9)] == [" 5"]  # the other one has no colour there
+    assert [token.text for token in example.strongest(0.9)] == [" 5"]  # the other one has no color there
     assert [token.correction_text for token in example.strongest(0.1)] == ["‘ 5’ to ‘ 4’", "‘ is’ stays"]
     negative = read_example(example_record(divergence=[-1.0, 0.1, 0.6, None]))  # of a single sampled token
     assert negative.tokens[0].correction == 0.0
 
 
-def test_depth_of_a_colour_follows_the_correction():
+def test_depth_of_a_color_follows_the_correction():
     assert [level(c, 0.9) for c in (None, 0.0, 0.04, 0.06, 0.45, 0.9, 5.0)] == [0, 0, 0, 1, 4, 9, NUM_LEVELS]
     example = read_example(example_record())
-    assert full_colour([example]) == pytest.approx(np.quantile([0.05, 0.9], 0.95))
-    assert full_colour([]) == 1.0
+    assert full_color([example]) == pytest.approx(np.quantile([0.05, 0.9], 0.95))
+    assert full_color([]) == 1.0
     found = pieces(example, 0.9)
     assert [(piece.look, piece.text) for piece in found] == [
-        ("plain", "it is"),  # half a level and less has no colour
+        ("plain", "it is"),  # half a level and less has no color
         ("level9", " 5"),
         ("undistilled", "\n"),
     ]
@@ -346,7 +346,7 @@ def test_a_damaged_record_shows_what_it_has():
     assert (example.prompt, example.is_correct) == ("", None)
 
 
-def test_page_shows_each_example_with_its_demonstration_and_its_colours(tmp_path, few_figures):
+def test_page_shows_each_example_with_its_demonstration_and_its_colors(tmp_path, few_figures):
     run = write_run(tmp_path / "run")
     write_examples(run, *(example_record(step) for step in range(1, 41)))
     page = Page(report(tmp_path, run, arguments=("--examples", "3")))
@@ -576,12 +576,12 @@ def test_page_in_a_browser_is_not_blank_and_asks_for_nothing(tmp_path):
         is_written = np.abs(pixels - pixels[0, 0]).max(axis=2) > 0.3
         filled = is_written.reshape(70, 100, 1200).any(axis=(1, 2))  # bands of 100 pixels
         assert filled[:45].mean() > 0.8, "the upper part of the page is nearly blank"
-        for colour in (
-            *COLOURS[:2],
+        for color in (
+            *COLORS[:2],
             "#E08030" if not is_dark else "#B85E1C",
         ):  # both runs, and a corrected token
-            distance = np.abs(pixels - matplotlib.colors.to_rgb(colour)).max(axis=2)
-            assert (distance < 0.15).sum() > 50, colour
+            distance = np.abs(pixels - matplotlib.colors.to_rgb(color)).max(axis=2)
+            assert (distance < 0.15).sum() > 50, color
 
     control = tmp_path / "control.html"
     control.write_text('<img src="http://report.invalid/x.png">', encoding="utf-8")

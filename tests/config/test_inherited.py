@@ -190,12 +190,12 @@ def refusal(folder, **options):
     return ""
 
 
-@pytest.mark.parametrize("routing", ["grpo", "srpo"])
-def test_what_grpo_trainer_fails_with_is_refused_by_name_and_what_it_does_is_taken(tmp_path, routing):
+@pytest.mark.parametrize("method", ["grpo", "srpo"])
+def test_what_grpo_trainer_fails_with_is_refused_by_name_and_what_it_does_is_taken(tmp_path, method):
     for table, is_refused in ((FAILS, True), (WORKS, False)):
         for name, values, more in table:
             for value in values:
-                message = refusal(tmp_path, routing=routing, **(more | {name: value}))
+                message = refusal(tmp_path, method=method, **(more | {name: value}))
                 assert (f"{name}" in message) is is_refused, message
                 assert bool(message) is is_refused, message
 
@@ -215,10 +215,10 @@ def test_grpo_trainer_does_what_is_taken(tmp_path, name, value, more):
     assert trained_by_grpo_trainer(tmp_path, **(more | {name: value})) is asks_for_steps
 
 
-@pytest.mark.parametrize("routing", ["grpo", "srpo"])
+@pytest.mark.parametrize("method", ["grpo", "srpo"])
 @pytest.mark.parametrize(("name", "value", "more"), cases(WORKS[:NUM_TRAINED]))
-def test_srpo_trainer_does_it_too(tmp_path, name, value, more, routing):
-    options = options_of(tmp_path, routing=routing, **(more | {name: value}))
+def test_srpo_trainer_does_it_too(tmp_path, name, value, more, method):
+    options = options_of(tmp_path, method=method, **(more | {name: value}))
     data = {"reward_funcs": varied, "eval_dataset": chat_dataset()}
     trainer = make_trainer(options.pop("output_dir"), rollout_func=None, **data, **options)
     trainer.train()

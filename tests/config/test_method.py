@@ -80,7 +80,7 @@ def test_a_router_takes_the_place_of_the_methods():
         ({"routing": "policy"}, "routing='policy' is not one of 'srpo', 'sdpo'"),
         ({"routing": "grpo"}, "Give method='grpo'"),
         ({"routing": "advantage_mix"}, "Give method='advantage_mix'"),
-        ({"method": "grpo", "routing": "srpo"}, "distils rollouts that no teacher scores"),
+        ({"method": "grpo", "routing": "srpo"}, "distills rollouts that no teacher scores"),
         (
             {"method": "advantage_mix", "routing": "sdpo"},
             "has advantages, and no rollout takes the policy loss",
@@ -101,7 +101,7 @@ def test_what_is_wrong_by_itself_is_named_at_once():
 def test_a_scorer_that_scores_for_nothing_is_refused(monkeypatch):
     entry = METHODS["grpo"]._replace(factory=lambda: Method(route=routers.policy))
     monkeypatch.setitem(METHODS, "grpo", entry)
-    with pytest.raises(ValueError, match="scores rollouts with a teacher and distils none"):
+    with pytest.raises(ValueError, match="scores rollouts with a teacher and distills none"):
         SRPOConfig(**BASE, method="grpo")
 
 
@@ -148,7 +148,7 @@ def test_a_name_tells_methods_apart():
 
 
 def test_a_groupwise_router_is_tried_on_each_kind_of_group(monkeypatch):
-    """One that distils only where a whole group failed is no router that distils nothing."""
+    """One that distills only where a whole group failed is no router that distills nothing."""
 
     def failed_groups(graded):
         failed_P1 = ~graded.is_correct_PG.any(1, keepdim=True)

@@ -154,7 +154,7 @@ def test_one_of_two_processes_is_killed(tmp_path, moment, victim):
     assert run_two(unharmed, [None, None], TWO) == [0, 0], log_of(unharmed)
     codes = run_two(folder, [moment if rank == victim else None for rank in (0, 1)], TWO)
     assert codes[victim] == -signal.SIGKILL, log_of(folder)
-    assert codes[1 - victim] != 0  # it does not wait for ever, nor go on alone
+    assert codes[1 - victim] != 0  # it does not wait forever, nor go on alone
     assert last_complete_checkpoint(str(folder))
     assert run_two(folder, [None, None], TWO) == [0, 0], log_of(folder)
     for rank in (0, 1):

@@ -169,14 +169,14 @@ def test_groups_of_the_same_prompt_never_mix(tmp_path):
 
     trainer = make_trainer(tmp_path, train_dataset=dataset, rollout_func=rollouts)
     seen = {}
-    original = trainer._score_with_teacher
+    original = trainer._score
 
     def score(output, routed):
         prompts = [prompt and TOKENIZER.decode(list(prompt.ids)) for prompt in routed.teacher_prompts]
         seen.update(prompts=prompts, routes=routed.route_B.tolist(), advantages=output["advantages"].tolist())
         return original(output, routed)
 
-    trainer._score_with_teacher = score
+    trainer._score = score
     trainer.train()
     assert seen["routes"] == [
         Route.POLICY,
@@ -317,13 +317,13 @@ def test_teacher_prompt_and_rollout_fit_into_the_context(tmp_path):
         rollout_func=replay(TOKENIZER, rollouts),
     )
     lengths = []
-    original = trainer._score_with_teacher
+    original = trainer._score
 
     def score(output, routed):
         lengths.extend(len(prompt.ids) for prompt in routed.teacher_prompts if prompt)
         return original(output, routed)
 
-    trainer._score_with_teacher = score
+    trainer._score = score
     assert update(trainer).any()
     assert max(lengths) == context - longest
     assert logged(trainer, "srpo/teacher/prompts_cut_frac")[0] > 0

@@ -156,7 +156,7 @@ def broken_on(*texts, error):
 @pytest.mark.parametrize(
     "error", [KeyError("x"), ZeroDivisionError(), RecursionError(), TypeError()], ids=repr
 )
-def test_a_row_that_breaks_the_grader_is_trained_by_nothing(tmp_path, error, caplog):
+def test_a_row_that_breaks_the_grader_is_excluded_from_the_loss(tmp_path, error, caplog):
     dataset = chat_dataset(answer=["2", "4", "6", "8"])
     parameters = {"train_dataset": dataset, "teacher_context": ["sibling", "feedback"]}
     trainer = make_trainer(

@@ -306,7 +306,7 @@ def test_a_template_without_the_users_text_is_refused_when_the_trainer_is_made(t
     make_trainer(tmp_path, processing_class=tokenizer, method="grpo", **SAMPLED)
 
 
-def test_rendered_prompts_that_are_not_recognised_are_warned_of(tmp_path):
+def test_rendered_prompts_that_are_not_recognized_are_warned_of(tmp_path):
     rows = chats(*["<|user|>1+1"] * 4)
     with pytest.warns(
         UserWarning, match=r"text with the marker\(s\) <\|user\|>, but not as the tokenizer's chat template"

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from harness import LORA, flat_parameters, logged, make_trainer, tiny_model
 from srpo_trl.host.finite_steps import NonFiniteStepsError
-from srpo_trl.host.nonfinite_report import NUM_SAVED_STEPS, StepRecord, report
+from srpo_trl.host.nonfinite_report import NUM_SAVED_STEPS, StepRecord, step_report
 from srpo_trl.methods.record import Route
 from srpo_trl.rollout.batch import TEACHER_ENTROPY
 
@@ -60,8 +60,10 @@ class States(TrainerCallback):
     def keep(self, trainer):
         optimizer = trainer.optimizer.optimizer.state_dict()["state"]
         moments = [v.double().reshape(-1) for s in optimizer.values() for v in s.values()]
-        teacher = [v.double().reshape(-1) for v in trainer._teacher.state_dict().values()]
-        self.states.append((flat_parameters(trainer.model), moments, teacher, trainer._teacher.num_updates))
+        teacher = [v.double().reshape(-1) for v in trainer.teacher.weights.state_dict().values()]
+        self.states.append(
+            (flat_parameters(trainer.model), moments, teacher, trainer.teacher.weights.num_updates)
+        )
 
     @staticmethod
     def of(trainer):
@@ -176,14 +178,14 @@ def test_the_report_names_the_branch_or_the_parameter(tmp_path, max_grad_norm):
     assert f"gradient: from {name} back, 1 of " in str(error.value)
 
     trainer = make_trainer(tmp_path, max_nonfinite_steps=1)
-    original = trainer._distillation_request
+    original = trainer._request
 
     def request(routed):
         made = original(routed)
         made.coefficient_N[0] = math.inf
         return made
 
-    trainer._distillation_request = request
+    trainer._request = request
     with pytest.raises(
         NonFiniteStepsError, match="loss of the distillation branch: in micro-batches 0 of 1"
     ) as error:
@@ -241,7 +243,7 @@ def test_a_folder_that_cannot_be_written_hides_nothing(tmp_path, caplog):
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_a_teacher_that_has_diverged_trains_nothing_and_is_named(tmp_path, method, beta):
     trainer = make_trainer(tmp_path, method=method, entropy_weight_beta=beta, max_nonfinite_steps=2, **SPLIT)
-    trainer._teacher._values["model.norm.weight"].fill_(math.nan)
+    trainer.teacher.weights._values["model.norm.weight"].fill_(math.nan)
     before, rows = flat_parameters(trainer.model), []
     original = trainer._compute_loss
 
@@ -306,16 +308,17 @@ def test_a_step_that_deepspeed_took_all_the_same_stops_the_run(tmp_path, monkeyp
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
     with pytest.raises(NonFiniteStepsError, match="DeepSpeed took this step: the weights are lost"):
-        trainer._report(-1.0)
+        trainer.finite_steps.decide(-1.0, 1)
     monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", True)
-    trainer._report(-1.0)
+    trainer.finite_steps.decide(-1.0, 2)
 
 
 def test_every_process_hears_of_the_others():
     given = {"step": 3, "rank": 1, "grad_norm": -1.0, "num_in_a_row": 1, "max_in_a_row": 3, "path": None}
-    text = report(StepRecord(), num_losses_of_rank=[2, 0, 0, 1], was_taken=False, **given)
+    given["advice"] = {}
+    text = step_report(StepRecord(), num_losses_of_rank=[2, 0, 0, 1], was_taken=False, **given)
     assert "- loss on processes 0, 3, which report their own" in text
     assert "every loss is finite" not in text
-    assert "every loss is finite" in report(
+    assert "every loss is finite" in step_report(
         StepRecord(), num_losses_of_rank=[0] * 4, was_taken=False, **given
     )

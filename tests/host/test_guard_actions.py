@@ -17,9 +17,9 @@ def guarded(tmp_path, action, **options):
     """A run in which the teacher "drifts" from its second log on."""
     trainer = make_trainer(tmp_path, guard_action="off", **({"max_steps": 5, "learning_rate": 0.1} | options))
     remedies = {
-        "lower_distillation": trainer._share.lower,
-        "freeze_teacher": lambda: trainer._teacher.freeze(),
-        "reset_teacher": lambda: trainer._teacher.reset_to_student(),
+        "lower_distillation": trainer._router.fraction.lower,
+        "freeze_teacher": lambda: trainer.teacher.weights.freeze(),
+        "reset_teacher": lambda: trainer.teacher.weights.reset_to_student(),
     }
     trainer.add_callback(GuardCallback(action, remedies, ALWAYS))
     trainer.train()
@@ -70,7 +70,7 @@ def test_a_frozen_teacher_keeps_its_values():
     assert torch.equal(teacher.state_dict()["weight"], before)
 
 
-def test_resynchronised_teacher_is_the_student_after_the_next_tick_only(tmp_path):
+def test_reset_teacher_is_the_student_after_the_next_update_only(tmp_path):
     trainer, findings = guarded(tmp_path, "reset_teacher")
     distances = logged(trainer, "srpo/teacher/distance")
     step = findings[0]["step"]  # after whose tick the guard spoke
@@ -79,7 +79,7 @@ def test_resynchronised_teacher_is_the_student_after_the_next_tick_only(tmp_path
     assert distances[step + 1] > 0
 
 
-def test_frozen_and_resynchronising_survive_a_checkpoint(tmp_path):
+def test_frozen_and_reset_survive_a_checkpoint(tmp_path):
     model = torch.nn.Linear(2, 2)
     teacher = TeacherWeights(model, "ema", 0.05)
     teacher.freeze()
@@ -114,6 +114,6 @@ def test_the_trainers_own_remedies_reach_share_and_teacher(tmp_path):
     (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, GuardCallback)]
     for remedy in callback._remedies.values():
         remedy()
-    assert trainer._share.factor == 0.5
-    assert trainer._teacher.is_frozen
-    assert trainer._teacher._resets_to_student
+    assert trainer._router.fraction.factor == 0.5
+    assert trainer.teacher.weights.is_frozen
+    assert trainer.teacher.weights._resets_to_student

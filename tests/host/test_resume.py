@@ -37,7 +37,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, split, peft_config):
     assert second.state.global_step == 4
     for resumed, uninterrupted in zip(states(second), states(whole), strict=True):
         assert torch.equal(resumed, uninterrupted)
-    assert second._teacher.num_updates == whole._teacher.num_updates > 0
+    assert second.teacher.weights.num_updates == whole.teacher.weights.num_updates > 0
     assert any(entry.get("srpo/route/distilled_frac", 0) > 0 for entry in whole.state.log_history[-3:])
 
 
@@ -232,5 +232,5 @@ def test_teacher_saved_is_the_teacher_used(tmp_path):
     from safetensors.torch import load_file
 
     saved = load_file(tmp_path / "checkpoint-2" / TEACHER_FILE)
-    for name, value in trainer._teacher.state_dict().items():
+    for name, value in trainer.teacher.weights.state_dict().items():
         assert torch.equal(saved[name], value)

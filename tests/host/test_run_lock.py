@@ -1,4 +1,4 @@
-"""One run a folder: the second is refused, and what a killed run leaves behind is recognised."""
+"""One run a folder: the second is refused, and what a killed run leaves behind is recognized."""
 
 import dataclasses
 import errno

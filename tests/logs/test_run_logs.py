@@ -251,7 +251,9 @@ def test_teachers_choices_are_those_of_the_model_that_reads_the_teacher_prompt(e
         "4;4;4;4;4;4;4<|end|>"
     ]  # the update was of size 0: student, teacher and model are one
     prompt = [{"role": "user", "content": "1+1"}]
-    teacher_prompt = trainer._encoder.encode(prompt, TeacherInformation(solution=record["solution"])).ids
+    teacher_prompt = trainer._router._encoder.encode(
+        prompt, TeacherInformation(solution=record["solution"])
+    ).ids
     ids = [*teacher_prompt, *tokenizer("4;4;4;4;4;4;4")["input_ids"], tokenizer.eos_token_id]
     with torch.no_grad():
         logits = trainer.model(input_ids=torch.tensor([ids])).logits[0] / 0.7

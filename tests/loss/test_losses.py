@@ -1,4 +1,4 @@
-"""The pure functions of srpo_trl.losses against literals, the NumPy oracle and TRL's own loss helpers."""
+"""The pure functions of srpo_trl.loss against literals, the NumPy oracle and TRL's own loss helpers."""
 
 import math
 

@@ -238,7 +238,7 @@ def test_auto_does_without_kernels_that_fail_their_self_test(monkeypatch):
 SELF_TEST = """
     import torch
     torch.set_num_threads(1)
-    from srpo_trl.ops import fused, self_test
+    from srpo_trl.loss.ops import fused, self_test
     cpu = torch.device("cpu")
     self_test.VOCABULARY, self_test.NUM_TOKENS = 1001, 7
     assert self_test.disagreement(cpu) is None, self_test.disagreement(cpu)

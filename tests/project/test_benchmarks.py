@@ -16,7 +16,7 @@ sys.path.insert(
 from benchmarks import accuracy, loss, step, teacher_pass
 from benchmarks import loss_table as bench
 from benchmarks.common import commit
-from benchmarks.peers import FULL, TOPK, Contender, Losses, Problem, Size
+from benchmarks.peers import FULL, TOPK, BenchmarkCase, Contender, Losses, Size
 
 from srpo_trl.loss.ops import Backend
 
@@ -106,10 +106,10 @@ def test_share_of_failed_rollouts_is_exact():
     assert len(set(texts)) == 20
 
 
-def holding(problem: Problem, num_bytes: int) -> Losses:
+def holding(case: BenchmarkCase, num_bytes: int) -> Losses:
     """A loss that needs so many bytes on the way."""
     torch.full((num_bytes,), 1, dtype=torch.uint8)
-    return Losses(problem.student_hidden_ND.sum() + problem.student_weight_VD.sum(), None)
+    return Losses(case.student_hidden_ND.sum() + case.student_weight_VD.sum(), None)
 
 
 def test_peak_memory_is_what_the_loss_needs():

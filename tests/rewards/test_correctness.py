@@ -42,7 +42,7 @@ def test_a_group_has_failed_where_something_was_scored_and_nothing_correct():
     assert judge_correctness(torch.tensor([[NAN]]), 0.5).accuracy is None
 
 
-def test_deciding_score_is_the_weighted_sum_or_one_function():
+def test_correctness_score_is_the_weighted_sum_or_one_function():
     rewards = torch.tensor([[1.0, 0.5], [NAN, 0.5], [NAN, NAN]])
     weights = torch.tensor([2.0, 1.0])
     for named, expected in ((None, [2.5, 0.5, NAN]), ("a", [1.0, NAN, NAN])):

@@ -139,7 +139,7 @@ def test_readers_take_linear_time(name):
     within_limit(read_all, name)
 
 
-def test_neighbouring_tokens_are_joined_once():
+def test_neighboring_tokens_are_joined_once():
     unknown = (None,) * 5
     tokens = [Token("word ", None if n % 2 else 0.0, *unknown) for n in range(4)]
     tokens += [Token("x", 0.0, *unknown)] * 200_000

@@ -59,7 +59,7 @@ def test_a_share_of_0_is_grpo(tmp_path):
     assert logged(trainer, "srpo/route/distilled_frac")[1] == 0.0
 
     nothing = make_trainer(tmp_path / "nothing", distilled_frac_decay_steps=1)
-    nothing._share.factor = 0.0
+    nothing._router.fraction.factor = 0.0
     no_teacher = make_trainer(tmp_path / "no_teacher", teacher_context=["feedback"])
     assert relative_error(update(nothing), update(no_teacher)) < 1e-5
 
@@ -89,7 +89,7 @@ def test_options_out_of_range_are_named_together(tmp_path):
 def test_share_survives_a_resume(tmp_path):
     options = {"distilled_frac_decay_steps": 8, "save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(tmp_path, **options)
-    trainer._share.lower()
+    trainer._router.fraction.lower()
     trainer.train()
     resumed = make_trainer(tmp_path, **options, max_steps=2, rollout_func=replay(tiny_tokenizer(), ROLLOUTS))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

@@ -51,7 +51,7 @@ def route(method, score, own=slice(0, 4), feedback=("",) * 4, gather=lambda own:
 
 
 def whole_group(graded):
-    """Distil a group if there is something to show for all of it."""
+    """Distill a group if there is something to show for all of it."""
     return torch.where(graded.has_context_PG.all(1, keepdim=True), 2, 1).expand_as(graded.is_correct_PG)
 
 

@@ -9,7 +9,7 @@ from srpo_trl.host.prompt_order import ResumableRepeatSampler
 from srpo_trl.seams.trl import RepeatSampler
 
 
-def sampler_of(num_prompts, batch_size=4, max_again=0, shuffle=False):
+def sampler_of(num_prompts, batch_size=4, max_resampled=0, shuffle=False):
     like = RepeatSampler(
         range(num_prompts),
         mini_repeat_count=2,
@@ -19,7 +19,7 @@ def sampler_of(num_prompts, batch_size=4, max_again=0, shuffle=False):
         seed=5,
     )
     made = ResumableRepeatSampler.like(like)
-    made.max_again = max_again
+    made.max_resampled = max_resampled
     return made, like
 
 
@@ -47,14 +47,14 @@ def test_nothing_is_drawn_again_by_default(shuffle):
 
 
 def test_failed_prompts_come_once_more_in_place_of_the_last():
-    sampler, _ = sampler_of(18, max_again=1)
+    sampler, _ = sampler_of(18, max_resampled=1)
     batches = prompts_of(sampler, failing={1, 2, 9})
     # batch 0 is known once batch 1 is drawn: its failed prompts lead the batches that follow, one in each
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [1, 8, 9, 10], [2, 11, 12, 13]]
 
 
 def test_a_prompt_that_fails_again_does_not_come_a_third_time():
-    sampler, _ = sampler_of(40, max_again=4)
+    sampler, _ = sampler_of(40, max_resampled=4)
     drawn = [prompt for batch in prompts_of(sampler, failing={0, 1}, ahead=0) for prompt in batch]
     assert drawn.count(0) == drawn.count(1) == 2
     assert max(drawn.count(p) for p in range(2, 38)) == 1
@@ -63,12 +63,12 @@ def test_a_prompt_that_fails_again_does_not_come_a_third_time():
 @pytest.mark.parametrize("stop_after", [2, 3, 5])
 def test_a_pass_resumed_inside_an_epoch_draws_what_was_drawn(stop_after):
     failing = {0, 3, 5, 6, 11}
-    whole, _ = sampler_of(40, max_again=2, shuffle=True)
+    whole, _ = sampler_of(40, max_resampled=2, shuffle=True)
     expected = prompts_of(whole, failing)
 
-    stopped, _ = sampler_of(40, max_again=2, shuffle=True)
+    stopped, _ = sampler_of(40, max_resampled=2, shuffle=True)
     prompts_of(stopped, failing, stop_after=stop_after)
-    resumed, _ = sampler_of(40, max_again=2, shuffle=True)
+    resumed, _ = sampler_of(40, max_resampled=2, shuffle=True)
     resumed.restore(stopped.state(is_inside_epoch=True))
     resumed.set_epoch(0)
     rows, size = iter(resumed), resumed.batch_size * 6
@@ -79,11 +79,11 @@ def test_a_pass_resumed_inside_an_epoch_draws_what_was_drawn(stop_after):
 
 
 def test_what_failed_at_the_end_of_an_epoch_leads_the_next_one_after_a_resume_too():
-    sampler, _ = sampler_of(8, max_again=1)
+    sampler, _ = sampler_of(8, max_resampled=1)
     assert prompts_of(sampler, failing={1}, ahead=0) == [[0, 1, 2, 3], [1, 4, 5, 6]]
-    at_the_end, _ = sampler_of(8, max_again=1)
+    at_the_end, _ = sampler_of(8, max_resampled=1)
     prompts_of(at_the_end, failing={6}, ahead=0)
-    resumed, _ = sampler_of(8, max_again=1)
+    resumed, _ = sampler_of(8, max_resampled=1)
     resumed.restore(at_the_end.state(is_inside_epoch=False))
     assert (
         prompts_of(resumed, failing=set())

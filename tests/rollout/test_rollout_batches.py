@@ -199,19 +199,19 @@ def counted_run(folder, accumulation, per_generation, iterations):
         learning_rate=0.01,
         **batch_options(accumulation, per_generation, iterations),
     )
-    generated, original = [], trainer._score_with_teacher
+    generated, original = [], trainer._score
 
     def score(output, rollouts):
         generated.append(trainer._step)
         original(output, rollouts)
 
-    trainer._score_with_teacher = score
+    trainer._score = score
     trainer.train()
     return trainer, len(generated)
 
 
 def assert_one_update_per_rollout_batch(trainer, num_generated):
-    assert trainer._teacher.num_updates == num_generated > 0
+    assert trainer.teacher.weights.num_updates == num_generated > 0
     steps_with = {
         name: len([entry for entry in trainer.state.log_history if name in entry])
         for name in ("srpo/route/distilled_frac", "srpo/teacher/distance")
@@ -241,7 +241,7 @@ def test_all_updates_come_after_the_optimizer_step_toward_its_student(tmp_path, 
     trainer = make_trainer(
         tmp_path, max_steps=3, learning_rate=0.1, teacher_update_rate=0.2, train_dataset=data, **options
     )
-    expected, found, tick = states(trainer)[1], [], trainer._teacher.update
+    expected, found, tick = states(trainer)[1], [], trainer.teacher.weights.update
 
     def recorded_tick(num_updates):
         nonlocal expected
@@ -250,7 +250,7 @@ def test_all_updates_come_after_the_optimizer_step_toward_its_student(tmp_path, 
             expected = 0.8 * expected + 0.2 * flat_parameters(trainer.model)
         return tick(num_updates)
 
-    trainer._teacher.update = recorded_tick
+    trainer.teacher.weights.update = recorded_tick
     trainer.train()
     assert found == calls
     torch.testing.assert_close(states(trainer)[1], expected, rtol=1e-6, atol=1e-7)
@@ -295,10 +295,10 @@ def test_each_rollout_is_distilled_from_the_teacher_that_scored_it(
         **batch_options(accumulation, per_generation, iterations),
     )
     scored, errors, teachers_of_step = {}, [], []
-    score, add = trainer._score_with_teacher, trainer._rollout_log.add
+    score, add = trainer._score, trainer._rollout_log.add
 
     def recorded_score(output, rollouts):
-        values = trainer.model.state_dict() if kind == "live" else trainer._teacher.state_dict()
+        values = trainer.model.state_dict() if kind == "live" else trainer.teacher.weights.state_dict()
         weights = {name: value.clone() for name, value in values.items()}
         numbers = trainer._rollout_log.numbers_B.tolist()
         completions = trl_batch.completion_rows(output)
@@ -324,7 +324,7 @@ def test_each_rollout_is_distilled_from_the_teacher_that_scored_it(
             errors.append(float((found - expected).abs().max() / expected.max()))
         add(step, inputs, routed, result, mean_unnormalized_weight, head)
 
-    trainer._score_with_teacher, trainer._rollout_log.add = recorded_score, checked_add
+    trainer._score, trainer._rollout_log.add = recorded_score, checked_add
     trainer.train()
     assert max(errors) < 1e-4
     teachers = {step: {t for s, t in teachers_of_step if s == step} for step, _ in teachers_of_step}
@@ -347,15 +347,16 @@ def trained(folder, checkpoint=None, *, max_steps, rows=12, **options):
     trainer = make_trainer(
         folder, **RUN | defaults | {"save_steps": 1, "max_steps": max_steps, "num_generations": 4} | options
     )
-    route = trainer._route
+    route = trainer._router.route
 
-    def checked_route(inputs, prompts, *others):
-        sampler = trainer._prompt_order.sampler
+    def checked_route(graded, *others, **more):
+        sampler = trainer.prompt_order.sampler
         drawn = sampler._drawn[sampler._num_reported]
-        assert prompts[:: trainer.num_generations] == [trainer.train_dataset[row]["prompt"] for row in drawn]
-        return route(inputs, prompts, *others)
+        expected = [trainer.train_dataset[row]["prompt"] for row in drawn]
+        assert graded.prompts[:: trainer.num_generations] == expected
+        return route(graded, *others, **more)
 
-    trainer._route = checked_route
+    trainer._router.route = checked_route
     trainer.train(resume_from_checkpoint=checkpoint and str(folder / checkpoint))
     return trainer
 
@@ -367,9 +368,9 @@ def test_a_run_resumed_in_straddling_steps_equals_the_uninterrupted_one(tmp_path
     whole = trained(tmp_path, max_steps=5, **options)
     resumed = trained(tmp_path, f"checkpoint-{stopped_after}", max_steps=5, **options)
     assert torch.equal(flat_parameters(resumed.model), flat_parameters(whole.model))
-    for name, value in whole._teacher.state_dict().items():
-        assert torch.equal(resumed._teacher.state_dict()[name], value)
-    assert resumed._teacher.num_updates == whole._teacher.num_updates == 3
+    for name, value in whole.teacher.weights.state_dict().items():
+        assert torch.equal(resumed.teacher.weights.state_dict()[name], value)
+    assert resumed.teacher.weights.num_updates == whole.teacher.weights.num_updates == 3
     assert resumed._counter.num_rollouts == whole._counter.num_rollouts == 4 * 12
 
 
@@ -408,16 +409,16 @@ SELDOM = (
 def test_a_run_resumed_under_other_options_counts_on(tmp_path, caplog, before, after):
     """One update of the teacher per rollout batch, before and after, and outcomes told to the right prompts."""
     first = trained(tmp_path, max_steps=4, resample_failed_frac=1.0, **before)
-    ticks = first._teacher.num_updates
-    assert ticks == first._step // first._batch_options.micro_batches_per_rollout_batch > 0
+    ticks = first.teacher.weights.num_updates
+    assert ticks == first._step // first._batches.micro_batches_per_rollout_batch > 0
     with caplog.at_level(logging.WARNING, "srpo_trl"):
         resumed = trained(tmp_path, "checkpoint-4", max_steps=10, **after | {"resample_failed_frac": 1.0})
-    each = resumed._batch_options.micro_batches_per_rollout_batch
+    each = resumed._batches.micro_batches_per_rollout_batch
     assert resumed.state.global_step == 10
     num_trained = 6 * after["gradient_accumulation_steps"]
     # an epoch's last step can be short
     assert ticks * each < resumed._step <= ticks * each + num_trained
-    assert resumed._teacher.num_updates == resumed._step // each > ticks
+    assert resumed.teacher.weights.num_updates == resumed._step // each > ticks
     assert "The checkpoint was written under" in caplog.text
     assert resumed._counter.num_rollouts > first._counter.num_rollouts
 
@@ -434,7 +435,7 @@ def test_a_run_resumed_with_half_the_batch_goes_on_as_if_it_had_been_so(tmp_path
     resumed = trained(tmp_path / "parts", "checkpoint-2", max_steps=5, **given, **batch_options(2, 2, 1))
     for ours, theirs in zip(states(resumed), states(whole), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert resumed._teacher.num_updates == whole._teacher.num_updates == 5
+    assert resumed.teacher.weights.num_updates == whole.teacher.weights.num_updates == 5
 
 
 @pytest.mark.parametrize(
@@ -462,8 +463,8 @@ def test_inside_a_rollout_batch_other_options_are_refused_before_anything_is_loa
     assert all(value in str(error.value) for value in named)
     monkeypatch.undo()
     resumed = trained(tmp_path, "checkpoint-3", max_steps=9, rows=24, **after)
-    each = resumed._batch_options.micro_batches_per_rollout_batch
-    assert resumed._teacher.num_updates == resumed._step // each > 1
+    each = resumed._batches.micro_batches_per_rollout_batch
+    assert resumed.teacher.weights.num_updates == resumed._step // each > 1
 
 
 def test_inside_a_rollout_batch_other_groups_and_data_go_on(tmp_path):
@@ -471,7 +472,7 @@ def test_inside_a_rollout_batch_other_groups_and_data_go_on(tmp_path):
     resumed = trained(
         tmp_path, "checkpoint-4", max_steps=9, rows=24, **batch_options(1, 3, 1) | {"num_generations": 2}
     )
-    assert resumed._teacher.num_updates == 3
+    assert resumed.teacher.weights.num_updates == 3
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_its_fields(tmp_path):
@@ -522,7 +523,7 @@ def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "ended" / "checkpoint-2"))
     for ours, theirs in zip(states(resumed), states(whole), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert resumed._teacher.num_updates == whole._teacher.num_updates == 5
+    assert resumed.teacher.weights.num_updates == whole.teacher.weights.num_updates == 5
 
     inside = make_trainer(tmp_path / "inside", num_iterations=3, **options)
     with pytest.raises(ValueError, match=r"num_processes=2, and cannot be resumed under .*num_processes=1"):

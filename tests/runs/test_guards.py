@@ -76,7 +76,7 @@ def test_healthy_runs_are_left_alone():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"srpo/route/distilled_frac": 0.0, "srpo/correct_frac": 0.95},  # nothing left to distil
+        {"srpo/route/distilled_frac": 0.0, "srpo/correct_frac": 0.95},  # nothing left to distill
         {"srpo/route/distilled_frac": 0.0, "srpo/distillation/share": 0.0},  # as scheduled
         {"srpo/teacher/distance": 0.0, "learning_rate": 0.0},
         {"reward": 0.3, "eval_avg@16": 0.3},  # both fall: no exploit

@@ -35,8 +35,8 @@ def test_layers_are_replaced_and_the_fused_head_stays():
     run("""
         from harness import tiny_model
         from liger_kernel.ops import LigerRMSNormFunction
-        from srpo_trl.liger_layers import apply_liger_layers
-        from srpo_trl.student_pass import add_distillation_head
+        from srpo_trl.seams.liger import apply_liger_layers
+        from srpo_trl.loss.student import add_distillation_head
         model = tiny_model()
         add_distillation_head(model)
         head, before = model.forward, {n: p.clone() for n, p in model.named_parameters()}
@@ -54,7 +54,7 @@ def test_layers_are_replaced_and_the_fused_head_stays():
 def test_outputs_stay_within_bfloat16(family):
     run(f"""
         import torch, transformers
-        from srpo_trl.liger_layers import apply_liger_layers
+        from srpo_trl.seams.liger import apply_liger_layers
         config_class = getattr(transformers, "{family}Config")
         name = "Gemma3ForCausalLM" if "{family}" == "Gemma3Text" else "{family}ForCausalLM"
         config = config_class(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=4,

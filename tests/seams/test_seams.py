@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import itertools
 from pathlib import Path
 
 import pytest
@@ -165,12 +164,10 @@ def test_every_private_attribute_that_is_read_is_ours_or_a_seam():
     for trainer in OUR_TRAINERS:
         ours |= set(vars(trainer))
         tree = ast.parse(inspect.getsource(trainer))
-        constructors = [n for n in ast.walk(tree) if getattr(n, "name", None) == "__init__"]
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "self":
                 read.add(node.attr)
-        for node in itertools.chain.from_iterable(map(ast.walk, constructors)):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                ours.add(node.attr)
+                if isinstance(node.ctx, ast.Store):
+                    ours.add(node.attr)
     private = {name for name in read if name.startswith("_") and not name.startswith("__")}
     assert private - ours <= set(trl_seams.ATTRIBUTES) | set(trl_seams.METHODS)

@@ -100,7 +100,7 @@ def flat(parameters_and_parts):
 
 def whole(trainer, values=None):
     """The trainable parameters, or the teacher's values of them, gathered into one vector."""
-    parameters = trainer._teacher._parameters()
+    parameters = trainer.teacher.weights._parameters()
     return flat((p, local_shard(p) if values is None else values[name]) for name, p in parameters.items())
 
 
@@ -112,7 +112,7 @@ def saved_model(folder):
 
 
 def sharded_fraction(trainer):
-    parameters = trainer._teacher._parameters()
+    parameters = trainer.teacher.weights._parameters()
     wholes = [full_tensor(p, local_shard(p), torch.device("cpu")).numel() for p in parameters.values()]
     return sum(local_shard(p).numel() for p in parameters.values()) / sum(wholes)
 
@@ -141,15 +141,15 @@ def run(folder, num_processes, rollouts, micro_batch, options):
     trainer = make(folder, rollouts, num_processes, micro_batch, **options)
     initial = flat((p, local_shard(p)) for _, p in named_trainable(trainer.model))
     trainer.train()
-    teacher = whole(trainer, trainer._teacher.state_dict())
-    num_updates = trainer._teacher.num_updates
+    teacher = whole(trainer, trainer.teacher.weights.state_dict())
+    num_updates = trainer.teacher.weights.num_updates
     with CommDebugMode() as communication:
-        trainer._teacher.update()
+        trainer.teacher.weights.update()
     return {
         "engine": engine_name(trainer),
         "num_processes": trainer.accelerator.num_processes,
         "held": sharded_fraction(trainer),
-        "teacher_held": sum(v.numel() for v in trainer._teacher.state_dict().values()) / len(teacher),
+        "teacher_held": sum(v.numel() for v in trainer.teacher.weights.state_dict().values()) / len(teacher),
         "update_messages": communication.get_total_counts(),
         "update": whole(trainer) - initial,
         "teacher": teacher,
@@ -190,7 +190,7 @@ def bfloat16(folder, **more):
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     trainer = make(folder, STRADDLING, 2, 2, **(options | more))
     trainer.train()
-    teacher, student = trainer._teacher, whole(trainer)
+    teacher, student = trainer.teacher.weights, whole(trainer)
     held = {name: local_shard(p).clone() for name, p in teacher._parameters().items()}
     with teacher.swapped_in():
         installed = whole(trainer)
@@ -219,7 +219,7 @@ def continued(folder, num_processes, checkpoint):
     """A run that goes on from a checkpoint, perhaps of another number of processes."""
     trainer = make(folder, STRADDLING, num_processes, 6, **RESUMED["end of a rollout batch"], **ADAMW)
     trainer.train(resume_from_checkpoint=checkpoint)
-    return {"student": whole(trainer), "teacher": whole(trainer, trainer._teacher.state_dict())}
+    return {"student": whole(trainer), "teacher": whole(trainer, trainer.teacher.weights.state_dict())}
 
 
 def resumed(folder, num_processes, options):
@@ -231,9 +231,12 @@ def resumed(folder, num_processes, options):
         trainers.append(trainer)
     uninterrupted, second = trainers
     return {
-        "uninterrupted": (whole(uninterrupted), whole(uninterrupted, uninterrupted._teacher.state_dict())),
-        "resumed": (whole(second), whole(second, second._teacher.state_dict())),
-        "num_updates": (uninterrupted._teacher.num_updates, second._teacher.num_updates),
+        "uninterrupted": (
+            whole(uninterrupted),
+            whole(uninterrupted, uninterrupted.teacher.weights.state_dict()),
+        ),
+        "resumed": (whole(second), whole(second, second.teacher.weights.state_dict())),
+        "num_updates": (uninterrupted.teacher.weights.num_updates, second.teacher.weights.num_updates),
         "folders": sorted(path.name for path in folder.iterdir()),
     }
 
@@ -267,8 +270,8 @@ def nonfinite(folder):
     return {
         "engine": engine_name(clean),
         "student": [whole(trainer) for trainer in (clean, skipping, stopped)],
-        "teacher": [whole(t, t._teacher.state_dict()) for t in (clean, skipping, stopped)],
-        "num_updates": [trainer._teacher.num_updates for trainer in (clean, skipping, stopped)],
+        "teacher": [whole(t, t.teacher.weights.state_dict()) for t in (clean, skipping, stopped)],
+        "num_updates": [trainer.teacher.weights.num_updates for trainer in (clean, skipping, stopped)],
         "steps": [trainer.state.global_step for trainer in (clean, skipping, stopped)],
         "counted": logged(skipping, "srpo/nonfinite_steps")[:3],
         "report": report,

@@ -181,7 +181,7 @@ def train(folder: Path, arm: str | None, options: dict[str, Any], environment: d
         trainer = make_trainer(folder, **options)
         named = str(folder / "checkpoint-2") if arm == "named" else None
         trainer.train(resume_from_checkpoint=named or last_complete_checkpoint(str(folder)))
-        values = [value.double().reshape(-1) for value in trainer._teacher.state_dict().values()]
+        values = [value.double().reshape(-1) for value in trainer.teacher.weights.state_dict().values()]
         result = {"student": flat_parameters(trainer.model), "teacher": torch.cat(values)}
         torch.save(result, folder / f"{environment.get('RANK', '0')}{RESULT}")
     except BaseException:

@@ -75,11 +75,11 @@ STEP = {
 }
 WATCHED = (
     (SRPOTrainer, "_generate", SAMPLING),
-    (SRPOTrainer, "_score_with_teacher", TEACHER),
+    (SRPOTrainer, "_score", TEACHER),
     (SRPOTrainer, "_compute_loss", FORWARD),
     (Accelerator, "backward", BACKWARD),
     (AcceleratedOptimizer, "step", UPDATE),
-    (SRPOTrainer, "_update_teacher", UPDATE),
+    (SRPOTrainer, "_update", UPDATE),
 )
 
 

@@ -78,7 +78,7 @@ def build(student, teacher, shown, old=None, sampler=None):
 def spy_on_demonstrations(trainer):
     """What each rollout's teacher was shown: the answers that occur in the decoded teacher prompts."""
     shown = {}
-    original = trainer._score_with_teacher
+    original = trainer._score
 
     def score(output, rollouts):
         for row, prompt in enumerate(rollouts.teacher_prompts):
@@ -90,5 +90,5 @@ def spy_on_demonstrations(trainer):
                 ]
         return original(output, rollouts)
 
-    trainer._score_with_teacher = score
+    trainer._score = score
     return shown

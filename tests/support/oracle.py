@@ -99,7 +99,7 @@ def support(
     """Both probability vectors of one token on the student's support.
 
     None, or V and more: the full vocabulary. Else the student's `topk` most probable tokens, with the rest of
-    the mass as one more entry (`add_tail`) or renormalised.
+    the mass as one more entry (`add_tail`) or renormalized.
     """
     student = np.exp(np.asarray(student_logps, dtype=np.float64))
     teacher = np.exp(np.asarray(teacher_logps, dtype=np.float64))
@@ -128,7 +128,7 @@ def divergence(
     topk: int | None = None,
     add_tail: bool = True,
 ) -> float:
-    """Divergence of one token, in nats: alpha 0 KL(q||p), 1 KL(p||q), between generalised Jensen-Shannon."""
+    """Divergence of one token, in nats: alpha 0 KL(q||p), 1 KL(p||q), between generalized Jensen-Shannon."""
     p, q = support(student_logps, teacher_logps, topk, add_tail)
     if alpha == 0:
         return kl(q, p)

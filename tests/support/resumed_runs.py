@@ -37,7 +37,7 @@ def half(completions, **kwargs):
 
 
 def states(trainer):
-    teacher = torch.cat([v.double().reshape(-1) for v in trainer._teacher.state_dict().values()])
+    teacher = torch.cat([v.double().reshape(-1) for v in trainer.teacher.weights.state_dict().values()])
     return flat_parameters(trainer.model), teacher
 
 

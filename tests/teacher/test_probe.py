@@ -260,7 +260,7 @@ def test_padding_that_position_ids_do_not_mend_is_refused():
     sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 64}
     config = BartConfig(**sizes, **IDS, is_decoder=True, is_encoder_decoder=False, init_std=0.3)
     with pytest.raises(
-        ModelProblemError, match=r"BartForCausalLM .* padding on the left.* GRPOTrainer pads alike"
+        ModelProblemError, match=r"BartForCausalLM .* padding on the left.* GRPOTrainer pads the same way"
     ):
         probe(BartForCausalLM(config))
 

@@ -153,19 +153,21 @@ def test_value_of_a_parameter_is_the_teachers_and_of_a_frozen_one_the_students()
         "iterations of an accumulated step",
     ],
 )
-def test_trainer_ticks_once_per_rollout_batch_after_its_last_step(tmp_path, options, num_updates):
+def test_trainer_updates_the_teacher_once_per_rollout_batch_after_its_last_step(
+    tmp_path, options, num_updates
+):
     trainer = make_trainer(tmp_path, learning_rate=0.1, **options)
-    initial = values(trainer._teacher)
+    initial = values(trainer.teacher.weights)
     trainer.train()
-    assert trainer._teacher.num_updates == num_updates
-    assert not torch.equal(values(trainer._teacher), initial)
+    assert trainer.teacher.weights.num_updates == num_updates
+    assert not torch.equal(values(trainer.teacher.weights), initial)
     assert logged(trainer, "srpo/teacher/distance")[-1] > 0
 
 
 def test_trainer_teacher_moves_by_the_ema_law_of_its_students(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=3, learning_rate=0.1, teacher_update_rate=0.2)
-    expected = values(trainer._teacher)
-    original = trainer._teacher.update
+    expected = values(trainer.teacher.weights)
+    original = trainer.teacher.weights.update
 
     def update(num_updates):
         nonlocal expected
@@ -173,9 +175,9 @@ def test_trainer_teacher_moves_by_the_ema_law_of_its_students(tmp_path):
         expected = 0.8 * expected + 0.2 * flat_parameters(trainer.model)
         return original()
 
-    trainer._teacher.update = update
+    trainer.teacher.weights.update = update
     trainer.train()
-    torch.testing.assert_close(values(trainer._teacher), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(values(trainer.teacher.weights), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["ema", "base", "live"])
@@ -203,15 +205,15 @@ def test_live_teacher_keeps_the_head_of_its_rollouts(tmp_path):
         steps_per_generation=2,
     )
     heads = []
-    original = trainer._distillation_request
+    original = trainer._request
 
     def request(routed):
         made = original(routed)
         heads.append(made.teacher_head.weight_VD.clone())
         return made
 
-    trainer._distillation_request = request
-    initial = trainer._student.get_output_embeddings().weight.detach().clone()
+    trainer._request = request
+    initial = trainer.student.get_output_embeddings().weight.detach().clone()
     trainer.train()
     assert len(heads) == 2
     assert torch.equal(heads[0], initial)

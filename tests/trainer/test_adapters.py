@@ -24,7 +24,7 @@ def test_teacher_of_an_adapter_is_as_large_as_the_adapter(tmp_path):
     trainer = make_trainer(tmp_path, peft_config=LORA)
     trainer.train()
     adapter = {n: p.numel() for n, p in trainer.model.named_parameters() if "lora" in n}
-    teacher = {n: v.numel() for n, v in trainer._teacher.state_dict().items()}
+    teacher = {n: v.numel() for n, v in trainer.teacher.weights.state_dict().items()}
     assert teacher == adapter
     assert trainer.ref_model is None
     total = sum(p.numel() for p in trainer.model.parameters())
@@ -38,13 +38,13 @@ def test_saved_modules_are_trained_and_averaged_with_the_adapter(tmp_path):
     trainer = make_trainer(tmp_path / "adapter", peft_config=adapter, teacher_update_rate=0.25)
     names = {n.replace("modules_to_save.default.", ""): n for n, _ in trainer.model.named_parameters()}
     name = names["base_model.model.model.norm.weight"]
-    initial = trainer._teacher.state_dict()[name].clone()
+    initial = trainer.teacher.weights.state_dict()[name].clone()
     full.train()
     trainer.train()
     trained = dict(trainer.model.named_parameters())[name].detach()
     expected = full.model.model.norm.weight.detach()
     assert relative_error(trained - initial, expected - initial) < 1e-5
-    teacher = trainer._teacher.state_dict()[name]
+    teacher = trainer.teacher.weights.state_dict()[name]
     torch.testing.assert_close(teacher, 0.75 * initial + 0.25 * trained)
 
 
@@ -119,8 +119,8 @@ def test_saved_embeddings_and_head_train_as_the_modules_themselves(tmp_path, cas
     assert set(trained) == modules == set(wanted)
     for module in modules:
         assert relative_error(trained[module] - before[module], wanted[module] - before[module]) < 1e-4
-    teacher = by_module(trainer._teacher.state_dict().items())
-    wanted_teacher = by_module(expected._teacher.state_dict().items())
+    teacher = by_module(trainer.teacher.weights.state_dict().items())
+    wanted_teacher = by_module(expected.teacher.weights.state_dict().items())
     assert set(teacher) == set(wanted_teacher) == (set() if kind == "live" else modules)
     for module, value in teacher.items():
         torch.testing.assert_close(value, wanted_teacher[module], rtol=1e-4, atol=1e-6)
@@ -149,7 +149,7 @@ def test_a_resumed_run_has_the_copies_of_the_student_and_of_the_teacher(tmp_path
     resumed = make_trainer(tmp_path / "run", **saves)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert torch.equal(flat_parameters(resumed.model), flat_parameters(whole.model))
-    held, wanted = resumed._teacher.state_dict(), whole._teacher.state_dict()
+    held, wanted = resumed.teacher.weights.state_dict(), whole.teacher.weights.state_dict()
     assert held.keys() == wanted.keys()
     assert all(torch.equal(held[name], wanted[name]) for name in wanted)
 
@@ -163,8 +163,8 @@ def test_reference_adapter_of_a_trained_adapter_stays_as_it_is(tmp_path):
     trainer.train()
     parameters = dict(trainer.model.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in reference.items())
-    assert set(trainer._teacher.state_dict()) == {n for n, p in parameters.items() if p.requires_grad}
-    assert not set(reference) & set(trainer._teacher.state_dict())
+    assert set(trainer.teacher.weights.state_dict()) == {n for n, p in parameters.items() if p.requires_grad}
+    assert not set(reference) & set(trainer.teacher.weights.state_dict())
     assert logged(trainer, "kl")[-1] > 0
 
 
@@ -189,7 +189,7 @@ def test_every_tuner_trains_and_the_teacher_is_an_average_of_all_that_it_trains(
     )
     trainable = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     expected = {name: value.double() for name, value in trainable.items()}
-    tick = trainer._teacher.update
+    tick = trainer.teacher.weights.update
 
     def follow(num_updates):
         assert num_updates == 1
@@ -198,9 +198,9 @@ def test_every_tuner_trains_and_the_teacher_is_an_average_of_all_that_it_trains(
             expected[name] = 0.75 * expected[name] + 0.25 * parameters[name].detach().double()
         return tick(num_updates)
 
-    trainer._teacher.update = follow
+    trainer.teacher.weights.update = follow
     trainer.train()
-    parameters, teacher = dict(trainer.model.named_parameters()), trainer._teacher.state_dict()
+    parameters, teacher = dict(trainer.model.named_parameters()), trainer.teacher.weights.state_dict()
     assert teacher.keys() == trainable.keys()
     assert all(not torch.equal(parameters[name], trainable[name]) for name in trainable)
     for name, value in teacher.items():
@@ -245,8 +245,8 @@ def test_adapter_in_a_model_that_peft_does_not_wrap_is_looked_at(tmp_path):
     inject_adapter_in_model(LORA, other)
     trainer = make_trainer(tmp_path, model=other)
     trainer.train()
-    assert trainer._teacher.state_dict()
-    assert all("lora" in name for name in trainer._teacher.state_dict())
+    assert trainer.teacher.weights.state_dict()
+    assert all("lora" in name for name in trainer.teacher.weights.state_dict())
 
 
 def test_adapter_of_every_linear_layer_is_taken(tmp_path):
@@ -309,12 +309,12 @@ def test_qlora_makes_the_update_of_lora_on_the_rounded_weights(tmp_path):
         before = flat_parameters(run.model)
         run.train()
         updates.append(flat_parameters(run.model) - before)
-        teachers.append(torch.cat([v.double().flatten() for v in run._teacher.state_dict().values()]))
+        teachers.append(torch.cat([v.double().flatten() for v in run.teacher.weights.state_dict().values()]))
     assert quantized_modules(trainer.model)
     assert relative_error(*updates) < 1e-3
     assert relative_error(*teachers) < 1e-5
-    assert trainer._teacher.num_updates == 3
-    assert {v.dtype for v in trainer._teacher.state_dict().values()} == {torch.float32}
+    assert trainer.teacher.weights.num_updates == 3
+    assert {v.dtype for v in trainer.teacher.weights.state_dict().values()} == {torch.float32}
 
 
 def test_frozen_weights_of_any_kind_are_no_part_of_the_teacher():

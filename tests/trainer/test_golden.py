@@ -61,7 +61,7 @@ RUNS = {
     "srpo": {},
     # Two optimizer steps on each rollout batch: importance ratios and policy clips off 1.
     "lora": {"peft_config": LORA, "num_iterations": 2, "learning_rate": 0.05},
-    "renormalised_topk_with_feedback": {
+    "renormalized_topk_with_feedback": {
         "learning_rate": 0.01,
         "distillation_add_tail": False,
         "distillation_topk": 4,

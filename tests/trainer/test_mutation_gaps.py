@@ -1,4 +1,4 @@
-"""Behaviour of single steps that the broader tests do not pin down: the teacher in use, what it reads, coefficients."""
+"""Behavior of single steps that the broader tests do not pin down: the teacher in use, what it reads, coefficients."""
 
 import pytest
 import torch
@@ -55,16 +55,16 @@ def test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students(tm
     )
     answer = [*TOKENIZER("33;12")["input_ids"], TOKENIZER.eos_token_id]  # of the second rollout, distilled
     scored = []
-    original = trainer._score_with_teacher
+    original = trainer._score
 
     def score(output, rollouts):
-        teacher = {name: value.clone() for name, value in trainer._teacher.state_dict().items()}
+        teacher = {name: value.clone() for name, value in trainer.teacher.weights.state_dict().items()}
         student = flat_parameters(trainer.model)
         original(output, rollouts)
-        logits = routed_batch(output).teacher_hidden[1] @ trainer._teacher_head.weight_VD.T
+        logits = routed_batch(output).teacher_hidden[1] @ trainer.teacher.head.weight_VD.T
         scored.append((teacher, student, rollouts.teacher_prompts[1].ids, logits))
 
-    trainer._score_with_teacher = score
+    trainer._score = score
     trainer.train()
     teacher, student, prompt, found = scored[1]
     model = tiny_model()
@@ -79,7 +79,7 @@ def test_the_teacher_moves_toward_the_student_of_after_the_step(tmp_path):
     trainer = make_trainer(tmp_path, teacher_update_rate=1.0, learning_rate=0.1)
     before = flat_parameters(trainer.model)
     trainer.train()
-    teacher = torch.cat([v.double().reshape(-1) for v in trainer._teacher.state_dict().values()])
+    teacher = torch.cat([v.double().reshape(-1) for v in trainer.teacher.weights.state_dict().values()])
     assert not torch.equal(before, flat_parameters(trainer.model))
     assert torch.equal(teacher, flat_parameters(trainer.model))
 
@@ -90,7 +90,7 @@ def test_the_teacher_has_no_dropout_and_the_student_keeps_its_own(tmp_path):
         tmp_path, peft_config=adapter, per_device_train_batch_size=8, gradient_accumulation_steps=2
     )
     modes = []
-    trainer._student.base_model.register_forward_pre_hook(
+    trainer.student.base_model.register_forward_pre_hook(
         lambda module, args: modes.append((torch.is_grad_enabled(), module.training))
     )
     trainer.train()
@@ -152,7 +152,7 @@ def test_tool_tokens_are_no_part_of_omega(tmp_path):
         return output
 
     trainer = make_trainer(tmp_path, rollout_func=with_tool)
-    requests = spy(trainer, "_distillation_request")
+    requests = spy(trainer, "_request")
     trainer.train()
     (routed,), request = requests[0]
     distilled = routed.route_B == Route.DISTILLED

@@ -36,7 +36,7 @@ def with_frozen(rollouts, frozen):
 def slope(model, direction, shown, teacher, options, old=None, step=3e-4):
     """Derivative of the oracle's loss along a direction in parameter space, by central differences.
 
-    The architecture normalises in float32 whatever its dtype, so a small step would measure rounding.
+    The architecture normalizes in float32 whatever its dtype, so a small step would measure rounding.
     """
     here = build(model, teacher, shown, old)
     losses = []
@@ -81,7 +81,7 @@ VARIANTS = {
     "srpo on sdpo's routes": {"routing": "sdpo"},
     "forward KL": {"distillation_alpha": 0.0},
     "reverse KL": {"distillation_alpha": 1.0},
-    "renormalised top K": {"distillation_add_tail": False},
+    "renormalized top K": {"distillation_add_tail": False},
     "full vocabulary": {"distillation_topk": None},
     "sampled token": {"distillation_estimator": "sampled", "distillation_alpha": 1.0},
     "temperature": {"temperature": 1.7},
@@ -157,7 +157,7 @@ LATER = {
     "states on the host": ("bias", {"teacher_states_on_cpu": True}),
     **{
         f"bias, {name}": ("bias", VARIANTS[name])
-        for name in ("forward KL", "reverse KL", "renormalised top K", "full vocabulary", "sampled token")
+        for name in ("forward KL", "reverse KL", "renormalized top K", "full vocabulary", "sampled token")
     },
     "bias, temperature": ("bias", {"temperature": 1.7, "entropy_weight_beta": 2.0}),
     "soft cap, temperature": ("soft cap", {"temperature": 1.7, "distillation_topk": None}),

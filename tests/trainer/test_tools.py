@@ -103,13 +103,13 @@ def trained(tmp_path, tokenizer, method="srpo", **parameters):
     )
     scripted(trainer, tokenizer)
     seen = {}
-    original = trainer._score_with_teacher
+    original = trainer._score
 
     def score(output, rollouts):
         original(output, rollouts)
         seen.update(output=output, rollouts=rollouts)
 
-    trainer._score_with_teacher = score
+    trainer._score = score
     trainer.train()
     return trainer, seen
 

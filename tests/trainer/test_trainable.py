@@ -50,14 +50,14 @@ def values_of(model):
 
 def teacher_values(trainer):
     """All values that the teacher's pass runs with."""
-    with trainer._teacher.swapped_in():
+    with trainer.teacher.weights.swapped_in():
         return values_of(trainer.model)
 
 
 def follow(trainer, rate, every=1):
     """The teacher by its law, for every parameter of the model, moved beside the trainer's after so many steps."""
     expected = values_of(trainer.model)
-    tick = trainer._update_teacher  # the teacher itself is made at its first use, with what trains then
+    tick = trainer._update  # the teacher itself is made at its first use, with what trains then
 
     def both():
         for name, student in (
@@ -66,7 +66,7 @@ def follow(trainer, rate, every=1):
             expected[name] = (1 - rate) * expected[name] + rate * student
         tick()
 
-    trainer._update_teacher = both
+    trainer._update = both
     return expected
 
 
@@ -110,17 +110,17 @@ def test_other_teachers_are_the_initial_weights_and_the_student(tmp_path, kind):
 def requested_heads(trainer):
     """The teacher's head of every micro-batch, as the loss gets it: of the student's where there is none."""
     heads = []
-    request = trainer._distillation_request
+    request = trainer._request
 
     def keep(routed):
         made = request(routed)
         is_own = made.teacher_head is STUDENT_HEAD
-        head = lm_head_of(trainer._student) if is_own else made.teacher_head
+        head = lm_head_of(trainer.student) if is_own else made.teacher_head
         weight, bias = head.weight_VD, head.bias_V
         heads.append((weight.detach().clone(), bias.detach().clone()))
         return made
 
-    trainer._distillation_request = keep
+    trainer._request = keep
     return heads
 
 
@@ -222,7 +222,7 @@ def test_a_head_that_is_computed_is_the_teachers(tmp_path, kind):
     )
     expected = follow(trainer, {"ema": RATE, "base": 0.0, "live": 1.0}[kind], every=2)
     heads, wanted = [], []
-    request = trainer._distillation_request
+    request = trainer._request
 
     def keep(routed):
         made = request(routed)
@@ -231,7 +231,7 @@ def test_a_head_that_is_computed_is_the_teachers(tmp_path, kind):
         wanted.append(norm * direction / direction.norm(dim=1, keepdim=True))
         return made
 
-    trainer._distillation_request = keep
+    trainer._request = keep
     trainer.train()
     assert not torch.equal(heads[0], heads[2]) or kind == "base"
     for head, right in zip(heads, wanted, strict=True):
@@ -384,7 +384,7 @@ def test_an_adapter_added_when_training_begins_is_the_teachers(tmp_path):
     trainer.train()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained
-    assert set(trainer._teacher.state_dict()) == trained
+    assert set(trainer.teacher.weights.state_dict()) == trained
     assert all(p.abs().max() > 0 for n, p in model.named_parameters() if "lora_B" in n)
 
 
@@ -400,7 +400,7 @@ def test_an_adapter_added_while_training_is_taken_up_and_the_first_is_kept(tmp_p
         teacher_update_rate=RATE,
     )
     trainer.train()
-    held = trainer._teacher.state_dict()
+    held = trainer.teacher.weights.state_dict()
     assert {name.split(".")[-2] for name in held} == {"default", "second"}
     assert all(held[n].abs().max() > 0 for n in held if "lora_B" in n)
 

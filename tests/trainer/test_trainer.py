@@ -34,7 +34,7 @@ ALL_FAILED = (("1+1", ["3", "33;12", "0", "4;4"]), ("2+2", ["5", "6;6", "9", "8;
 def teacher_prompts(trainer):
     """Decoded teacher prompts by rollout number, collected while the trainer trains."""
     prompts = {}
-    original = trainer._score_with_teacher
+    original = trainer._score
 
     def score(output, rollouts):
         for row, prompt in enumerate(rollouts.teacher_prompts):
@@ -42,7 +42,7 @@ def teacher_prompts(trainer):
                 prompts[row] = TOKENIZER.decode(list(prompt.ids))
         return original(output, rollouts)
 
-    trainer._score_with_teacher = score
+    trainer._score = score
     return prompts
 
 
@@ -151,7 +151,7 @@ def test_correctness_by_one_named_reward(tmp_path):
 # ------------------------------------------------------------------ faults
 
 
-def test_unscorable_rollouts_are_trained_by_nothing(tmp_path):
+def test_unscored_rollouts_are_excluded_from_the_loss(tmp_path):
     """The text of a rollout that nothing scores, and of infinite rewards, has no influence on the update."""
 
     def variant(marker):
@@ -234,13 +234,13 @@ def test_tool_tokens_are_seen_and_not_scored(tmp_path):
         return output
 
     trainer = make_trainer(tmp_path, rollout_func=with_tool)
-    original = trainer._distillation_request
+    original = trainer._request
 
     def request(routed):
         distilled.append(routed)
         return original(routed)
 
-    trainer._distillation_request = request
+    trainer._request = request
     trainer.train()
     routed = distilled[0]
     for row in range(16):
@@ -266,13 +266,13 @@ def test_lora_trains_the_adapter_alone(tmp_path):
 
     trainer = make_trainer(tmp_path, peft_config=LORA, max_steps=2)
     frozen = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
-    heads, request = [], trainer._distillation_request
+    heads, request = [], trainer._request
 
     def recorded(routed):
-        heads.append(trainer._teacher_head)
+        heads.append(trainer.teacher.head)
         return request(routed)
 
-    trainer._distillation_request = recorded
+    trainer._request = recorded
     assert update(trainer).any()
     for name, parameter in trainer.model.named_parameters():
         if name in frozen:

@@ -141,13 +141,13 @@ def train(tmp_path, questions=QUESTIONS, **options):
         learning_rate=0.1,
         **options,
     )
-    states, score = [], trainer._score_with_teacher
+    states, score = [], trainer._score
 
     def spy(output, rollouts):
         score(output, rollouts)
         states.extend(output["srpo_teacher_hidden"])
 
-    trainer._score_with_teacher = spy
+    trainer._score = spy
     before = copy.deepcopy(trainer.model).eval()
     before.__dict__.pop("forward", None)
     trainer.train()
@@ -179,7 +179,7 @@ def test_teacher_states_and_loss_equal_plain_forwards_with_the_images(tmp_path, 
         for i, answer in enumerate(ANSWERS):
             student_hidden, ids = plain_forward(before, messages_of(group, text), answer)
             teacher_logits, state = None, states[group * NUM_GENERATIONS + i]
-            if i == 0:  # right: nothing to distil
+            if i == 0:  # right: nothing to distill
                 assert len(state) == 0
             else:
                 reprompt = messages_of(group, REPROMPT.format(text, ANSWERS[0]))

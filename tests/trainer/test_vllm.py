@@ -45,7 +45,7 @@ class Students(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.students.append(probe(self.trainer.model, PROBE))
-        with self.trainer._teacher.swapped_in():
+        with self.trainer.teacher.weights.swapped_in():
             self.teachers.append(probe(self.trainer.model, PROBE))
 
     on_step_end = on_train_begin

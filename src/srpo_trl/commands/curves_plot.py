@@ -15,7 +15,7 @@ from srpo_trl.runs.durations import UNITS, axis_unit
 from srpo_trl.runs.scores import LearningCurve
 
 # Okabe and Ito's, told apart with color-blind eyes, too
-COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#000000")
 MARKERS = "os^vDPX"
 CURVE_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -34,9 +34,9 @@ def draw_curves(curves: CurveSet, path: Path, references: Mapping[str, float] | 
     with matplotlib.rc_context(CURVE_STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         by_step, by_time = figure.subplots(1, 2, sharey=True)
-        for (variant, runs), colour, marker in zip(shown.items(), cycle(COLOURS), cycle(MARKERS)):
+        for (variant, runs), color, marker in zip(shown.items(), cycle(COLORS), cycle(MARKERS)):
             steps, times, scores = common_points(runs)
-            style = {"color": colour, "marker": marker, "markersize": 4, "label": variant}
+            style = {"color": color, "marker": marker, "markersize": 4, "label": variant}
             _draw(by_step, steps, scores, style)
             _draw(by_time, times.mean(axis=0) / UNITS[unit], scores, style)
         for axes in (by_step, by_time):

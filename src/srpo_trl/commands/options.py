@@ -29,7 +29,7 @@ def parse_options(
 
     As in TRL's scripts, the YAML file's values replace the defaults, the command line's replace both, and
     `env:` in the YAML file sets environment variables. `TrlParser.parse_args_and_config` stops at the first
-    dataclass that refuses its values; this goes on and returns every problem.
+    dataclass that refuses its values; this continues and returns every problem.
 
     Args:
         argv: the command line, without the command.

@@ -130,13 +130,13 @@ def _problem(method: Method) -> str:
     is_correct_PG, has_context_PG = (kind.unsqueeze(1).expand(-1, 2) for kind in kinds.unbind(1))
     scored_PG = torch.ones_like(is_correct_PG)
     route_PG = method.route(Graded(is_correct_PG.float(), scored_PG, is_correct_PG, has_context_PG, step=0))
-    distils = bool(is_distilled(route_PG).any())
-    if method.scorers and not distils:
+    distills = bool(is_distilled(route_PG).any())
+    if method.scorers and not distills:
         return (
-            "scores rollouts with a teacher and distils none. Give a router that distils, or method='grpo'."
+            "scores rollouts with a teacher and distills none. Give a router that distills, or method='grpo'."
         )
-    if distils and not method.scorers:
-        return "distils rollouts that no teacher scores. Leave routing out, or give a method with a scorer."
+    if distills and not method.scorers:
+        return "distills rollouts that no teacher scores. Leave routing out, or give a method with a scorer."
     if method.advantages is not None and not is_policy(route_PG).any():
         return "has advantages, and no rollout takes the policy loss. Give a router that lets some take it."
     return ""

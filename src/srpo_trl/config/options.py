@@ -111,8 +111,7 @@ class SRPOConfig(GRPOConfig):
     routing: str | None = field(
         default=None,
         metadata={
-            "help": "Whose routes the method takes in place of its own: "
-            f"{', '.join(map(repr, ROUTERS))}. None: its own."
+            "help": f"Router that replaces the method's own: {', '.join(map(repr, ROUTERS))}. None: its own."
         },
     )
     advantage_mix_lambda: float = option(
@@ -127,22 +126,22 @@ class SRPOConfig(GRPOConfig):
 
     resample_failed_frac: float = option(
         0.0,
-        "Largest share of a rollout batch's prompts that may be prompts drawn once more because their "
-        "whole group failed. They take the place of prompts at the end of the epoch. 0: none.",
+        "Largest fraction of a rollout batch's prompts that may be resampled because their whole group "
+        "failed. They replace prompts at the end of the epoch. 0: none.",
         Range(0.0, 1.0),
     )
 
     # Distillation
     distillation_alpha: float = option(
         0.5,
-        "0: forward KL(teacher || student), 1: reverse KL, between: generalised Jensen-Shannon.",
+        "0: forward KL(teacher || student), 1: reverse KL, between: generalized Jensen-Shannon.",
         Range(0.0, 1.0),
     )
     distillation_topk: int | None = option(
         100, "Support: the student's top K tokens. None: the full vocabulary.", at_least(1)
     )
     distillation_add_tail: bool = option(
-        True, "One more bucket with the mass outside the top K. False: renormalise the top K."
+        True, "One more bucket with the mass outside the top K. False: renormalize the top K."
     )
     distillation_estimator: Literal["exact", "sampled"] = option(
         "exact",
@@ -169,8 +168,7 @@ class SRPOConfig(GRPOConfig):
     )
     distilled_frac_until_accuracy: float | None = option(
         None,
-        "Distil nothing any more once the running mean of srpo/correct_frac has reached this. None: never "
-        "stop.",
+        "Stop distilling once the running mean of srpo/correct_frac has reached this. None: never stop.",
         above(0.0, 1.0),
     )
 
@@ -187,7 +185,7 @@ class SRPOConfig(GRPOConfig):
         default_factory=lambda: ["sibling"],
         metadata=OptionMetadata(
             range=DifferentOf(TEACHER_SOURCES),
-            help="What the teacher is shown, first available one first, among 'sibling' (a correct rollout "
+            help="What the teacher is shown: the first available of 'sibling' (a correct rollout "
             "of the same group), 'feedback' (given by a reward function with log_extra('feedback', texts)), "
             "'sibling+feedback' (both, where both exist), 'reference' (see reference_column) and 'earlier' (a "
             "correct answer to the same prompt from an earlier step).",
@@ -230,12 +228,12 @@ class SRPOConfig(GRPOConfig):
     teacher_states_on_cpu: bool = option(
         False,
         "Keep the teacher's hidden states (2 bytes x hidden size per distilled token in bfloat16) in "
-        "the host's memory until their micro-batch is trained on.",
+        "CPU memory until their micro-batch is trained on.",
     )
     liger_layers: bool = option(
         False,
-        "Run the model's normalisation, rotary embedding and MLP with Liger's kernels, for student and "
-        "teacher alike (Linux, GPU, architectures that Liger patches).",
+        "Run the model's normalization, rotary embedding and MLP with Liger's kernels, for student and "
+        "teacher (Linux, GPU, architectures that Liger patches).",
     )
 
     # Evaluation
@@ -259,14 +257,14 @@ class SRPOConfig(GRPOConfig):
     # Faults
     max_nonfinite_steps: int | None = option(
         None,
-        "So many optimizer steps in a row with a loss or gradient that is not finite stop the run, with a "
-        "report. Each of them is skipped. None: 3; with 'grpo' they are taken, as in GRPOTrainer.",
+        "Stop the run, with a report, after so many consecutive optimizer steps with a non-finite loss or "
+        "gradient. Each of them is skipped. None: 3; with 'grpo' such steps are taken, as in GRPOTrainer.",
         at_least(1),
     )
     reward_timeout: float | None = option(
         None,
         "Seconds that a reward function may take for a batch, in a process of its own; after them its "
-        "rollouts have no score. None: it may take for ever.",
+        "rollouts have no score. None: no limit.",
         above(0.0, 1e9),
     )
 

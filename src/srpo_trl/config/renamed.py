@@ -1,4 +1,4 @@
-"""What became of options that TRL, transformers or a neighbouring library had, or have, under another name.
+"""What became of options that TRL, transformers or a neighboring library had, or have, under another name.
 
 By the former name. `tests/config/test_former_options.py` holds the tables against the installed versions: no key is an
 option today, and every name that a remedy gives is one.
@@ -300,20 +300,20 @@ def explains_unknown_options(config: Config) -> Config:
 
 def explains_unknown_arguments(config: type) -> Callable[[Function], Function]:
     """Let a trainer's `__init__` do the same for its arguments; the fields of `config` are options."""
-    return lambda initialise: _explaining(
-        initialise, list(signature(initialise).parameters)[1:], partial(unknown_argument, config=config)
+    return lambda initialize: _explaining(
+        initialize, list(signature(initialize).parameters)[1:], partial(unknown_argument, config=config)
     )
 
 
 def _explaining(
-    initialise: Function, known: Collection[str], message: Callable[[str, Collection[str]], str]
+    initialize: Function, known: Collection[str], message: Callable[[str, Collection[str]], str]
 ) -> Function:
-    @wraps(initialise)
+    @wraps(initialize)
     def explaining(self: Any, *args: Any, **given: Any) -> None:
         problems = [message(name, known) for name in given if name not in known]
         if problems:
             head = f"{type(self).__name__} got {len(problems)} unexpected keyword(s):"
             raise TypeError("\n- ".join([head, *problems]))
-        initialise(self, *args, **given)
+        initialize(self, *args, **given)
 
     return explaining  # type: ignore[return-value]

@@ -65,7 +65,7 @@ def build_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast
 def build_model(
     tokenizer: PreTrainedTokenizerFast, seed: int = 0, **config_overrides: Any
 ) -> Qwen3ForCausalLM:
-    """Return a randomly initialised fp32 Qwen3 model for `tokenizer`; the global random state is left alone.
+    """Return a randomly initialized fp32 Qwen3 model for `tokenizer`; the global random state is left alone.
 
     Args:
         tokenizer: gives the vocabulary size and the special token ids.

@@ -1,4 +1,4 @@
-"""Which samples are generated together: batches of a token budget, of rows alike in length, alike on every process."""
+"""Which samples are generated together: batches by length within a token budget, identical on every rank."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -42,7 +42,7 @@ def bound_arguments(args: Sequence[Any], keywords: Mapping[str, Any]) -> dict[st
     config = arguments["args"]
     if not isinstance(config, SRPOConfig):
         raise TypeError(
-            f"args is a {type(config).__name__}; SRPOTrainer needs an srpo_trl.SRPOConfig, which takes every option "
+            f"args is a {type(config).__name__}; SRPOTrainer needs an srpo_trl.SRPOConfig, which has every option "
             "of trl.GRPOConfig."
         )
     problems = list(_combined_problems(config, arguments))
@@ -165,7 +165,7 @@ def refuse_unsupported(
         )
     if reads_images and shards_parameters(accelerator):
         raise ValueError(
-            "Self-distillation does not run a vision-language model under FSDP or ZeRO-3: a process whose teacher pass "
+            "Self-distillation does not run a vision-language model under FSDP or ZeRO-3: a rank whose teacher pass "
             "has no images would leave the others waiting in the vision tower. Use DDP or ZeRO-1/2."
         )
     if is_peft_model(model):
@@ -183,7 +183,7 @@ def refuse_unsupported(
 def refuse_adapted_head(student: "PreTrainedModel") -> None:
     """Raise ValueError where the LM head is in an adapter, by a pattern, say, or tied to an embedding that is adapted.
 
-    A copy of it in `modules_to_save` is what the model's forward and TRL's fused LM head read alike.
+    A copy of it in `modules_to_save` is what both the model's forward and TRL's fused LM head read.
     """
     kind = type(student.get_output_embeddings())
     if kind.__module__.startswith("peft.") and kind.__name__ != "ModulesToSaveWrapper":
@@ -205,8 +205,8 @@ def _refuse_engines(accelerator: Accelerator) -> None:
     zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
     if (zero.get("offload_param") or {}).get("device") == "nvme":
         raise ValueError(
-            "Self-distillation does not run with parameters offloaded to NVMe: the teacher exchanges its values with "
-            "the student's in memory. Set offload_param's device to 'cpu' or 'none'."
+            "Self-distillation does not run with parameters offloaded to NVMe: teacher and student weights are swapped "
+            "in memory. Set offload_param's device to 'cpu' or 'none'."
         )
     if zero.get("zero_hpz_partition_size", 1) > 1 or zero.get("mics_shard_size", -1) > 0:
         raise ValueError(

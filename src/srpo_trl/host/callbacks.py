@@ -64,7 +64,7 @@ class TrainingClock(TrainerCallback, ExportableState):
         return {TRAINING_SECONDS: self.seconds}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Resume the checkpoint's count, where there is one. The limit is the new run's own; it may be used up."""
+        """Resume the checkpoint's count, where there is one. The limit is the new run's own and may have passed."""
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         resumes = state.global_step and isinstance(saved, dict)
         self.seconds = saved["attributes"]["seconds"] if resumes else 0.0
@@ -185,7 +185,7 @@ class GuardCallback(TrainerCallback):
     Args:
         action: `guard_action`, not "off".
         remedies: what each action but "warn" and "stop" does.
-        thresholds: when a guard speaks.
+        thresholds: when a guard warns.
 
     Other thresholds than the default ones: `guard_action="off"`, and `trainer.add_callback(GuardCallback(...))`.
     """

@@ -1,4 +1,4 @@
-"""What SRPO adds to a checkpoint: small states in one JSON file, rollouts in use, and what writes files itself."""
+"""What SRPO adds to a checkpoint: small states in one JSON file, buffered rollouts, and what writes files itself."""
 
 import json
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Counters:
         options: of this launch.
         step, set_step: TRL's count of micro-batches; decides when the next rollouts are generated.
         engine: `engine_of`.
-        saves_rollouts: whether checkpoints hold the rollouts in use; those of the model alone do not.
+        saves_rollouts: whether checkpoints hold the buffered rollouts; those of the model alone do not.
         tell: called with a note for the user, which may be empty.
     """
 
@@ -161,7 +161,7 @@ class BufferedRollouts(CheckpointPart):
 
     Args:
         counters: of the run.
-        batches, set_batches: TRL's micro-batches of the rollouts in use, or None.
+        batches, set_batches: TRL's micro-batches of the buffered rollouts, or None.
         past_head: returns weight and bias that their teacher's hidden states are projected with; None: the present
             teacher's.
         restore_head: takes what `past_head` returned; called after the teacher is loaded.

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointPart(Protocol):
-    """State that a checkpoint holds beside transformers' files. Every process calls each method alike."""
+    """State that a checkpoint holds beside transformers' files. Each method is a collective: all ranks must call it."""
 
     def save(self, folder: Path, rank: int, *, writes: bool) -> None:
         """Add to a checkpoint that is not visible yet; without `writes`, only files of this rank."""
@@ -55,7 +55,7 @@ class CheckpointPart(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder. Every process calls each method alike.
+    """The checkpoints in a run's folder. Each method is a collective: all ranks must call it.
 
     Args:
         run_dir: `output_dir`. A checkpoint that a killed save had set aside gets its name back.
@@ -101,7 +101,7 @@ class Checkpoints:
         """Hold the folder while the block trains, and give it what `Trainer.train` is to resume from.
 
         Args:
-            resume: a checkpoint; True: the newest whole one; "auto": the same, or None where there is none.
+            resume: a checkpoint; True: the latest complete one; "auto": the same, or None where there is none.
 
         Raises:
             FolderInUseError: another run trains in the folder.
@@ -271,7 +271,7 @@ class Checkpoints:
         if not self._is_training:
             raise RuntimeError(
                 f"No checkpoint can be written: training ended inside the optimizer step after step {step}, when "
-                "rollouts were partly used and gradients not yet taken. Go on from the last checkpoint; "
+                "rollouts were partly used and gradients not yet taken. Resume from the last checkpoint; "
                 "`save_model` saves the weights."
             )
         logger.info("The checkpoint asked for in the step after %d is written at the end of that step.", step)

@@ -2,8 +2,8 @@
 
 One NaN or infinity turns every weight into NaN, on every process. Here such a step is skipped, counted, saved for
 inspection and, after several in a row, the run stops with a report. Whatever is not finite (logits of the student,
-states of the teacher, a loss, a gradient) reaches the norm of the gradient, which every process knows alike; reading
-it is the only wait for the device.
+states of the teacher, a loss, a gradient) reaches the norm of the gradient, which is the same on every rank; reading
+it is the only synchronization with the device.
 """
 
 import logging
@@ -31,7 +31,7 @@ class FiniteSteps:
     """Decides, once the norm of a step's gradient is known, whether the optimizer may step.
 
     A skipped step leaves the weights and the optimizer's state, its counters included, as they were. TRL's counters
-    and the learning rate's schedule go on.
+    and the learning rate's schedule advance.
 
     Args:
         max_in_a_row: steps that are not finite in a row and end the run.

@@ -30,7 +30,7 @@ _MAX_WAIT = 5.0  # seconds for a file of another process to appear
 
 
 class BrokenCheckpointError(ValueError):
-    """A checkpoint is not as its run wrote it, or holds too little to go on from; the message names the file."""
+    """A checkpoint is not as its run wrote it, or holds too little to resume from; the message names the file."""
 
 
 class NewestWhole(NamedTuple):
@@ -53,7 +53,7 @@ class Manifest:
         self._writes, self._is_resumable, self._has_own_disk = writes, is_resumable, has_own_disk
 
     def write(self, folder: Path) -> None:
-        """List the files of all processes that write to this disk; every process calls it alike."""
+        """List the files of all processes that write to this disk. A collective: all ranks must call it."""
         names = names_in(folder) if folder.is_dir() else []
         seen = [names] if self._has_own_disk else gather_object([names])
         if not self._writes:
@@ -160,8 +160,8 @@ def newest_whole(run_dir: Path, flaw: Callable[[Path], str] = flaw_of) -> Newest
 def remedy(folder: Path, flaw: str) -> str:
     """Return the message for a checkpoint that was named and has a flaw."""
     return (
-        f"{folder} cannot be gone on from: {flaw}. Copy the checkpoint again, or resume from another one "
-        "(resume_from_checkpoint='auto' takes the newest whole one of output_dir). If you changed a file on purpose, "
+        f"{folder} cannot be resumed from: {flaw}. Copy the checkpoint again, or resume from another one "
+        "(resume_from_checkpoint='auto' takes output_dir's latest complete one). If you changed a file on purpose, "
         f"remove {MANIFEST_FILE} from the checkpoint, and it is taken as it is."
     )
 
@@ -177,7 +177,7 @@ def expendable(steps: Sequence[int], limit: int | None, current: int, best: int 
     """Return the steps whose checkpoints may go, so that at most `limit` are kept.
 
     A run writes its checkpoints in the order of their steps, so those of later steps than the current one are older:
-    they were left by a run that this one goes on from an earlier checkpoint of, or by another one.
+    they were left by a run from whose earlier checkpoint this one resumes, or by another one.
 
     Args:
         steps: of all checkpoints in the folder.

@@ -149,7 +149,7 @@ def checkpoint_parts(
         trainer: a `GRPOTrainer`.
         counter: of its rollout batches, in the options that they are counted in.
         options: these.
-        teacher: saves and loads its weights, and knows the head of the rollouts in use.
+        teacher: saves and loads its weights, and knows the head of the buffered rollouts.
         solved_prompts: saves and loads itself; None: there are none.
         states: small ones, by name.
     """

@@ -1,4 +1,4 @@
-"""The order of prompts: that of an uninterrupted run after a resume, and again those whose group failed as a whole."""
+"""The order of prompts: an uninterrupted run's after a resume, with those resampled whose whole group failed."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,23 +15,23 @@ _UNKNOWN = -1
 
 
 class ResumableRepeatSampler(RepeatSampler):
-    """TRL's sampler, which shuffles anew in every epoch, able to start at a later one and to draw prompts again.
+    """TRL's sampler, which shuffles anew in every epoch, able to start at a later one and to resample prompts.
 
     TRL's own starts a resumed run with the first epoch's order, whatever the epoch.
 
-    Every process draws the same, so `report` must be called alike on all of them. A prompt that is drawn again takes
-    the place of one at the end of the epoch, whose length stays.
+    Every rank draws the same, so `report` must be called identically on all of them. A resampled prompt takes the place
+    of one at the end of the epoch, whose length stays.
 
     Attributes:
-        max_again: prompts of one rollout batch that may be repeated ones.
+        max_resampled: prompts of one rollout batch that may be resampled ones.
     """
 
-    max_again = 0
+    max_resampled = 0
     _drawn: list[list[int]]  # prompts of each rollout batch of this epoch
-    _num_again: list[int]  # how many of them, the first ones, were drawn again
+    _num_resampled: list[int]  # how many of them, the first ones, were resampled
     _num_reported: int  # rollout batches of this epoch whose outcome is known
-    _waiting: deque[int]  # prompts to draw again
-    _replayed: list[list[int]]  # repeated prompts of the rollout batches before a resume inside an epoch
+    _waiting: deque[int]  # prompts to resample
+    _replayed: list[list[int]]  # resampled prompts of the rollout batches before a resume inside an epoch
     _num_reported_before: int  # before a resume; _UNKNOWN: in another layout of the data
 
     @classmethod
@@ -46,7 +46,7 @@ class ResumableRepeatSampler(RepeatSampler):
             shuffle=sampler.shuffle,
             seed=sampler.seed,
         )
-        made._drawn, made._num_again, made._num_reported = [], [], 0
+        made._drawn, made._num_resampled, made._num_reported = [], [], 0
         made._waiting, made._replayed, made._num_reported_before = deque(), [], 0
         return made
 
@@ -60,24 +60,24 @@ class ResumableRepeatSampler(RepeatSampler):
     def start_at(self, batch: int) -> None:
         """Let the outcome that is reported first, in the pass over the data that follows, be of this rollout batch.
 
-        Where that is not where the saved pass stopped, those before it are passed over without repeated prompts.
+        Where that is not where the saved pass stopped, those before it are passed over without resampled prompts.
         """
         if batch != self._num_reported_before:
             self._replayed, self._num_reported_before = [[] for _ in range(batch)], batch
 
     def report(self, has_failed_P: Sequence[bool]) -> None:
-        """Take the outcome of the epoch's next rollout batch: failed prompts come once more, repeated ones do not."""
-        prompts, num_again = self._drawn[self._num_reported], self._num_again[self._num_reported]
+        """Take the outcome of the epoch's next rollout batch: failed prompts are resampled, resampled ones are not."""
+        prompts, num_resampled = self._drawn[self._num_reported], self._num_resampled[self._num_reported]
         self._num_reported += 1
         for place, (prompt, has_failed) in enumerate(zip(prompts, has_failed_P, strict=True)):
-            if self.max_again and has_failed and place >= num_again:
+            if self.max_resampled and has_failed and place >= num_resampled:
                 self._waiting.append(prompt)
 
     def state(self, *, is_inside_epoch: bool) -> dict[str, Any]:
-        """Return what a resume needs: what was repeated in this epoch, what waits, and how much is known."""
-        again = [prompts[:count] for prompts, count in zip(self._drawn, self._num_again, strict=True)]
+        """Return what a resume needs: what was resampled in this epoch, what waits, and how much is known."""
+        resampled = [prompts[:count] for prompts, count in zip(self._drawn, self._num_resampled, strict=True)]
         return {
-            "again": again if is_inside_epoch else [],
+            "resampled": resampled if is_inside_epoch else [],
             "waiting": list(self._waiting),
             "num_reported": self._num_reported if is_inside_epoch else 0,
             "batch_size": self.batch_size,
@@ -93,7 +93,7 @@ class ResumableRepeatSampler(RepeatSampler):
         is_same_data = state["num_prompts"] == self.num_samples
         is_same_layout = is_same_data and state["batch_size"] == self.batch_size
         self._waiting = deque(state["waiting"] if is_same_data else ())
-        self._replayed = [*state["again"]] if is_same_layout else []
+        self._replayed = [*state["resampled"]] if is_same_layout else []
         self._num_reported_before = state["num_reported"] if is_same_layout else _UNKNOWN
 
     def __iter__(self) -> Iterator[int]:
@@ -103,20 +103,20 @@ class ResumableRepeatSampler(RepeatSampler):
             if self.shuffle
             else list(range(self.num_samples))
         )
-        self._drawn, self._num_again = [], []
+        self._drawn, self._num_resampled = [], []
         self._num_reported, self._num_reported_before = self._num_reported_before, 0
         for _ in range(self.num_samples // self.batch_size):
-            again = self._replayed.pop(0) if self._replayed else self._next_again()
-            first = sum(map(len, self._drawn)) - sum(self._num_again)
-            prompts = again + order[first : first + self.batch_size - len(again)]
+            resampled = self._replayed.pop(0) if self._replayed else self._next_resampled()
+            first = sum(map(len, self._drawn)) - sum(self._num_resampled)
+            prompts = resampled + order[first : first + self.batch_size - len(resampled)]
             self._drawn.append(prompts)
-            self._num_again.append(len(again))
+            self._num_resampled.append(len(resampled))
             for _ in range(self.repeat_count):
                 for prompt in prompts:
                     yield from [prompt] * self.mini_repeat_count
 
-    def _next_again(self) -> list[int]:
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_again))]
+    def _next_resampled(self) -> list[int]:
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_resampled))]
 
 
 @dataclass
@@ -126,7 +126,7 @@ class PromptOrder:
     Args:
         micro_batches_each: micro-batches of a rollout batch.
         epoch: returns the epochs trained, with a fraction inside one.
-        resampled_frac: largest share of a rollout batch's prompts that may be drawn again.
+        resampled_frac: largest share of a rollout batch's prompts that may be resampled.
 
     Attributes:
         sampler: of the training rows; None for an iterable data set, and before training.
@@ -140,7 +140,7 @@ class PromptOrder:
     def sampler_like(self, sampler: Sampler[Any]) -> ResumableRepeatSampler:
         """Return a sampler of the same arguments as TRL's, and keep to it."""
         self.sampler = ResumableRepeatSampler.like(sampler)
-        self.sampler.max_again = int(self.resampled_frac * self.sampler.batch_size)
+        self.sampler.max_resampled = int(self.resampled_frac * self.sampler.batch_size)
         return self.sampler
 
     def begin_epoch(self, epoch: int, num_skipped: int, num_micro_batches: int) -> None:

@@ -1,7 +1,7 @@
 """Rows of a dataset as TRL samples for them; another row of the batch stands in for each that cannot be sampled for.
 
-Such rows of a stream, or made by a transform, show themselves in the middle of a run. Every process takes as many rows
-as before, so all go on alike. The rollouts of a row that stands in get no score.
+Such rows of a stream, or made by a transform, show themselves in the middle of a run. Every rank takes as many rows
+as before, so none waits for another. The rollouts of a row that stands in get no score.
 """
 
 import logging
@@ -88,7 +88,7 @@ class PromptRows:
 
         Args:
             rewards_BF: of all processes, float.
-            gather: returns the values of all processes, in their order; every process calls it alike.
+            gather: returns the values of all processes, in their order. A collective: all ranks must call it.
         """
         if self._has_environments:
             return rewards_BF, 0.0

@@ -136,7 +136,7 @@ class RunLock:
             return
         found = holder_of(self._path.parent)
         if found is not None and found.token == self._holder.token:
-            with suppress(OSError):  # a lock left behind is recognised
+            with suppress(OSError):  # a lock left behind is recognized
                 self._path.unlink()
 
     def _beat(self) -> None:

@@ -52,7 +52,7 @@ def explained_failure(run_dir: str, name: str, *, clears: bool) -> Iterator[None
         reason = f"{cause.reason} ({error})" if cause.reason else str(error)
         explained = OSError(
             f"{name} could not be written into {run_dir}{free}: {reason}\nThe checkpoints before it are "
-            f"whole. {cause.what_to_do}, then go on from the last one with resume_from_checkpoint."
+            f"whole. {cause.what_to_do}, then resume from the last one with resume_from_checkpoint."
         )
         explained.errno = number
         raise explained from error

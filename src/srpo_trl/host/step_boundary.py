@@ -81,7 +81,7 @@ class Preemption(TrainerCallback):
         self._callback: Any = callback
 
     def take(self, device: torch.device) -> bool:
-        """Return, once a signal, whether any process was asked for a checkpoint; every process calls it alike."""
+        """Return, once per signal, whether any rank was asked for a checkpoint; all ranks must call it."""
         manager = self._callback.jit_manager
         is_asked = manager is not None and manager.is_checkpoint_requested
         is_asked = bool(gather(torch.tensor([int(is_asked)], device=device)).any())

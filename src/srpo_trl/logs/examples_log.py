@@ -21,7 +21,7 @@ from srpo_trl.runs.log import RunLog
 
 EXAMPLES_PER_STEP = 4
 CHOICES_PER_EXAMPLE = 32  # tokens, the most corrected ones, for which the teacher's own choice is written
-_TILE_ROWS = 8192  # of the LM head, raised to float32 at a time
+_TILE_ROWS = 8192  # of the LM head, upcast to float32 at a time
 _DIGITS = 4
 
 

@@ -65,7 +65,7 @@ class RolloutLog:
         self.numbers_B = torch.arange(own, own + num_rows, device=self._accelerator.device)
 
     def columns(self) -> dict[str, list[int]]:
-        """Return the columns of the completions table by which rollouts are recognised once they are trained on."""
+        """Return the columns of the completions table by which rollouts are recognized once they are trained on."""
         return {NUMBER_COLUMN: self.numbers_B.tolist()}
 
     def add(
@@ -95,7 +95,7 @@ class RolloutLog:
             self._examples.write(step, batch)
 
     def fill_table(self, table: dict[str, Any], sum_over_processes: Callable[[Tensor], Tensor]) -> None:
-        """Add the columns that only the loss knows to TRL's table, in place; every process calls it alike.
+        """Add the columns that only the loss knows to TRL's table, in place. A collective: all ranks must call it.
 
         A column that some of the table's batches did not have is filled up: TRL takes columns of one length alone.
         """

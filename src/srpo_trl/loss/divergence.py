@@ -55,7 +55,7 @@ def reverse_kl(student_logps_NK: Tensor, teacher_logps_NK: Tensor) -> Tensor:
 
 
 def generalized_jensen_shannon(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: float) -> Tensor:
-    """Generalised Jensen-Shannon divergence of each token on the given support, in nats.
+    """Generalized Jensen-Shannon divergence of each token on the given support, in nats.
 
         m = (1 - alpha) p + alpha q,   D_n = alpha KL(q || m) + (1 - alpha) KL(p || m)
                                                                       (SDPO, arXiv:2601.20802; SRPO, table 3)
@@ -101,7 +101,7 @@ def mixture_logps(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: flo
 def divergence(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: float) -> Tensor:
     """The divergence that `alpha` names, of each token on the given support, in nats.
 
-        alpha = 0: KL(q || p);   alpha = 1: KL(p || q);   between: generalised Jensen-Shannon
+        alpha = 0: KL(q || p);   alpha = 1: KL(p || q);   between: generalized Jensen-Shannon
                                                                       (SDPO, arXiv:2601.20802; SRPO, table 3)
 
     Args:
@@ -151,7 +151,7 @@ def topk_and_tail(logps_NV: Tensor, indices_NK: Tensor) -> Tensor:
     `MIN_TAIL_MASS` is that constant, through which no gradient flows.
 
     Args:
-        logps_NV: normalised over the full vocabulary, float32 or float64. Receives the gradient.
+        logps_NV: normalized over the full vocabulary, float32 or float64. Receives the gradient.
         indices_NK: int64, different tokens in each row, fewer than V.
 
     Returns:
@@ -197,12 +197,12 @@ def divergence_on_topk(
     """The divergence that `alpha` names, of each token on the student's top K, in nats.
 
     Args:
-        student_logps_NV: normalised over the full vocabulary, float32 or float64. Receives the gradient, but
+        student_logps_NV: normalized over the full vocabulary, float32 or float64. Receives the gradient, but
             not through the choice of the top K.
         teacher_logps_NV: same shape and dtype; detached here, never receives one.
         alpha: as in `divergence`.
         topk: size of the support. None, or V and more: the full vocabulary, whatever `add_tail`.
-        add_tail: True: one more bucket with the mass of all other tokens; False: both sides renormalised.
+        add_tail: True: one more bucket with the mass of all other tokens; False: both sides renormalized.
 
     Returns:
         (N,) in the inputs' dtype, >= 0 up to rounding.

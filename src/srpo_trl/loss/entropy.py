@@ -12,7 +12,7 @@ def entropy(logps_NV: Tensor) -> Tensor:
         H_n = - sum_v p_v log p_v                                           (SRPO, arXiv:2604.02288, sec. 3.2)
 
     Args:
-        logps_NV: finite log-probabilities, normalised over the vocabulary, temperature applied. Receives a
+        logps_NV: finite log-probabilities, normalized over the vocabulary, temperature applied. Receives a
             gradient.
 
     Returns:

@@ -31,7 +31,7 @@ def local_totals(routed_BT: Tensor, distilled_BT: Tensor, raw_weight_BT: Tensor)
     """Return the counts of one micro-batch of one process, (3,) float64 in the order of `WindowTotals`.
 
     Args:
-        routed_BT: bool, tokens that count in the joint denominator: of every row that something trains.
+        routed_BT: bool, tokens that count in the joint denominator: of every row that is in the loss.
         distilled_BT: bool, tokens of Omega.
         raw_weight_BT: w~, float64; what it holds outside Omega does not count.
     """

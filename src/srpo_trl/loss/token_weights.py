@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def raw_entropy_weights(teacher_entropy: Tensor, beta: float) -> Tensor:
-    """Weights before normalisation: the surer the teacher, the larger.
+    """Weights before normalization: the surer the teacher, the larger.
 
         w~ = exp(-beta H)                                                   (SRPO, arXiv:2604.02288, sec. 3.2)
 

@@ -14,22 +14,22 @@ def policy(graded: Graded) -> Tensor:
 
 
 def sample_routed(graded: Graded) -> Tensor:
-    """Distil failed rollouts with context: `z_sdpo = (1 - c) * m`, `z_grpo = 1 - z_sdpo` (SRPO, section 3.1)."""
+    """Distill failed rollouts with context: `z_sdpo = (1 - c) * m`, `z_grpo = 1 - z_sdpo` (SRPO, section 3.1)."""
     return torch.where(~graded.is_correct_PG & graded.has_context_PG, Route.DISTILLED, Route.POLICY)
 
 
 def distilled(graded: Graded) -> Tensor:
-    """Distil rollouts with context, exclude the others."""
+    """Distill rollouts with context, exclude the others."""
     return torch.where(graded.has_context_PG, Route.DISTILLED, Route.SKIPPED)
 
 
 def distilled_failed(graded: Graded) -> Tensor:
-    """Distil failed rollouts with context, exclude the others."""
+    """Distill failed rollouts with context, exclude the others."""
     return torch.where(graded.has_context_PG & ~graded.is_correct_PG, Route.DISTILLED, Route.SKIPPED)
 
 
 def distilled_correct(graded: Graded) -> Tensor:
-    """Distil correct rollouts with context, exclude the others."""
+    """Distill correct rollouts with context, exclude the others."""
     return torch.where(graded.has_context_PG & graded.is_correct_PG, Route.DISTILLED, Route.SKIPPED)
 
 

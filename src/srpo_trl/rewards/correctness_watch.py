@@ -109,8 +109,8 @@ def is_far_below(values: Sequence[float], threshold: float) -> bool:
 class CorrectnessWatch:
     """Tells, once and again after `REMINDER_BATCHES` rollout batches, that the threshold tells no rollouts apart.
 
-    It falls silent for good once a rollout was correct and another was not, so a run whose last batches are all correct
-    is not disturbed. Rewards that are all the same say nothing: every group may have failed.
+    It stops for good once one rollout was correct and another was not, so a run whose last batches are all correct is
+    not disturbed. Rewards that are all the same say nothing: every group may have failed.
 
     Args:
         names: of the reward functions.

@@ -71,7 +71,7 @@ def is_costly_text(text: str) -> bool:
 
 
 def _longest_box(text: str) -> int:
-    r"""Return the number of characters in the longest `\boxed{...}`; one that is not closed goes on to the end."""
+    r"""Return the number of characters in the longest `\boxed{...}`; one that is not closed extends to the end."""
     longest, starts = 0, []
     for match in _BOX_OR_BRACE.finditer(text):
         if match[0] != "}":

@@ -25,7 +25,7 @@ GRADER_ERRORS: tuple[type[BaseException], ...] = (
 
 
 class Grade(NamedTuple):
-    """The judgement of one completion.
+    """The judgment of one completion.
 
     Attributes:
         reward: the score; None where nothing can be said: the row's reference answer is unusable, or the grader

@@ -93,7 +93,7 @@ class RoutedBatch:
 
     @property
     def routed_BT(self) -> Tensor:
-        """Tokens that count in the joint denominator: valid tokens of every row that something trains."""
+        """Tokens that count in the joint denominator: valid tokens of every row that is in the loss."""
         return self.scored_BT & (self.is_policy_B | self.is_distilled_B).unsqueeze(1)
 
 
@@ -149,7 +149,7 @@ def add_routing(
 
 
 def add_rollouts(batch: TrlBatch, number_B: Tensor, shown: Sequence[dict[str, Any]] | None) -> None:
-    """Add what lets a rollout be recognised once it has been trained on, in place.
+    """Add what lets a rollout be recognized once it has been trained on, in place.
 
     Args:
         batch: TRL's rollout batch.

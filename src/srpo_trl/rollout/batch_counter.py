@@ -108,7 +108,7 @@ class RolloutBatchCounter:
 
 
 def resume_problem(saved: BatchOptions, now: BatchOptions, *, has_rollouts: bool) -> str:
-    """Return why a run cannot go on with other options; empty where it can.
+    """Return why a run cannot resume under other options; empty where it can.
 
     Args:
         saved: that the checkpoint was counted in.
@@ -125,11 +125,11 @@ def resume_problem(saved: BatchOptions, now: BatchOptions, *, has_rollouts: bool
 
 
 def resume_note(saved: BatchOptions, now: BatchOptions, num_complete: int) -> str:
-    """Return what to tell the user of a run that goes on with other options; empty where they are the same."""
+    """Return the warning for a run that resumes under other options; empty where they are the same."""
     before, after = saved.differing(now)
     return before and (
-        f"The checkpoint was written under {before}; the run goes on under {after}, after {num_complete} rollout "
-        "batches. The learning rate's schedule and the position in the data go on from the optimizer steps."
+        f"The checkpoint was written under {before}; the run resumes under {after}, after {num_complete} rollout "
+        "batches. The learning rate's schedule and the position in the data follow from the optimizer steps."
     )
 
 
@@ -138,7 +138,7 @@ def resumed_micro_batches(
 ) -> int:
     """Return TRL's count of micro-batches for a resumed run: as many complete rollout batches, in today's options.
 
-    A rollout batch whose rest was not saved is begun anew.
+    A rollout batch whose rest was not saved is started over.
 
     Args:
         num_micro_batches: trained on when the checkpoint was written.

@@ -1,4 +1,4 @@
-"""How large a share of the rollouts that want a teacher get one, over a run.
+"""The fraction of the rollouts that need a teacher which get one, over a run.
 
 A rollout that gets none is routed as one for which there is nothing to show (m_i = 0): with SRPO a share of 0 is
 GRPO.

@@ -114,7 +114,7 @@ class RoutedRollouts:
 
 
 def route_rollouts(
-    group: GradedRollouts,
+    rollouts: GradedRollouts,
     score_B: Tensor,
     method: Method,
     options: RoutingOptions,
@@ -129,7 +129,7 @@ def route_rollouts(
     """Return the route and, where it is distilled, the teacher prompt of each of this process's rollouts.
 
     Args:
-        group: this process's rollouts.
+        rollouts: of this process.
         score_B: of all processes, from `correctness_score`.
         method: whose router is asked.
         options: see `RoutingOptions`.
@@ -149,7 +149,7 @@ def route_rollouts(
 
     is_correct_B = correctness.is_correct.flatten()
     context = teacher_context(
-        group,
+        rollouts,
         is_correct_B,
         needs_context_B,
         options,
@@ -162,13 +162,13 @@ def route_rollouts(
 
     has_context = torch.tensor([int(prompt is not None) for prompt in context.prompts], device=score_B.device)
     graded = graded._replace(has_context_PG=gather(has_context).bool().view_as(score_PG))
-    route_B = scored_routes(method.route, graded).flatten()[group.own_rows]
+    route_B = scored_routes(method.route, graded).flatten()[rollouts.own_rows]
     shown = zip(context.prompts, is_distilled(route_B).tolist(), strict=True)
     return RoutedRollouts(
         route_B,
         [prompt if is_shown else None for prompt, is_shown in shown],
-        is_correct_B[group.own_rows],
-        needs_context_B[group.own_rows],
+        is_correct_B[rollouts.own_rows],
+        needs_context_B[rollouts.own_rows],
         context,
         correctness.has_failed_P.tolist(),
         correctness.accuracy,
@@ -176,7 +176,7 @@ def route_rollouts(
 
 
 def teacher_context(
-    group: GradedRollouts,
+    rollouts: GradedRollouts,
     is_correct_B: Tensor,
     needs_context_B: Tensor,
     options: RoutingOptions,
@@ -193,35 +193,35 @@ def teacher_context(
         is_correct_B, needs_context_B: bool, of all processes.
         others: see `route_rollouts`.
     """
-    rows = group.own_rows
-    texts = demonstration_texts(group, is_correct_B[rows].tolist(), options.keep_thinking)
-    siblings = [""] * len(group.completions)
+    rows = rollouts.own_rows
+    texts = demonstration_texts(rollouts, is_correct_B[rows].tolist(), options.keep_thinking)
+    siblings = [""] * len(rollouts.completions)
     if any("sibling" in source for source in options.sources):
-        ranks = demonstration_ranks(texts, group.completion_ids, group.first_row, options.seed, step)
+        ranks = demonstration_ranks(texts, rollouts.completion_ids, rollouts.first_row, options.seed, step)
         rank_B = gather(torch.tensor(ranks, dtype=torch.int64, device=needs_context_B.device))
         chosen_B = choose_demonstrations(rank_B, options.num_generations)
         siblings = exchange_texts(texts, chosen_B, needs_context_B, rows, gather_object)
-    earlier = earlier_answers(group, texts, solved_prompts, step, gather_object)
+    earlier = earlier_answers(rollouts, texts, solved_prompts, step, gather_object)
     needs_context = needs_context_B[rows].tolist()
-    return encode_context(group, needs_context, siblings, earlier, options.sources, encoder, step)
+    return encode_context(rollouts, needs_context, siblings, earlier, options.sources, encoder, step)
 
 
 def demonstration_texts(
-    group: GradedRollouts, is_correct: Sequence[bool], keep_thinking: bool
+    rollouts: GradedRollouts, is_correct: Sequence[bool], keep_thinking: bool
 ) -> dict[int, str]:
     """Return each correct rollout of this process as the text of a demonstration, by its row among all.
 
     The text is empty where nothing is left.
     """
     return {
-        group.first_row + i: demonstration_text(completion, keep_thinking=keep_thinking)
-        for i, completion in enumerate(group.completions)
+        rollouts.first_row + i: demonstration_text(completion, keep_thinking=keep_thinking)
+        for i, completion in enumerate(rollouts.completions)
         if is_correct[i]
     }
 
 
 def earlier_answers(
-    group: GradedRollouts,
+    rollouts: GradedRollouts,
     texts: dict[int, str],
     solved_prompts: SolvedPrompts | None,
     step: int,
@@ -230,16 +230,16 @@ def earlier_answers(
     """Return a correct answer of an earlier step to each prompt, empty where there is none; take this step's."""
     nothing = SolvedPrompt("", step)
     if solved_prompts is None:
-        return [nothing] * len(group.prompts)
-    keys = [prompt_key(prompt) for prompt in group.prompts]
+        return [nothing] * len(rollouts.prompts)
+    keys = [prompt_key(prompt) for prompt in rollouts.prompts]
     earlier = [solved_prompts.recall(key) or nothing for key in keys]
-    solved = {keys[row - group.first_row]: text for row, text in texts.items() if text}
+    solved = {keys[row - rollouts.first_row]: text for row, text in texts.items() if text}
     solved_prompts.remember(gather_object(list(solved.items())), step)
     return earlier
 
 
 def encode_context(
-    group: GradedRollouts,
+    rollouts: GradedRollouts,
     needs_context: Sequence[bool],
     siblings: Sequence[str],
     earlier: Sequence[SolvedPrompt],
@@ -252,13 +252,13 @@ def encode_context(
     num_too_long, num_without_turn, earlier_ages = 0, 0, []
     for i, is_needed in enumerate(needs_context):
         information = select_information(
-            sources, siblings[i], group.feedback[i], group.references[i], earlier[i].text
+            sources, siblings[i], rollouts.feedback[i], rollouts.references[i], earlier[i].text
         )
         if not (is_needed and information):
             continue
-        prompts[i] = encoder.encode(group.prompts[i], information, group.tools[i])
+        prompts[i] = encoder.encode(rollouts.prompts[i], information, rollouts.tools[i])
         if prompts[i] is None:
-            has_turn = encoder.has_place(group.prompts[i], group.tools[i])
+            has_turn = encoder.has_place(rollouts.prompts[i], rollouts.tools[i])
             num_too_long, num_without_turn = num_too_long + has_turn, num_without_turn + (not has_turn)
         elif earlier[i].text and information.solution is earlier[i].text:
             earlier_ages.append(step - earlier[i].step)

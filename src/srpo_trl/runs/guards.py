@@ -1,7 +1,7 @@
 """Guards: known failure modes of a run, found in its log, and what helps against each.
 
 A guard reads logged metrics alone. It compares the last few logs with the first few of the run, or with a bound,
-so a few noisy logs do not set it off, and it speaks once until it has been silent for a while.
+so a few noisy logs do not set it off. It warns once, then again only after 10 quiet logs.
 """
 
 import math
@@ -15,17 +15,17 @@ from srpo_trl.runs.scores import HELD_OUT, common_metric
 
 @dataclass(frozen=True)
 class GuardThresholds:
-    """When a guard speaks. Every number is a choice of this project, not of the paper.
+    """When a guard warns. Every number is a choice of this project, not of the paper.
 
     Attributes:
-        window: logs that a mean is taken over; no guard but "non_finite" speaks before twice as many.
+        window: logs that a mean is taken over; no guard but "non_finite" warns before twice as many.
         format_drop: fall of the well-formed share at evaluation sampling, below the best evaluation. One public
             reproduction of SDPO fell from 0.999 to 0.106 while its training reward stayed high.
         length_growth: mean completion length over that of the first logs; its inverse for a collapse. In the same
             run the length was the first thing to move.
         entropy_fall: mean policy entropy over that of the first logs: below, sampling has become greedy and groups
             stop differing.
-        entropy_growth: above, the policy loses its mind.
+        entropy_growth: above, policy entropy diverges.
         distilled_low: share of distilled rollouts, while less than `mostly_correct` of them are correct: SRPO is
             running as GRPO.
         distilled_high: above, hardly any reward drives the policy.
@@ -227,7 +227,7 @@ class Finding(NamedTuple):
 
 
 class Watch:
-    """Guards over a history: each finding once, until its guard has been silent for a window of logs."""
+    """Guards over a history: each finding once, until its guard has had a window of quiet logs."""
 
     def __init__(self, action: str, thresholds: GuardThresholds) -> None:
         self._action = action

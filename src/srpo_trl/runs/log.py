@@ -1,6 +1,6 @@
 """Logs of a run as JSON lines that survive a kill and a resume; read without torch.
 
-Every part of a run starts with a line `{"begin": {"step": s}}`. A part that goes on from step s takes back whatever an
+Every part of a run starts with a line `{"begin": {"step": s}}`. A part that resumes from step s takes back whatever an
 earlier part logged beyond s, since those steps are made again; a part that starts at 0 takes back all of it. Lines are
 only ever added, so that a killed run loses at most its last one.
 """
@@ -51,7 +51,7 @@ class RunLog:
         except OSError as error:  # whose own message does not say where
             error.add_note(
                 f"Raised while a line was added to {self._path}. The lines before it and the last checkpoint are "
-                "whole. Make room or repair the folder, then go on with resume_from_checkpoint."
+                "whole. Make room or repair the folder, then resume with resume_from_checkpoint."
             )
             raise
 

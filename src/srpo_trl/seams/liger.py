@@ -1,6 +1,6 @@
-"""Liger's layer kernels (normalisation, rotary embedding, MLP) on the student, and so on its teacher.
+"""Liger's layer kernels (normalization, rotary embedding, MLP) on the student, and so on its teacher.
 
-Liger's fused losses stay off: they return one locally normalised scalar, without token weights, top K or teacher
+Liger's fused losses stay off: they return one locally normalized scalar, without token weights, top K or teacher
 entropy, and replace the forward that the fused LM head lives in.
 """
 

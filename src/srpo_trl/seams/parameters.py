@@ -51,8 +51,8 @@ def _without_wrappers(name: str) -> str:
 def release_gathered(model: nn.Module, accelerator: Accelerator) -> None:
     """Free every gathered copy of sharded parameters, so that the next forward gathers the shards' values.
 
-    An FSDP2 root keeps its parameters gathered after a forward, as ZeRO-3 does with small ones: a pass after an
-    exchange of the shards would run stale weights. Every process calls it alike.
+    An FSDP2 root keeps its parameters gathered after a forward, as ZeRO-3 does with small ones: a pass after the
+    shards were swapped would run stale weights. A collective: all ranks must call it.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -80,7 +80,8 @@ def whole_shape(parameter: Any) -> torch.Size:
 def full_tensor(parameter: Any, part: Tensor, device: torch.device) -> Tensor:
     """Return the whole value of which each process holds a part laid out like the parameter's.
 
-    Where the parameter is sharded the result is new and every process calls this alike; else it is `part`.
+    Where the parameter is sharded the result is new, and the call a collective that all ranks must make; else it is
+    `part`.
     """
     if isinstance(parameter, DTensor):
         sharded = DTensor.from_local(

@@ -102,7 +102,7 @@ def _without_closed_thinking(text: str) -> str:
 
 
 def _after_thinking(text: str, end: int) -> int:
-    """Return where the text goes on after the end of a block and the white space that follows."""
+    """Return where the text continues after the end of a block and the white space that follows."""
     match = _SPACE.match(text, end + len(_THINKING_ENDS))
     assert match is not None  # it matches the empty string
     return match.end()

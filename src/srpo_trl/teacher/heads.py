@@ -1,7 +1,7 @@
-"""The LM heads that project the teacher's hidden states of the rollout batches in use.
+"""The LM heads that project the teacher's hidden states of the buffered rollout batches.
 
 Hidden states and head belong together, so a head stays as it was when its rollouts were scored, also where the teacher
-moves while they are in use: an optimizer step can end one rollout batch in the middle of the next.
+moves while they are buffered: an optimizer step can end one rollout batch in the middle of the next.
 """
 
 from collections.abc import Hashable, Iterable
@@ -23,7 +23,7 @@ class ScoringHead(NamedTuple):
 
 
 class HeadsInUse:
-    """The heads of the rollout batches in use, by their numbers.
+    """The heads of the buffered rollout batches, by their numbers.
 
     Rollout batches scored by one state of the teacher share one head.
     """
@@ -39,7 +39,7 @@ class HeadsInUse:
         self._heads[number] = ScoringHead(head, teacher_state)
 
     def of(self, number: int) -> TeacherHead:
-        """Return the head of a rollout batch in use."""
+        """Return the head of a buffered rollout batch."""
         return self._heads[number].head
 
     def past(self, number: int, teacher_state: Hashable) -> PastHead | None:
@@ -48,7 +48,7 @@ class HeadsInUse:
         return None if head is STUDENT_HEAD or scored_by == teacher_state else (head.weight_VD, head.bias_V)
 
     def restore(self, number: int, head: TeacherHead, teacher_state: Hashable, past: PastHead | None) -> None:
-        """Take the head of the one rollout batch in use: what `past` returned, or else the teacher's present one."""
+        """Take the head of the one buffered rollout batch: what `past` returned, or else the teacher's present one."""
         self._heads.clear()
         if head is not STUDENT_HEAD and past is not None:
             head, teacher_state = head._replace(weight_VD=past[0], bias_V=past[1]), _PAST

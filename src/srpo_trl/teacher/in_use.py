@@ -1,4 +1,4 @@
-"""The teacher of a run: its weights, its passes, and the LM heads of the rollout batches in use."""
+"""The teacher of a run: its weights, its passes, and the LM heads of the buffered rollout batches."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -120,7 +120,7 @@ class TeacherInUse:
     # ---------------------------------------------------------------- steps
 
     def hold_trainable(self) -> None:
-        """Take up what a callback has made trainable, before it moves; the rollouts in use keep their heads."""
+        """Take up what a callback has made trainable, before it moves; buffered rollouts keep their heads."""
         if not self.weights.hold_trainable():
             return
         student = self._student()
@@ -134,7 +134,7 @@ class TeacherInUse:
         self._heads.forget_before(self._batch_number())
 
     def update(self, num_batches: int) -> TeacherDistance | None:
-        """Make as many EMA updates as rollout batches have been used up; rollouts in use keep their heads."""
+        """Make one EMA update per completed rollout batch; buffered rollouts keep their heads."""
         self._heads.keep_apart_from(self.weights.state_dict().values())
         return self.weights.update(num_batches)
 
@@ -149,7 +149,7 @@ class TeacherInUse:
         self.weights.load(folder)
 
     def past_head(self) -> PastHead | None:
-        """Return what a checkpoint must hold of the head of the rollouts in use."""
+        """Return what a checkpoint must hold of the head of the buffered rollouts."""
         return self._heads.past(self._batch_number(), self._state)
 
     def restore_head(self, past: PastHead | None) -> None:

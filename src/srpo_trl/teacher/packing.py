@@ -44,7 +44,7 @@ def _layer_types(model: PreTrainedModel) -> set[str]:
 
 
 def plan_passes(rows: Sequence[TeacherRow], *, max_tokens: int, layout: Layout) -> Iterator[list[int]]:
-    """Yield batches of row numbers, alike in length, rows of one prompt side by side where prompts are shared.
+    """Yield batches of row numbers, batched by length, rows of one prompt side by side where prompts are shared.
 
     A batch holds at most `max_tokens` tokens, padding counted where the layout pads and a shared prompt counted
     once; a longer row comes alone.

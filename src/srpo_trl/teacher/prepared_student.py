@@ -1,4 +1,4 @@
-"""What the probe of a model decides, alike on every process."""
+"""What the probe of a model decides, identically on every rank."""
 
 import logging
 
@@ -25,8 +25,8 @@ def prepare_student(
 ) -> Layout:
     """Return the layout of the teacher's rows, after the model has been tried with a few tokens.
 
-    Where the models count positions from a row's padding on, they are given position ids from here on. Every process
-    calls it alike, after the forwards of both losses are in place.
+    Where the models count positions from a row's padding on, they are given position ids from here on. A
+    collective: all ranks must call it, after the forwards of both losses are in place.
 
     Args:
         student: the transformers model inside wrappers.
@@ -38,7 +38,7 @@ def prepare_student(
         ValueError: training would use other log-probabilities than the model's.
     """
     layout: Layout = "padded" if reads_images else row_layout(student)
-    found = _probe_alike(student, layout, temperature, accelerator)
+    found = _probe_on_every_rank(student, layout, temperature, accelerator)
     name = type(student).__name__
     if found.layout != layout:
         _logger.warning(
@@ -58,7 +58,7 @@ def prepare_student(
     return found.layout
 
 
-def _probe_alike(
+def _probe_on_every_rank(
     student: PreTrainedModel, layout: Layout, temperature: float, accelerator: Accelerator
 ) -> ModelProbe:
     """Return the first process's finding on all, so that none trains in another way or waits for one that raised."""

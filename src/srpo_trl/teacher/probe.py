@@ -43,7 +43,7 @@ class Tolerances(NamedTuple):
 
 EXACT = Tolerances(2e-3, 2e-3, 2e-2, 1.0)  # float32
 TENSOR_FLOAT32 = Tolerances(1e-2, 2e-2, 5e-2, 0.5)  # float32 on a GPU, which may multiply in TF32
-HALF = Tolerances(3e-2, 0.1, 0.3, 0.5)  # bfloat16 and float16, mixed precision and quantised weights
+HALF = Tolerances(3e-2, 0.1, 0.3, 0.5)  # bfloat16 and float16, mixed precision and quantized weights
 
 
 class ModelProblemError(ValueError):
@@ -332,7 +332,7 @@ def _probe_hidden_states(
         raise ModelProblemError(
             f"{name} cannot be trained on prompts of different lengths: padding on the left, as TRL pads prompts, "
             f"changes a row's hidden states by {off:.2g} of their spread. Take an architecture whose layers leave "
-            "padding out; method='grpo' is no way round, as GRPOTrainer pads alike."
+            "padding out; method='grpo' does not help: GRPOTrainer pads the same way."
         )
     layouts: list[Layout] = [layout] if layout == "padded" else [layout, "padded"]
     differences = {}

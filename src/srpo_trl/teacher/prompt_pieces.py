@@ -1,7 +1,7 @@
 """Prompts put together from text that is trusted and text that is not, and their tokens.
 
 The dataset's own text and the templates are trusted: the teacher reads their markers (`<|im_end|>` and the like) as the
-student does. In text that a model or a grader wrote a marker stays text, also one that only its neighbours complete.
+student does. In text that a model or a grader wrote a marker stays text, also one that only its neighbors complete.
 """
 
 import re

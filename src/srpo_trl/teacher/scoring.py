@@ -187,7 +187,7 @@ def teacher_head(
     weight_VD = teacher.value_of(head.weight_VD)
     bias_V = None if head.bias_V is None else teacher.value_of(head.bias_V)
     if teacher.kind == "live":
-        # The optimizer may change the student's head before these rollouts are used up.
+        # The optimizer may change the student's head before all steps on these rollouts have been taken.
         weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
     return head._replace(weight_VD=weight_VD, bias_V=bias_V)
 

@@ -1,12 +1,12 @@
 """Whose weights the teacher has: an exponential moving average of the student, its initial weights, or itself.
 
-The teacher is no second module. It is one tensor per trainable parameter, temporarily_set with the student's values
-for the length of a teacher pass. Parameters that never trained (the base model under LoRA, say) are shared by
+The teacher is no second module. It is one tensor per trainable parameter, swapped with the student's values for the
+length of a teacher pass. Parameters that never trained (the base model under LoRA, say) are shared by
 construction, so the same few lines serve full fine-tuning, LoRA and QLoRA, a copied module can never keep running
 the student's weights, and each process holds and updates just its part of the parameters (FSDP2, ZeRO-3).
 
 Layers may be frozen and unfrozen while training. Until a parameter is trainable for the first time, its value is the
-initial one of student and teacher alike; from then on the teacher has a value of its own, also while it is frozen.
+initial one, of both student and teacher; from then on the teacher has a value of its own, also while it is frozen.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ class TeacherWeights:
     def hold_trainable(self) -> bool:
         """Take up the parameters that have become trainable, with the values they have now; return whether any has.
 
-        Call it before an optimizer step can have moved them. Every process calls it alike.
+        Call it before an optimizer step can have moved them. A collective: all ranks must call it.
         """
         new = [name for name, _ in named_trainable(self._model) if name not in self._held]
         if new:
@@ -153,28 +153,26 @@ class TeacherWeights:
         self.is_frozen = True
 
     def reset_to_student(self) -> None:
-        """Let the next update give the teacher the student's values; rollouts in use belong to the ones it has now."""
+        """Reset the teacher to the student at its next update; buffered rollouts were scored by its present values."""
         self._resets_to_student = True
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Run the block with the teacher's values in the student's parameters; restore them exactly afterwards.
 
-        Values of the parameter's own dtype are temporarily_set in place, which needs memory for one parameter; a
+        Values of the parameter's own dtype are swapped in place, which needs memory for one parameter; a
         float32 average of a bfloat16 parameter stays, and the student's value is set aside.
         """
         parts = self._parts()
         set_aside = {n: parts[n].clone() for n, v in self._values.items() if v.dtype != parts[n].dtype}
-        self._exchange(parts, set_aside)
+        self._swap(parts, set_aside)
         try:
             yield
         finally:
-            self._exchange(self._parts(), set_aside, back=True)
+            self._swap(self._parts(), set_aside, back=True)
 
     @torch.no_grad()
-    def _exchange(
-        self, parts: dict[str, Tensor], set_aside: dict[str, Tensor], *, back: bool = False
-    ) -> None:
+    def _swap(self, parts: dict[str, Tensor], set_aside: dict[str, Tensor], *, back: bool = False) -> None:
         for name, value in self._values.items():
             part = parts[name]
             if name in set_aside:
@@ -187,8 +185,8 @@ class TeacherWeights:
     def value_of(self, parameter: Tensor) -> Tensor:
         """Return the teacher's whole value of one of the student's parameters, in its dtype, detached.
 
-        Parameters that never trained, and all of the live teacher's, are the student's own. Every process calls it
-        alike.
+        Parameters that never trained, and all of the live teacher's, are the student's own. A collective: all
+        ranks must call it.
         """
         part = local_shard(parameter)
         for name, own in self._parameters().items():
@@ -207,7 +205,7 @@ class TeacherWeights:
     def save(self, folder: Path, *, writes: bool = True) -> None:
         """Write the whole values and the number of updates to `TEACHER_FILE` in an existing folder.
 
-        Every process calls it alike, since values are gathered one by one; those with `writes` write the file.
+        A collective: all ranks must call it, since values are gathered one by one; those with `writes` write the file.
         """
         parameters = self._parameters()
         values = {}

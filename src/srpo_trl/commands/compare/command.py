@@ -12,7 +12,7 @@ EXIT_RUNS_MISSING = 1
 DESCRIPTION = """\
 Train variants from one start and tabulate the best score of each within each budget, mean and standard error over
 seeds. Each CONFIG is a YAML file as for `srpo-trl train`. What is finished is not repeated: the same command again
-goes on where it stopped, with more seeds or larger budgets too."""
+resumes where it stopped, with more seeds or larger budgets too."""
 EPILOG = """\
 Options of `srpo-trl train` for every run follow after `--`:
   srpo-trl compare configs/qwen3_0.6b.yaml --variants all -- --data_dir DIR --eval_strategy steps"""

@@ -30,7 +30,7 @@ class LossBytes(NamedTuple):
 
 
 class LossSizes(NamedTuple):
-    """Sizes of the LM head, student and teacher alike, and what the losses hold for them.
+    """Sizes of the LM head, the same for student and teacher, and what the losses hold for them.
 
     Attributes:
         hidden_size, vocab_size: D and V.

@@ -118,8 +118,8 @@ class _Accounts:
         held[TEACHER] += rollout * run.rollouts_per_sampling
         yield Component("teacher's hidden states", 1, self.training.teacher_states_on_cpu, held)
         if shape.head_is_trainable:
-            # Until its rollouts are used up. A step that ends one rollout batch in the middle of the next leaves a copy
-            # of the head that scored this next one.
+            # Until all optimizer steps on its rollouts have been taken. A step that ends one rollout batch in the
+            # middle of the next leaves a copy of the head that scored this next one.
             held = _at(PHASES, self.head_copy + self.head_bytes * run.steps_straddle)
             held[SAMPLING] -= self.head_copy
             yield Component("teacher's LM head", 1, False, held)

@@ -46,7 +46,7 @@ def run_study(options: argparse.Namespace, console: Console) -> None:
         console.print(
             f"[yellow]The warm-up ended after {start.num_steps} steps without what it aims at: at least "
             f"{warmup.student_accuracy} alone, and {warmup.teacher_ratio:g} times that with a solution shown. Training "
-            "goes on from there; for a better start give another --seed or more --warmup_steps.[/yellow]"
+            "starts from there; for a better start give another --seed or more --warmup_steps.[/yellow]"
         )
     curves = _train_all(options, tokenizer, start_folder, training, held_out, alone, console)
     facts = {

@@ -51,7 +51,7 @@ def draw_all(
     """Draw every figure of the report.
 
     Args:
-        runs: in the order of their colours.
+        runs: in the order of their colors.
         held_out, training: metrics of accuracy; None: no run has one.
         budgets: of training time, marked on time axes.
     """

@@ -16,16 +16,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from srpo_trl.commands.curves_plot import COLOURS, MARKERS
+from srpo_trl.commands.curves_plot import COLORS, MARKERS
 from srpo_trl.commands.report.figures import FigureSpec, Panel
 from srpo_trl.runs.durations import UNITS, axis_unit
 from srpo_trl.runs.read import RunHistory, Series
 from srpo_trl.runs.scores import Budget
 
-_COLOURS = COLOURS[:6]  # all but black, which a dark screen does not show; a second round has other lines
+_COLORS = COLORS[:6]  # all but black, which a dark screen does not show; a second round has other lines
 LINES = ("-", "--", ":", "-.")
 
-INK = "#1a1b1e"  # replaced by the page's text colour in SVG
+INK = "#1a1b1e"  # replaced by the page's text color in SVG
 _COLUMNS = 2
 PANEL_INCHES = (5.2, 2.9)
 _MOST_MARKERS = 30  # points that are marked one by one
@@ -68,11 +68,11 @@ class Picture:
 
 
 def draw(spec: FigureSpec, runs: Sequence[RunHistory], budgets: Sequence[Budget]) -> Picture:
-    """Draw the runs over each other, in the same colour everywhere; panels that nobody has are left out.
+    """Draw the runs over each other, in the same color everywhere; panels that nobody has are left out.
 
     Args:
         spec: what to draw.
-        runs: in the order of their colours.
+        runs: in the order of their colors.
         budgets: of training time, marked on time axes.
     """
     curves = {panel: [_curve(panel, run) for run in runs] for panel in spec.panels}
@@ -170,9 +170,9 @@ def _draw_panel(
 
 
 def run_style(index: int) -> dict[str, Any]:
-    """Return the colour and the line of a run."""
-    turn = index // len(_COLOURS)
-    return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": LINES[turn % len(LINES)]}
+    """Return the color and the line of a run."""
+    turn = index // len(_COLORS)
+    return {"color": _COLORS[index % len(_COLORS)], "linestyle": LINES[turn % len(LINES)]}
 
 
 def _draw_curve(axes: Axes, index: int, across: NDArray[np.float64], values: NDArray[np.float64]) -> None:
@@ -196,9 +196,9 @@ def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]
 def _draw_spread(axes: Axes, index: int, across: NDArray[np.float64], curve: Series, spread: Series) -> None:
     _, in_curve, in_spread = np.intersect1d(curve.steps, spread.steps, return_indices=True)
     mean, deviation = curve.values[in_curve], spread.values[in_spread]
-    colour = run_style(index)["color"]
+    color = run_style(index)["color"]
     axes.fill_between(
-        across[in_curve], mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
+        across[in_curve], mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0
     )
 
 
@@ -233,7 +233,7 @@ def name_runs(figure: Figure, runs: Sequence[RunHistory]) -> None:
 
 
 def svg(picture: Picture) -> str:
-    """Return the picture as an SVG element for a page, in the page's text colour, with ids of its own."""
+    """Return the picture as an SVG element for a page, in the page's text color, with ids of its own."""
     assert picture.figure is not None
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": picture.name}):

@@ -1,4 +1,4 @@
-"""Routed rollouts for the page: each token with how strongly, and towards what, the teacher corrects it."""
+"""Routed rollouts for the page: each token with how strongly, and toward what, the teacher corrects it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from srpo_trl.runs.log import Record
 from srpo_trl.runs.read import RunHistory, is_number
 
 NUM_LEVELS = 9
-FULL_COLOUR_QUANTILE = 0.95  # of the shown tokens' corrections; whatever is above has the full colour
+FULL_COLOR_QUANTILE = 0.95  # of the shown tokens' corrections; whatever is above has the full color
 NUM_STRONGEST = 5
 
 
@@ -59,7 +59,7 @@ class Token:
 
     @property
     def shown(self) -> str:
-        """The text as it stands on the page: a coloured line end can be seen, and nothing coloured is empty."""
+        """The text as it stands on the page: a colored line end can be seen, and nothing colored is empty."""
         return self.text.replace("\n", "↵\n") or "·"
 
 
@@ -82,9 +82,9 @@ class Example:
     tokens: Sequence[Token]
 
     def strongest(self, full: float) -> list[Token]:
-        """Return the most corrected tokens, strongest first; none without a colour where `full` nats are full."""
-        coloured = [token for token in self.tokens if level(token.correction, full)]
-        return sorted(coloured, key=lambda token: token.correction or 0.0, reverse=True)[:NUM_STRONGEST]
+        """Return the most corrected tokens, strongest first; none without a color where `full` nats are full."""
+        colored = [token for token in self.tokens if level(token.correction, full)]
+        return sorted(colored, key=lambda token: token.correction or 0.0, reverse=True)[:NUM_STRONGEST]
 
 
 def visible(text: str) -> str:
@@ -135,19 +135,19 @@ def select_examples(run: RunHistory, number: int) -> list[Example]:
     return [found[index] for index in dict.fromkeys(indices.tolist())]
 
 
-def full_colour(examples: Sequence[Example]) -> float:
-    """Return the correction from which on a token has the full colour, in nats; above 0."""
+def full_color(examples: Sequence[Example]) -> float:
+    """Return the correction from which on a token has the full color, in nats; above 0."""
     corrections = [token.correction for example in examples for token in example.tokens if token.correction]
-    return float(np.quantile(corrections, FULL_COLOUR_QUANTILE)) if corrections else 1.0
+    return float(np.quantile(corrections, FULL_COLOR_QUANTILE)) if corrections else 1.0
 
 
 def level(correction: float | None, full: float) -> int:
-    """Return the depth of a token's colour, from 0 to `NUM_LEVELS`; half a level and less is no colour."""
+    """Return the depth of a token's color, from 0 to `NUM_LEVELS`; half a level and less is no color."""
     return 0 if correction is None else min(round(NUM_LEVELS * correction / full), NUM_LEVELS)
 
 
 class Span(NamedTuple):
-    """Neighbouring text of one look: its CSS class, its text, and what is shown when the pointer rests on it."""
+    """Neighboring text of one look: its CSS class, its text, and what is shown when the pointer rests on it."""
 
     look: str
     text: str
@@ -155,11 +155,11 @@ class Span(NamedTuple):
 
 
 def pieces(example: Example, full: float) -> list[Span]:
-    """Return a completion as pieces: one for every coloured token, and one for what lies between them.
+    """Return a completion as pieces: one for every colored token, and one for what lies between them.
 
     Args:
         example: whose completion it is.
-        full: the correction of the full colour, in nats.
+        full: the correction of the full color, in nats.
     """
     found: list[Span] = []
     for look, tokens in groupby(example.tokens, key=lambda token: _look(token, full)):

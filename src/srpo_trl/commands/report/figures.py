@@ -80,9 +80,9 @@ FIGURES = (
             _share("srpo/route/distilled_frac", "distilled"),
             _share("srpo/route/policy_frac", "trained by GRPO"),
             _share("srpo/route/both_frac", "trained by both branches", is_optional=True),
-            _share("srpo/route/skipped_frac", "trained by nothing", is_optional=True),
+            _share("srpo/route/skipped_frac", "excluded from the loss", is_optional=True),
             _share("srpo/correct_frac", "correct, at training temperature"),
-            _share("srpo/teacher/available_frac", "with something to show, of those that want a teacher"),
+            _share("srpo/teacher/available_frac", "with something to show, of those that need a teacher"),
             _share("srpo/teacher/earlier_frac", "shown an answer of an earlier step", is_optional=True),
         ),
         "Where each rollout went. With SRPO, failed rollouts that have a correct sibling are distilled and "
@@ -133,13 +133,13 @@ FIGURES = (
             Panel(
                 "srpo/weight/raw_mean",
                 "exp(-beta H): mean, and one standard deviation on either side",
-                "weight before normalisation",
+                "weight before normalization",
                 is_share=True,
                 spread="srpo/weight/raw_std",
             ),
             _share("srpo/weight/ess_frac", "effective share of the distilled tokens"),
         ),
-        "Tokens of which the teacher is sure weigh more. An effective share of 1 means that all tokens count alike; "
+        "Tokens of which the teacher is sure weigh more. An effective share of 1 means that all tokens count equally; "
         "near 0, a few tokens carry the whole distillation loss and entropy_weight_beta is too large.",
     ),
     FigureSpec(

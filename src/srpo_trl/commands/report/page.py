@@ -26,7 +26,7 @@ def render(
     """Return the page.
 
     Args:
-        runs: in the order of their colours.
+        runs: in the order of their colors.
         pictures: in reading order.
         examples: per run.
         metric: of the table of best values; None: no run has logged an accuracy.
@@ -50,7 +50,7 @@ def render(
         pictures=[(picture, Markup(svg(picture)) if picture.figure else None) for picture in pictures],
         options=differing_options(runs),
         examples=examples,
-        full=routed_examples.full_colour([example for found in examples for example in found]),
+        full=routed_examples.full_color([example for found in examples for example in found]),
         num_levels=routed_examples.NUM_LEVELS,
         pieces=routed_examples.pieces,
         version=__version__,

@@ -39,7 +39,7 @@ class Rewards:
     Args:
         functions: as TRL holds them.
         names: that TRL gives them.
-        timeout: seconds that a call may take; None: for ever.
+        timeout: seconds that a call may take; None: forever.
         weights: `reward_weights`, with which the scores must fit into float32; None: 1 each, unsummed.
         joins_feedback: keep what the functions log as "feedback" for `take_feedback`, in place of TRL's table.
 
@@ -77,7 +77,7 @@ class Rewards:
 class _Call(AbstractContextManager):
     """One call: its arguments, and the note that an error in it gets.
 
-    What is logged is held back until the function has returned in time, so that one that timed out and goes on in
+    What is logged is held back until the function has returned in time, so that one that timed out and continues in
     its thread writes nothing into a later batch.
     """
 
@@ -129,7 +129,7 @@ class CheckedReward:
     Args:
         function: TRL's reward function.
         name: that TRL gives it.
-        timeout: seconds that a call may take; None: for ever, in the thread that calls.
+        timeout: seconds that a call may take; None: forever, in the thread that calls.
         limit: the largest size of a finite score.
         feedback: takes what is logged as "feedback"; None: TRL's table does.
     """
@@ -303,6 +303,6 @@ class CheckedAsyncReward(CheckedReward):
         with _Call(self.__name__, given, self._feedback) as call:
             if self.timeout is None:
                 return self._scores(call, await self._named.run_async(*private_call(given)))
-            # Other functions of the batch go on in this loop while this one is waited for.
+            # Other functions of the batch run in this loop while this one is waited for.
             outcome = await asyncio.wrap_future(in_daemon_thread(self._within_limit, given))
             return self._finished(call, outcome)

@@ -67,7 +67,7 @@ class NamedFunction(NamedTuple):
         """Return what an asynchronous function gives; see `run`.
 
         An event loop that a `SystemExit` or a `KeyboardInterrupt` goes through stops, and whoever waits for it waits
-        for ever. So neither leaves; nor does a `CancelledError` that nobody asked for.
+        forever. So neither leaves; nor does a `CancelledError` that nobody asked for.
         """
         num_rows, logged, held = len(arguments["completions"]), *_held_logs(logs)
         try:

@@ -1,6 +1,6 @@
 """A reward function in a thread, or in an event loop, of this process: for what cannot be sent to another one.
 
-A thread cannot be killed: what is late goes on until it returns, beside the next call, and what it gives is dropped.
+A thread cannot be killed: a late call continues until it returns, beside the next call, and what it gives is dropped.
 """
 
 import asyncio

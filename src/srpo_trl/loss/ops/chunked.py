@@ -30,7 +30,7 @@ from srpo_trl.loss.ops.projection import (
 from srpo_trl.loss.ops.token_losses import token_losses
 
 
-class Problem(NamedTuple):
+class Inputs(NamedTuple):
     """Everything that is no differentiable input."""
 
     student_logit_scale: float
@@ -79,12 +79,12 @@ def distillation_loss(
     old_logps_N: Tensor | None,
     spec: DistillationSpec,
     chunk_bytes: int,
-    sweep: Callable[[Tensor, Tensor, Tensor | None, Problem], ChunkedResult] | None = None,
+    sweep: Callable[[Tensor, Tensor, Tensor | None, Inputs], ChunkedResult] | None = None,
 ) -> DistillationResult:
     """See `srpo_trl.loss.ops.distillation_loss`; `sweep` makes the pass over all chunks in place of this file's."""
     weight_VD, bias_V = student_head.weight_VD, student_head.bias_V
     with_gradient = torch.is_grad_enabled()
-    problem = Problem(
+    inputs = Inputs(
         student_logit_scale=student_head.logit_scale,
         student_softcap=student_head.softcap,
         teacher_hidden_ND=teacher_hidden_ND,
@@ -99,7 +99,7 @@ def distillation_loss(
         needs_bias=with_gradient and bias_V is not None and bias_V.requires_grad,
     )
     loss, statistics_6N = _DistillationLoss.apply(
-        student_hidden_ND, weight_VD, bias_V, problem, sweep or _sweep
+        student_hidden_ND, weight_VD, bias_V, inputs, sweep or _sweep
     )
     return DistillationResult(loss, *statistics_6N[1:])
 
@@ -109,12 +109,12 @@ def teacher_entropy(hidden_ND: Tensor, head: Head, temperature: float, chunk_byt
     with torch.no_grad():
         dtype = compute_dtype(hidden_ND, head.weight_VD)
         plan = plan_entropy(hidden_ND, head, dtype, chunk_bytes)
-        way = matmul_precision(hidden_ND, head.weight_VD, dtype)
+        precision = matmul_precision(hidden_ND, head.weight_VD, dtype)
         entropy_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=dtype)
         buffer_CV = hidden_ND.new_empty((plan.chunk_tokens, head.weight_VD.shape[0]), dtype=dtype)
         for tokens in slices(0, hidden_ND.shape[0], plan.chunk_tokens):
             logits_CV = buffer_CV[: tokens.stop - tokens.start]
-            project_(logits_CV, hidden_ND[tokens], head, temperature, way, plan.tile_rows)
+            project_(logits_CV, hidden_ND[tokens], head, temperature, precision, plan.tile_rows)
             for block in slices(tokens.start, tokens.stop, plan.block_tokens):
                 local = slice(block.start - tokens.start, block.stop - tokens.start)
                 entropy_N[block] = entropy(torch.log_softmax(logits_CV[local], dim=-1))
@@ -130,13 +130,13 @@ class _DistillationLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        problem: Problem,
-        make_sweep: Callable[[Tensor, Tensor, Tensor | None, Problem], ChunkedResult],
+        inputs: Inputs,
+        make_sweep: Callable[[Tensor, Tensor, Tensor | None, Inputs], ChunkedResult],
     ) -> tuple[Tensor, Tensor]:
-        sweep = make_sweep(hidden_ND, weight_VD, bias_V, problem)
+        sweep = make_sweep(hidden_ND, weight_VD, bias_V, inputs)
         ctx.save_for_backward(sweep.grad_hidden_ND, sweep.grad_weight_VD, sweep.grad_bias_V)
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
-        ctx.chunk_bytes = problem.chunk_bytes
+        ctx.chunk_bytes = inputs.chunk_bytes
         ctx.mark_non_differentiable(sweep.statistics_6N)
         ctx.set_materialize_grads(False)  # no zeros for the statistics
         return sweep.statistics_6N[0].sum(), sweep.statistics_6N
@@ -151,47 +151,52 @@ class _DistillationLoss(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: Problem) -> ChunkedResult:
-    """Loss, statistics and the gradients that `problem` asks for, chunk by chunk."""
-    teacher_head = problem.teacher_head
-    head = Head(weight_VD, bias_V, problem.student_logit_scale, problem.student_softcap)
-    dtype = compute_dtype(hidden_ND, weight_VD, problem.teacher_hidden_ND, teacher_head.weight_VD)
+def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: Inputs) -> ChunkedResult:
+    """Loss, statistics and the gradients that `inputs` ask for, chunk by chunk."""
+    teacher_head = inputs.teacher_head
+    head = Head(weight_VD, bias_V, inputs.student_logit_scale, inputs.student_softcap)
+    dtype = compute_dtype(hidden_ND, weight_VD, inputs.teacher_hidden_ND, teacher_head.weight_VD)
     sides = (
         (hidden_ND, head, matmul_precision(hidden_ND, weight_VD, dtype)),
         (
-            problem.teacher_hidden_ND,
+            inputs.teacher_hidden_ND,
             teacher_head,
-            matmul_precision(problem.teacher_hidden_ND, teacher_head.weight_VD, dtype),
+            matmul_precision(inputs.teacher_hidden_ND, teacher_head.weight_VD, dtype),
         ),
     )
     (num_tokens, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
-    plan = plan_distillation(*sides[0][:2], *sides[1][:2], dtype, problem.spec, problem.chunk_bytes)
+    plan = plan_distillation(*sides[0][:2], *sides[1][:2], dtype, inputs.spec, inputs.chunk_bytes)
     # A token's hidden gradient is complete after its chunk, so it may be rounded to bfloat16 then; in float16 small
     # ones would be lost before `backward` has multiplied by its upstream scalar.
     hidden_dtype = torch.bfloat16 if hidden_ND.dtype == torch.bfloat16 else dtype
     sweep = ChunkedResult(
         statistics_6N=hidden_ND.new_empty((6, num_tokens), dtype=dtype),
-        grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if problem.needs_hidden else None,
-        grad_weight_VD=torch.zeros_like(weight_VD, dtype=dtype) if problem.needs_weight else None,
-        grad_bias_V=hidden_ND.new_zeros(vocab_size, dtype=dtype) if problem.needs_bias else None,
+        grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if inputs.needs_hidden else None,
+        grad_weight_VD=torch.zeros_like(weight_VD, dtype=dtype) if inputs.needs_weight else None,
+        grad_bias_V=hidden_ND.new_zeros(vocab_size, dtype=dtype) if inputs.needs_bias else None,
     )
     buffers_2CV = hidden_ND.new_empty((2, plan.chunk_tokens, vocab_size), dtype=dtype)
     for tokens in slices(0, num_tokens, plan.chunk_tokens):
         logits_2CV = buffers_2CV[:, : tokens.stop - tokens.start]
-        for logits_CV, (side_hidden_ND, side_head, way) in zip(logits_2CV, sides, strict=True):
+        for logits_CV, (side_hidden_ND, side_head, precision) in zip(logits_2CV, sides, strict=True):
             project_(
-                logits_CV, side_hidden_ND[tokens], side_head, problem.spec.temperature, way, plan.tile_rows
+                logits_CV,
+                side_hidden_ND[tokens],
+                side_head,
+                inputs.spec.temperature,
+                precision,
+                plan.tile_rows,
             )
         for block in slices(tokens.start, tokens.stop, plan.block_tokens):
             local = slice(block.start - tokens.start, block.stop - tokens.start)
-            _reduce_block_(logits_2CV[:, local], sweep.statistics_6N[:, block], head, problem, block)
-        if problem.needs_gradient:
+            _reduce_block_(logits_2CV[:, local], sweep.statistics_6N[:, block], head, inputs, block)
+        if inputs.needs_gradient:
             _accumulate_gradients_(sweep, logits_2CV, hidden_ND, weight_VD, tokens, plan.tile_rows)
     return sweep
 
 
 def _reduce_block_(
-    logits_2RV: Tensor, statistics_6R: Tensor, head: Head, problem: Problem, block: slice
+    logits_2RV: Tensor, statistics_6R: Tensor, head: Head, inputs: Inputs, block: slice
 ) -> None:
     """Fill the block's statistics, and turn the student's logits into the gradient of hidden W^T + bias.
 
@@ -200,16 +205,16 @@ def _reduce_block_(
         statistics_6R: the loss with coefficient and ratio, then the fields of `DistillationResult` in their
             order.
         head: the student's.
-        problem: per-token arguments and options.
+        inputs: per-token arguments and options.
         block: the block's place among the N tokens.
     """
-    spec, (student_RV, teacher_RV) = problem.spec, logits_2RV
-    terms = token_losses(student_RV, teacher_RV, problem.token_ids_N[block], spec, problem.needs_gradient)
+    spec, (student_RV, teacher_RV) = inputs.spec, logits_2RV
+    terms = token_losses(student_RV, teacher_RV, inputs.token_ids_N[block], spec, inputs.needs_gradient)
     ratio_R = torch.ones_like(terms.student_logps_R)
-    if problem.old_logps_N is not None:
-        old_logps_R = problem.old_logps_N[block].to(student_RV.dtype)
+    if inputs.old_logps_N is not None:
+        old_logps_R = inputs.old_logps_N[block].to(student_RV.dtype)
         ratio_R = importance_ratio(terms.student_logps_R, old_logps_R, spec.importance_clip)
-    factor_R = problem.coefficient_N[block].to(student_RV.dtype) * ratio_R
+    factor_R = inputs.coefficient_N[block].to(student_RV.dtype) * ratio_R
     statistics = (
         factor_R * terms.token_loss_R,
         terms.divergence_R,
@@ -241,10 +246,10 @@ def _accumulate_gradients_(
     """Add the chunk's share to the sweep's gradients; `logits_2CV[0]` is the gradient of hidden W^T +
     bias."""
     grad_product_CV, teacher_CV = logits_2CV
-    way = matmul_precision(hidden_ND, weight_VD, logits_2CV.dtype)
+    precision = matmul_precision(hidden_ND, weight_VD, logits_2CV.dtype)
     if sweep.grad_bias_V is not None:
         sweep.grad_bias_V.add_(grad_product_CV.sum(0))
-    if way == "mixed":
+    if precision == "mixed":
         # The teacher's logits are done with: their memory takes the gradient in the dtype of the products.
         rounded_CV = teacher_CV.view(weight_VD.dtype)[:, : weight_VD.shape[0]]
         grad_product_CV = rounded_CV.copy_(grad_product_CV)
@@ -255,11 +260,11 @@ def _accumulate_gradients_(
             if kept_CD.dtype != logits_2CV.dtype
             else kept_CD
         )
-        hidden_gradient_(made_CD, grad_product_CV, weight_VD, way, tile_rows)
+        hidden_gradient_(made_CD, grad_product_CV, weight_VD, precision, tile_rows)
         kept_CD.copy_(made_CD)
         del made_CD  # before the next temporary is made
     if sweep.grad_weight_VD is not None:
-        add_weight_gradient_(sweep.grad_weight_VD, grad_product_CV, hidden_ND[tokens], way)
+        add_weight_gradient_(sweep.grad_weight_VD, grad_product_CV, hidden_ND[tokens], precision)
 
 
 def _scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype, chunk_bytes: int) -> Tensor:

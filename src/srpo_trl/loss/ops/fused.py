@@ -17,16 +17,16 @@ import triton
 from torch import Tensor
 
 from srpo_trl.loss.ops import chunked
-from srpo_trl.loss.ops.chunked import ChunkedResult, Problem
+from srpo_trl.loss.ops.chunked import ChunkedResult, Inputs
 from srpo_trl.loss.ops.fused_plan import FusedPlan, plan_fused, plan_fused_entropy, tiles
 from srpo_trl.loss.ops.fused_steps import (
     Buffers,
     DistributionStats,
     choose_,
+    distribution_stats,
     gather_,
     gradient_view,
     make_buffers,
-    make_side,
     merge_,
     project_columns_,
     reduce_full_,
@@ -77,7 +77,7 @@ def teacher_entropy(hidden_ND: Tensor, head: Head, temperature: float, chunk_byt
     """See `srpo_trl.loss.ops.teacher_entropy`."""
     with torch.no_grad(), _device_of(hidden_ND):
         plan = plan_fused_entropy(hidden_ND, head, chunk_bytes)
-        side = make_side(hidden_ND, head, temperature)
+        side = distribution_stats(hidden_ND, head, temperature)
         entropy_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=torch.float32)
         chunk = (plan.chunk_tokens,)
         products_CV = hidden_ND.new_empty((*chunk, plan.teacher_stride), dtype=torch.float32)
@@ -93,36 +93,36 @@ def teacher_entropy(hidden_ND: Tensor, head: Head, temperature: float, chunk_byt
         return entropy_N
 
 
-def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, problem: Problem) -> ChunkedResult:
-    """Loss, statistics and the gradients that `problem` asks for, chunk by chunk."""
-    spec, num_tokens = problem.spec, hidden_ND.shape[0]
-    problem = problem._replace(  # kernels read neighbours
-        coefficient_N=problem.coefficient_N.float().contiguous(),
-        old_logps_N=None if problem.old_logps_N is None else problem.old_logps_N.float().contiguous(),
+def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: Inputs) -> ChunkedResult:
+    """Loss, statistics and the gradients that `inputs` ask for, chunk by chunk."""
+    spec, num_tokens = inputs.spec, hidden_ND.shape[0]
+    inputs = inputs._replace(  # kernels read neighbors
+        coefficient_N=inputs.coefficient_N.float().contiguous(),
+        old_logps_N=None if inputs.old_logps_N is None else inputs.old_logps_N.float().contiguous(),
     )
-    head = Head(weight_VD, bias_V, problem.student_logit_scale, problem.student_softcap)
-    student = make_side(hidden_ND, head, spec.temperature)
-    teacher = make_side(problem.teacher_hidden_ND, problem.teacher_head, spec.temperature)
+    head = Head(weight_VD, bias_V, inputs.student_logit_scale, inputs.student_softcap)
+    student = distribution_stats(hidden_ND, head, spec.temperature)
+    teacher = distribution_stats(inputs.teacher_hidden_ND, inputs.teacher_head, spec.temperature)
     plan = plan_fused(
-        hidden_ND, head, problem.teacher_hidden_ND, problem.teacher_head, spec, problem.chunk_bytes
+        hidden_ND, head, inputs.teacher_hidden_ND, inputs.teacher_head, spec, inputs.chunk_bytes
     )
     # A token's hidden gradient is complete after its chunk and may be rounded then; in float16 small ones would
     # be lost before `backward` has multiplied by its upstream scalar.
     hidden_dtype = torch.bfloat16 if hidden_ND.dtype == torch.bfloat16 else torch.float32
     sweep = ChunkedResult(
         statistics_6N=hidden_ND.new_empty((6, num_tokens), dtype=torch.float32),
-        grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if problem.needs_hidden else None,
-        grad_weight_VD=torch.zeros_like(weight_VD, dtype=torch.float32) if problem.needs_weight else None,
+        grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if inputs.needs_hidden else None,
+        grad_weight_VD=torch.zeros_like(weight_VD, dtype=torch.float32) if inputs.needs_weight else None,
         grad_bias_V=torch.zeros_like(bias_V, dtype=torch.float32)
-        if bias_V is not None and problem.needs_bias
+        if bias_V is not None and inputs.needs_bias
         else None,
     )
     with _device_of(hidden_ND):
         buffers = make_buffers(hidden_ND, plan)
         for tokens in slices(0, num_tokens, plan.chunk_tokens):
             chunk = Buffers(*(buffer[: tokens.stop - tokens.start] for buffer in buffers))
-            _reduce_chunk_(chunk, student, teacher, tokens, sweep.statistics_6N, problem, plan)
-            if problem.needs_gradient:
+            _reduce_chunk_(chunk, student, teacher, tokens, sweep.statistics_6N, inputs, plan)
+            if inputs.needs_gradient:
                 _accumulate_gradients_(sweep, chunk, student, tokens, plan)
     return sweep
 
@@ -133,13 +133,13 @@ def _reduce_chunk_(
     teacher: DistributionStats,
     tokens: slice,
     statistics_6N: Tensor,
-    problem: Problem,
+    inputs: Inputs,
     plan: FusedPlan,
 ) -> None:
     """Fill the chunk's statistics, and turn the student's products into their gradient where one is asked for."""
     vocab_size, topk = student.head.weight_VD.shape[0], plan.topk
     whole = slice(0, vocab_size)
-    chunk.ids_CW[:, 0] = problem.token_ids_N[tokens]
+    chunk.ids_CW[:, 0] = inputs.token_ids_N[tokens]
 
     project_columns_(chunk.student_CV, student, tokens, whole, plan)
     scan_(chunk.student_CV, student, whole, chunk.partial_CS3, chunk.groups_C2G if topk else None, plan)
@@ -156,7 +156,7 @@ def _reduce_chunk_(
     merge_(chunk.partial_CS3, chunk.teacher_sums_C3)
 
     reduce = reduce_full_ if plan.support == "full" else reduce_support_
-    reduce(chunk, student, teacher, tokens, statistics_6N, problem, plan)
+    reduce(chunk, student, teacher, tokens, statistics_6N, inputs, plan)
 
 
 def _accumulate_gradients_(
@@ -169,11 +169,11 @@ def _accumulate_gradients_(
         sweep.grad_bias_V.add_(gradient_CV.sum(0, dtype=torch.float32))
     if sweep.grad_hidden_ND is not None:
         grad_hidden_CD = torch.empty_like(hidden_CD, dtype=torch.float32)
-        hidden_gradient_(grad_hidden_CD, gradient_CV, weight_VD, student.way, plan.tile_rows)
+        hidden_gradient_(grad_hidden_CD, gradient_CV, weight_VD, student.precision, plan.tile_rows)
         sweep.grad_hidden_ND[tokens] = grad_hidden_CD
         del grad_hidden_CD
     if sweep.grad_weight_VD is not None:
-        add_weight_gradient_(sweep.grad_weight_VD, gradient_CV, hidden_CD, student.way)
+        add_weight_gradient_(sweep.grad_weight_VD, gradient_CV, hidden_CD, student.precision)
 
 
 def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:

@@ -18,7 +18,7 @@ _TEACHER_TILES = 8  # parts that the vocabulary is cut into where the teacher's 
 _STRIDE = 64  # rows of products begin at multiples of so many elements: 16-byte loads need it
 _TOKEN_TILE = 64  # rows of a matrix product's tile on the GPU: chunks are multiples of it, large ones of two
 _WEIGHT_TILE_SHARE = (
-    8  # one part in so many of the bytes is for the raised tile of a weight, where one is needed
+    8  # one part in so many of the bytes is for the upcast tile of a weight, where one is needed
 )
 _ITEM = 4  # bytes of a float32
 _TOKEN_SCALARS = 16  # sums, coefficients, ratios
@@ -38,9 +38,9 @@ class FusedPlan(NamedTuple):
         teacher_stride: elements from one row of these to the next.
         segment: columns that one program scans.
         num_segments: of a row.
-        group: neighbouring columns whose maximum is kept for the top K.
+        group: neighboring columns whose maximum is kept for the top K.
         num_groups: of a row; 0 where no top K is taken.
-        tile_rows: vocabulary rows of a weight that are raised to float32 at a time, where they have to be.
+        tile_rows: vocabulary rows of a weight that are upcast to float32 at a time, where they have to be.
         temporary_bytes: what is held at the most, outputs and gradients aside.
     """
 
@@ -132,7 +132,7 @@ def _plan(
         )
         tile_rows = min(vocab_size, tile_rows)
         fixed_items += tile_rows * hidden_size
-        token_items += hidden_size  # raised hidden states
+        token_items += hidden_size  # upcast hidden states
     if with_student and sides[0][1].bias_V is not None:
         fixed_items += vocab_size  # a chunk's share of its gradient
 

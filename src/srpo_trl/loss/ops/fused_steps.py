@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from srpo_trl.loss.ops.chunked import Problem
+from srpo_trl.loss.ops.chunked import Inputs
 from srpo_trl.loss.ops.fused_plan import FusedPlan
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
 from srpo_trl.loss.ops.projection import MatmulPrecision, matmul_precision, project_
@@ -33,7 +33,7 @@ class DistributionStats(NamedTuple):
 
     hidden_ND: Tensor
     head: Head
-    way: MatmulPrecision
+    precision: MatmulPrecision
     inner: float
     outer: float
 
@@ -80,8 +80,8 @@ def make_buffers(like: Tensor, plan: FusedPlan) -> Buffers:
     )
 
 
-def make_side(hidden_ND: Tensor, head: Head, temperature: float) -> DistributionStats:
-    """The side, its bias ready for kernels, which read neighbours."""
+def distribution_stats(hidden_ND: Tensor, head: Head, temperature: float) -> DistributionStats:
+    """The side, its bias ready for kernels, which read neighbors."""
     inner, outer = 0.0, head.logit_scale / temperature
     if head.softcap is not None:
         inner, outer = head.logit_scale / head.softcap, head.softcap / temperature
@@ -98,7 +98,7 @@ def project_columns_(
     """The bare products of some tokens with some rows of the head's weight."""
     head = Head(side.head.weight_VD[columns])
     out_CV = products_CV[:, : columns.stop - columns.start]
-    project_(out_CV, side.hidden_ND[tokens], head, 1.0, side.way, plan.tile_rows)
+    project_(out_CV, side.hidden_ND[tokens], head, 1.0, side.precision, plan.tile_rows)
 
 
 def scan_(
@@ -213,12 +213,12 @@ def reduce_support_(
     teacher: DistributionStats,
     tokens: slice,
     statistics_6N: Tensor,
-    problem: Problem,
+    inputs: Inputs,
     plan: FusedPlan,
 ) -> None:
     """The last step of `_reduce_chunk_` for a top K or the sampled token."""
     num_tokens, width = chunk.ids_CW.shape
-    old_logps_N, clip = _ratio_inputs(problem)
+    old_logps_N, clip = _ratio_inputs(inputs)
     block = _block(width)
     statistics_6C = statistics_6N[:, tokens]
     topk_loss[(num_tokens,)](
@@ -228,10 +228,10 @@ def reduce_support_(
         chunk.student_sums_C3,
         chunk.teacher_sums_C3,
         chunk.outside_C,
-        problem.coefficient_N[tokens],
+        inputs.coefficient_N[tokens],
         None if old_logps_N is None else old_logps_N[tokens],
         clip,
-        problem.spec.alpha,
+        inputs.spec.alpha,
         student.inner,
         student.outer,
         statistics_6C,
@@ -241,11 +241,11 @@ def reduce_support_(
         HAS_RATIO=old_logps_N is not None,
         HAS_SOFTCAP=student.head.softcap is not None,
         SUPPORT=plan.support,
-        DIVERGENCE=_divergence_name(problem.spec),
+        DIVERGENCE=_divergence_name(inputs.spec),
         BLOCK=block,
         num_warps=4,
     )
-    if not problem.needs_gradient:
+    if not inputs.needs_gradient:
         return
     gradient_CV = gradient_view(chunk.student_CV, student)
     if plan.support == "renormalized":  # nothing flows to the tokens outside
@@ -288,11 +288,11 @@ def reduce_full_(
     teacher: DistributionStats,
     tokens: slice,
     statistics_6N: Tensor,
-    problem: Problem,
+    inputs: Inputs,
     plan: FusedPlan,
 ) -> None:
     """The last step of `_reduce_chunk_` for the full vocabulary."""
-    old_logps_N, clip = _ratio_inputs(problem)
+    old_logps_N, clip = _ratio_inputs(inputs)
     statistics_6C = statistics_6N[:, tokens]
     gradient_CV = gradient_view(chunk.student_CV, student)
     row_block = min(_FULL_BLOCK, _block(gradient_CV.shape[1]))
@@ -310,10 +310,10 @@ def reduce_full_(
         chunk.student_CW,
         chunk.student_sums_C3,
         chunk.teacher_sums_C3,
-        problem.coefficient_N[tokens],
+        inputs.coefficient_N[tokens],
         None if old_logps_N is None else old_logps_N[tokens],
         clip,
-        problem.spec.alpha,
+        inputs.spec.alpha,
         statistics_6C,
         statistics_6C.stride(0),
         gradient_CV,
@@ -323,8 +323,8 @@ def reduce_full_(
         TEACHER_HAS_BIAS=teacher.head.bias_V is not None,
         TEACHER_HAS_SOFTCAP=teacher.head.softcap is not None,
         HAS_RATIO=old_logps_N is not None,
-        DIVERGENCE=_divergence_name(problem.spec),
-        WITH_GRADIENT=problem.needs_gradient,
+        DIVERGENCE=_divergence_name(inputs.spec),
+        WITH_GRADIENT=inputs.needs_gradient,
         NARROW=gradient_CV.dtype != torch.float32,
         BLOCK=row_block,
         num_warps=_num_warps(2 * row_block),
@@ -334,15 +334,15 @@ def reduce_full_(
 def gradient_view(student_CV: Tensor, student: DistributionStats) -> Tensor:
     """Where the gradient goes: over the products, in the dtype of the products that follow."""
     weight_VD = student.head.weight_VD
-    if student.way == "mixed":
+    if student.precision == "mixed":
         return student_CV.view(weight_VD.dtype)[:, : weight_VD.shape[0]]
     return student_CV[:, : weight_VD.shape[0]]
 
 
-def _ratio_inputs(problem: Problem) -> tuple[Tensor | None, float]:
+def _ratio_inputs(inputs: Inputs) -> tuple[Tensor | None, float]:
     """The old log-probabilities, None where every ratio is 1, and the cap."""
-    clip = problem.spec.importance_clip
-    return (None, 1.0) if clip is None else (problem.old_logps_N, clip)
+    clip = inputs.spec.importance_clip
+    return (None, 1.0) if clip is None else (inputs.old_logps_N, clip)
 
 
 def _divergence_name(spec: DistillationSpec) -> str:

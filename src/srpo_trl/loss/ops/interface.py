@@ -33,11 +33,11 @@ class DistillationSpec:
     """What is computed per token.
 
     Attributes:
-        alpha: 0 forward KL(teacher || student), 1 reverse KL(student || teacher), between: generalised
+        alpha: 0 forward KL(teacher || student), 1 reverse KL(student || teacher), between: generalized
             Jensen-Shannon. Not used with "sampled", which is reverse KL.
         topk: size of the support, the student's most probable tokens; None, or V and more: the full
             vocabulary.
-        add_tail: one more bucket for the mass outside the top K; False: both sides are renormalised.
+        add_tail: one more bucket for the mass outside the top K; False: both sides are renormalized.
         estimator: "exact": a divergence over the support; "sampled": the surrogate of the sampled token
             alone.
         temperature: both sides' logits are divided by it, after scale and softcap.
@@ -135,7 +135,7 @@ def check_distillation_inputs(
     if student_vocab != teacher_vocab:
         raise ValueError(
             f"the student's vocabulary has {student_vocab} tokens and the teacher's {teacher_vocab}; both "
-            "must be the same. Use a teacher with the student's tokenizer, and resize or pad both heads alike."
+            "must be the same. Use a teacher with the student's tokenizer, and resize or pad both heads identically."
         )
     per_token = {"token_ids_N": token_ids_N, "coefficient_N": coefficient_N, "old_logps_N": old_logps_N}
     for name, value in per_token.items():

@@ -27,7 +27,7 @@ class ChunkPlan(NamedTuple):
     Attributes:
         chunk_tokens: C.
         block_tokens: R.
-        tile_rows: vocabulary rows of a head's weight that are raised to the computation's dtype at a time.
+        tile_rows: vocabulary rows of a head's weight that are upcast to the computation's dtype at a time.
         temporary_bytes: what is held at the most, outputs and gradients aside.
     """
 
@@ -109,10 +109,10 @@ def _plan(
     """
     num_tokens, hidden_size = hidden_ND.shape
     vocab_size = head.weight_VD.shape[0]
-    way = matmul_precision(hidden_ND, head.weight_VD, dtype)
+    precision = matmul_precision(hidden_ND, head.weight_VD, dtype)
     hidden_bytes = max(1, hidden_size) * dtype.itemsize
     tile_rows, product_bytes = vocab_size, 0
-    if way == "convert":
+    if precision == "convert":
         # At least the size of one token's logits: smaller tiles would save nothing and cost many small products.
         tile_rows = max(
             chunk_bytes // _WEIGHT_TILE_SHARE // hidden_bytes, vocab_size // max(1, hidden_size), 1
@@ -122,7 +122,7 @@ def _plan(
     if head.bias_V is not None:  # its gradient's share of a chunk, or itself in another dtype
         product_bytes += vocab_size * dtype.itemsize
     chunk_token_bytes += _TOKEN_SCALARS * dtype.itemsize
-    raised_bytes = hidden_bytes if way == "convert" else 0
+    raised_bytes = hidden_bytes if precision == "convert" else 0
 
     fitting_product = (chunk_bytes - product_bytes) // (chunk_token_bytes + raised_bytes)
     fitting_block = chunk_bytes // (chunk_token_bytes + -(-block_token_bytes // _BLOCKS_PER_CHUNK))

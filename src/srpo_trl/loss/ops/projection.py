@@ -1,8 +1,8 @@
 """Matrix products with an LM head that are never rounded below float32, in bounded memory, without autograd.
 
-Three ways, by dtype and device: "direct" where hidden states and weight already have the dtype of the
+Three precisions, by dtype and device: "direct" where hidden states and weight already have the dtype of the
 computation; "mixed" for bfloat16 on CUDA, where the product itself is made in float32; "convert" for the
-rest, where the weight is raised to that dtype one tile of vocabulary rows after the other.
+rest, where the weight is upcast to that dtype, one tile of vocabulary rows at a time.
 
 Shapes: C tokens of a chunk, D hidden, V vocabulary.
 """
@@ -29,7 +29,12 @@ def matmul_precision(hidden_ND: Tensor, weight_VD: Tensor, dtype: torch.dtype) -
 
 
 def project_(
-    logits_CV: Tensor, hidden_CD: Tensor, head: Head, temperature: float, way: MatmulPrecision, tile_rows: int
+    logits_CV: Tensor,
+    hidden_CD: Tensor,
+    head: Head,
+    temperature: float,
+    precision: MatmulPrecision,
+    tile_rows: int,
 ) -> None:
     """Fill `logits_CV` with softcap(logit_scale * (hidden W^T + bias)) / temperature.
 
@@ -38,12 +43,12 @@ def project_(
         hidden_CD: any float dtype.
         head: any float dtype.
         temperature: above 0.
-        way: from `matmul_precision`.
-        tile_rows: vocabulary rows that are raised at a time with "convert".
+        precision: from `matmul_precision`.
+        tile_rows: vocabulary rows that are upcast at a time with "convert".
     """
-    if way == "direct":
+    if precision == "direct":
         torch.mm(hidden_CD, head.weight_VD.T, out=logits_CV)
-    elif way == "mixed":
+    elif precision == "mixed":
         _mixed_mm(hidden_CD, head.weight_VD.T, out=logits_CV)
     else:
         raised_hidden_CD = hidden_CD.to(logits_CV.dtype)
@@ -75,7 +80,11 @@ def softcap_slope_(logits_CV: Tensor, softcap: float, temperature: float) -> Non
 
 
 def hidden_gradient_(
-    grad_hidden_CD: Tensor, grad_product_CV: Tensor, weight_VD: Tensor, way: MatmulPrecision, tile_rows: int
+    grad_hidden_CD: Tensor,
+    grad_product_CV: Tensor,
+    weight_VD: Tensor,
+    precision: MatmulPrecision,
+    tile_rows: int,
 ) -> None:
     """Fill `grad_hidden_CD` with (d loss / d product) W, the gradient of the hidden states.
 
@@ -83,12 +92,12 @@ def hidden_gradient_(
         grad_hidden_CD: overwritten; dtype of the computation.
         grad_product_CV: gradient of hidden W^T; with "mixed" already rounded to the weight's dtype.
         weight_VD: the head's weight.
-        way: from `matmul_precision`.
-        tile_rows: vocabulary rows that are raised at a time with "convert".
+        precision: from `matmul_precision`.
+        tile_rows: vocabulary rows that are upcast at a time with "convert".
     """
-    if way == "direct":
+    if precision == "direct":
         torch.mm(grad_product_CV, weight_VD, out=grad_hidden_CD)
-    elif way == "mixed":
+    elif precision == "mixed":
         _mixed_mm(grad_product_CV, weight_VD, out=grad_hidden_CD)
     else:
         grad_hidden_CD.zero_()
@@ -99,7 +108,7 @@ def hidden_gradient_(
 
 
 def add_weight_gradient_(
-    grad_weight_VD: Tensor, grad_product_CV: Tensor, hidden_CD: Tensor, way: MatmulPrecision
+    grad_weight_VD: Tensor, grad_product_CV: Tensor, hidden_CD: Tensor, precision: MatmulPrecision
 ) -> None:
     """Add (d loss / d product)^T hidden, the gradient of the head's weight, to `grad_weight_VD`.
 
@@ -107,9 +116,9 @@ def add_weight_gradient_(
         grad_weight_VD: added to; dtype of the computation.
         grad_product_CV: gradient of hidden W^T; with "mixed" already rounded to the hidden states' dtype.
         hidden_CD: the hidden states.
-        way: from `matmul_precision`.
+        precision: from `matmul_precision`.
     """
-    if way == "mixed":
+    if precision == "mixed":
         _mixed_mm(grad_product_CV.T, hidden_CD, out=grad_weight_VD, accumulate=True)
     else:
         grad_weight_VD.addmm_(grad_product_CV.T, hidden_CD.to(grad_weight_VD.dtype))

@@ -18,7 +18,7 @@ def log_probabilities(hidden_ND: Tensor, head: Head, temperature: float, dtype: 
         log_softmax(softcap(logit_scale * (hidden W^T + bias)) / temperature)
 
     Args:
-        hidden_ND: any float dtype; raised to `dtype` before the product. Receives the gradient.
+        hidden_ND: any float dtype; upcast to `dtype` before the product. Receives the gradient.
         head: its weight and bias receive the gradient.
         temperature: above 0.
         dtype: float32 or float64.

@@ -1,7 +1,7 @@
 """Per-token loss terms and their gradient with respect to the logits, in closed form.
 
 For a support with student log-probabilities a_k, let g_k = dD/da_k with the a_k taken as independent. Terms
-of g_k that are a multiple of p_k drop out once the a_k are normalised, and are left out:
+of g_k that are a multiple of p_k drop out once the a_k are normalized, and are left out:
 
     forward KL(q || p)    g_k = -q_k
     reverse KL(p || q)    g_k = p_k (log p_k - log q_k)
@@ -10,7 +10,7 @@ of g_k that are a multiple of p_k drop out once the a_k are normalised, and are 
 With p_v over the full vocabulary and G = sum_k g_k, the gradient with respect to the logit z_v is
 
     full vocabulary       g_v - p_v G
-    top K, renormalised   g_v - p_v / (sum_K p) G            in the top K, 0 outside
+    top K, renormalized   g_v - p_v / (sum_K p) G            in the top K, 0 outside
     top K and tail        g_v - p_v G                        in the top K,
                           p_v (g_tail / p_tail - G)          outside, because
                           d log p_tail / dz_v = [v outside] p_v / p_tail - p_v

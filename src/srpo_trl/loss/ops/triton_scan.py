@@ -7,7 +7,7 @@ wherever it is read, so that the matrix itself is never rewritten before the gra
     logit = outer * tanh(inner * (product + bias))        with a softcap c: inner = scale / c, outer = c / temperature
     logit = outer * (product + bias)                      without: outer = scale / temperature
 
-The top K is chosen without sorting the vocabulary. The maxima of groups of neighbouring tokens are kept while
+The top K is chosen without sorting the vocabulary. The maxima of groups of neighboring tokens are kept while
 the row is scanned for its softmax; the K groups with the largest maxima hold a top K of the row, because every
 token elsewhere is no larger than each of these K maxima. So K groups are chosen among the maxima, then K tokens
 within those groups. Both choices take exactly K, ties going to the lowest index, and together they give equal
