@@ -33,6 +33,7 @@ from srpo_trl.host.replaced_methods import replaced_methods
 from srpo_trl.host.rewards.feedback import FEEDBACK_COLUMN
 from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
+from srpo_trl.rollout.batch import ADVICE
 from srpo_trl.rollout.graded import GradedRollouts
 from srpo_trl.runs.log import LOG_FILE, NONFINITE_FOLDER
 from srpo_trl.seams.evaluated import forget_evaluation
@@ -100,7 +101,7 @@ class HostTrainer(GRPOTrainer):
         self.finite_steps: FiniteSteps | None = None
         if args.max_nonfinite_steps is not None:
             folder = output_dir / NONFINITE_FOLDER
-            self.finite_steps = FiniteSteps(args.max_nonfinite_steps, folder, self.accelerator)
+            self.finite_steps = FiniteSteps(args.max_nonfinite_steps, folder, self.accelerator, ADVICE)
         if args.run_log:
             device = self.accelerator.device
             clock = TrainingClock.of(self)

@@ -24,6 +24,12 @@ _TEACHER_HIDDEN = "srpo_teacher_hidden"
 _ROLLOUT = "srpo_rollout"
 _SHOWN = "srpo_shown"
 
+# What to try where a value of a batch is not finite, by its key.
+ADVICE = {
+    TEACHER_ENTROPY: "the teacher's logits are not finite there. Look at these rows; take a smaller "
+    "teacher_update_rate, or teacher_model_kind='base'; then resume from the last checkpoint."
+}
+
 # What a vision-language model reads beside token ids.
 _IMAGE_KEYS = (
     "pixel_values",
