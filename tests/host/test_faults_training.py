@@ -188,7 +188,7 @@ def test_the_report_names_the_branch_or_the_parameter(tmp_path, max_grad_norm):
     trainer._request = request
     with pytest.raises(NonFiniteStepsError, match="distilled loss: in micro-batches 0 of 1") as error:
         trainer.train()
-    assert "GRPO branch" not in str(error.value)
+    assert "policy loss" not in str(error.value)
 
 
 def test_the_saved_batch_is_the_one_that_was_trained_on(tmp_path):

@@ -377,6 +377,37 @@ def test_completions_table_of_an_evaluation_has_the_columns_empty(tmp_path):
     assert rows[["route", "rollout", "divergence", "teacher_entropy"]].isna().all(axis=None)
 
 
+def blames_one(completions, prompts, log_extra, **kwargs):
+    """Feedback on answers to one prompt; to a batch without it there is none."""
+    texts = ["wrong" if prompt[-1]["content"] == "1+1" else None for prompt in prompts]
+    if any(texts):
+        log_extra("feedback", texts)
+    return contains_answer(completions)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("turn", [1, -1], ids=["feedback first", "feedback last"])
+def test_feedback_of_the_table_is_that_of_its_own_rows(tmp_path, turn, accumulation):
+    """TRL keeps as many of a column's values as there were: with some missing it ends the run, or shows older ones."""
+    rows = chat_dataset(ROLLOUTS[:2][::turn])
+    sampled = {"num_generations_eval": 4, "eval_tokens_per_batch": 1, "eval_dataset": rows}
+    trainer = make_trainer(
+        tmp_path,
+        train_dataset=rows,
+        reward_funcs=blames_one,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=accumulation,
+        max_steps=2,
+        log_completions=True,
+        **sampled,
+    )
+    for run in (trainer.evaluate, trainer.train, trainer.evaluate):
+        run()
+        found = pd.concat(map(pd.read_parquet, (tmp_path / "completions").iterdir()))
+        for prompt, text in zip(found["prompt"], found["feedback"], strict=True):
+            assert (None if pd.isna(text) else text) == ("wrong" if prompt[-1]["content"] == "1+1" else None)
+
+
 def test_rollout_means_are_those_of_the_last_rollout_batch():
     means = RolloutMeans(4, torch.device("cpu"))
     means.begin(8)

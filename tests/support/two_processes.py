@@ -125,11 +125,33 @@ def resumed_in_a_later_epoch(folder):
     return {"whole": flat_parameters(runs[0].model), "resumed": flat_parameters(runs[1].model)}
 
 
+def evaluated_first(folder):
+    """A run whose model was evaluated before, beside one whose model was not; with mixed precision and without."""
+    found = {}
+    for name, options in {"float32": {}, "bfloat16": {"bf16": True}}.items():
+        runs = []
+        for is_evaluated in (False, True):
+            options |= {"eval_dataset": chat_dataset(STRADDLING[:2]), "num_generations_eval": 2}
+            place = folder / f"{name}-{is_evaluated}"
+            runs.append(make(place, STRADDLING, 2, 6, max_steps=2, learning_rate=0.1, **options))
+            if is_evaluated:
+                runs[-1].evaluate()
+            runs[-1].train()
+        alone, evaluated = (flat_parameters(run.model) for run in runs)
+        found[name] = {
+            "alone": alone,
+            "evaluated": evaluated,
+            "wrapped": type(runs[-1].model_wrapped).__name__,
+        }
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output = Path(sys.argv[1])
     found = {"scenarios": results(output / "runs", 2), "resume": resumed(output / "resume")}
     found["logs"] = rollout_logs(output / "logs", 2)
+    found["evaluated"] = evaluated_first(output / "evaluated")
     found["epochs"] = resumed_in_a_later_epoch(output / "epochs")
     torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

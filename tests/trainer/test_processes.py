@@ -70,6 +70,15 @@ def test_resume_on_two_processes(ranks, where):
         assert torch.equal(rank[where]["resumed"], rank[where]["whole"])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_evaluation_before_training_leaves_the_processes_one_model(ranks, precision):
+    """transformers marks the evaluated model as prepared, and Accelerate then wraps it in no DDP."""
+    for found in (rank["evaluated"][precision] for rank in ranks):
+        assert found["wrapped"] == "DistributedDataParallel"
+        assert torch.equal(found["evaluated"], found["alone"])
+        assert torch.equal(found["evaluated"], ranks[0]["evaluated"][precision]["evaluated"])
+
+
 def test_logs_of_single_rollouts_are_those_of_one_process(ranks, tmp_path):
     alone = rollout_logs(tmp_path, 1)
     for rank in ranks:

@@ -30,11 +30,13 @@ from srpo_trl.host.finite_steps import FiniteSteps
 from srpo_trl.host.prompt_rows import EXCLUDED, with_image_lists
 from srpo_trl.host.read_back import check_keys, load_weights
 from srpo_trl.host.replaced_methods import replaced_methods
+from srpo_trl.host.rewards.feedback import FEEDBACK_COLUMN
 from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
-from srpo_trl.rollout.batch import NONFINITE_ADVICE
+from srpo_trl.rollout.batch import ADVICE
 from srpo_trl.rollout.graded import GradedRollouts
 from srpo_trl.runs.log import LOG_FILE, NONFINITE_FOLDER
+from srpo_trl.seams.evaluated import forget_evaluation
 from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
 from srpo_trl.seams.own_forward import use_own_weights
 
@@ -99,9 +101,7 @@ class HostTrainer(GRPOTrainer):
         self.finite_steps: FiniteSteps | None = None
         if args.max_nonfinite_steps is not None:
             folder = output_dir / NONFINITE_FOLDER
-            self.finite_steps = FiniteSteps(
-                args.max_nonfinite_steps, folder, self.accelerator, NONFINITE_ADVICE
-            )
+            self.finite_steps = FiniteSteps(args.max_nonfinite_steps, folder, self.accelerator, ADVICE)
         if args.run_log:
             device = self.accelerator.device
             clock = TrainingClock.of(self)
@@ -165,6 +165,8 @@ class HostTrainer(GRPOTrainer):
             "_load_from_checkpoint": self._read_checkpoint,
             "_load_best_model": self._read_best,
         }
+        if self.model_wrapped is self.model:
+            forget_evaluation(self.accelerator, self.model)
         with self.checkpoints.run(resume_from_checkpoint) as checkpoint, replaced_methods(self, **readers):
             return super().train(checkpoint, *args, **kwargs)
 
@@ -258,8 +260,8 @@ class HostTrainer(GRPOTrainer):
         if excluded_frac:
             self._metrics["train" if self.is_training else "eval"][EXCLUDED].append(excluded_frac)
         feedback = self._rewards.take_feedback()
-        if feedback is not None:
-            self._log_completion_extra("feedback", feedback)
+        if feedback is not None or FEEDBACK_COLUMN in self._logs["extra"]:
+            self._log_completion_extra(FEEDBACK_COLUMN, feedback or [None] * len(prompts))
         names = self._batch_environments if self.environment_factories is not None else None
         self.graded = GradedRollouts(
             prompts=prompts,

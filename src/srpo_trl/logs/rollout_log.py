@@ -95,9 +95,14 @@ class RolloutLog:
             self._examples.write(step, batch)
 
     def fill_table(self, table: dict[str, Any], sum_over_processes: Callable[[Tensor], Tensor]) -> None:
-        """Add the columns that only the loss knows to TRL's table, in place. A collective: all ranks must call it."""
+        """Add the columns that only the loss knows to TRL's table, in place. A collective: all ranks must call it.
+
+        A column that some of the table's batches did not have is filled up: TRL takes columns of one length alone.
+        """
         if self._means is not None:
             columns = table["extra"]
             numbers = columns[NUMBER_COLUMN]
+            for values in columns.values():
+                values.extendleft([None] * (len(numbers) - len(values)))
             for name, values in self._means.columns(list(numbers), sum_over_processes).items():
                 columns[name] = deque(values, maxlen=numbers.maxlen)

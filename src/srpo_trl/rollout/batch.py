@@ -21,13 +21,14 @@ TrlBatch = dict[str, Any]
 _ROUTE = "srpo_route"
 TEACHER_ENTROPY = "srpo_teacher_entropy"
 _TEACHER_HIDDEN = "srpo_teacher_hidden"
-# What to try where a value of the batch is not finite, by key.
-NONFINITE_ADVICE = {
+_ROLLOUT = "srpo_rollout"
+_SHOWN = "srpo_shown"
+
+# What to try where a value of a batch is not finite, by its key.
+ADVICE = {
     TEACHER_ENTROPY: "the teacher's logits are not finite there. Look at these rows; take a smaller "
     "teacher_update_rate, or teacher_model_kind='base'; then resume from the last checkpoint."
 }
-_ROLLOUT = "srpo_rollout"
-_SHOWN = "srpo_shown"
 
 # What a vision-language model reads beside token ids.
 _IMAGE_KEYS = (

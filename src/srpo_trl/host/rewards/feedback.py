@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+FEEDBACK_COLUMN = "feedback"  # of the completions table
 _OPTION = "log_extra('feedback', texts)"
 
 
