@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
     module, function = COMMANDS[options.command][0].split(":")
-    return getattr(importlib.import_module(module), function)(options.arguments)
+    status: int = getattr(importlib.import_module(module), function)(options.arguments)
+    return status
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ class SRPOTrainer(HostTrainer):
         if self._is_plain or not self.model.training:
             return super()._prepare_inputs(generation_batch)
         start, first = time.perf_counter(), self._step
-        prepare = super()._prepare_inputs
+        prepare: Callable[[Any], trl_batch.TrlBatch] = super()._prepare_inputs
 
         def prepared(position: int, batch: Any) -> trl_batch.TrlBatch:
             self._step = first + position  # TRL's count of micro-batches decides when it generates
@@ -244,7 +244,8 @@ class SRPOTrainer(HostTrainer):
     def _compute_loss(self, model: nn.Module, inputs: trl_batch.TrlBatch) -> Tensor:
         """Return `sum(z_grpo * l_grpo) + sum(z_sdpo * w * l_sdpo)` over one joint denominator (SRPO, section 3.3)."""
         if not trl_batch.is_routed(inputs):
-            return super()._compute_loss(model, inputs)
+            trls_loss: Tensor = super()._compute_loss(model, inputs)
+            return trls_loss
         assert self._totals is not None
         self.teacher.hold_trainable()
         routed, step = trl_batch.routed_batch(inputs), self.state.global_step
@@ -254,9 +255,8 @@ class SRPOTrainer(HostTrainer):
         num_items = self._totals.num_routed_tokens * rescaling
         advantages = self._method.advantages_of(routed.tokens(step))
         policy_inputs = trl_batch.policy_inputs(inputs, routed, num_items, advantages)
-        policy_loss = super()._compute_loss(distilling, policy_inputs)
+        policy_loss: Tensor = super()._compute_loss(distilling, policy_inputs)
         result = distilling.result
-        assert result is not None
         distilled_loss = result.loss.to(policy_loss.dtype)
         self.part_losses = {"policy": policy_loss.detach(), "distilled": distilled_loss.detach()}
         self._sums.add(**loss_sums(policy_loss, distilled_loss, result))

@@ -27,7 +27,7 @@ from srpo_trl.commands.quickstart.task import (
 from srpo_trl.commands.quickstart.train import TrainingRecipe
 from srpo_trl.commands.quickstart.warmup import WarmupRecipe, load_start, save_start, solution_loss, warm_up
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
-from srpo_trl.teacher.context import TeacherInformation
+from srpo_trl.teacher.templates import TeacherInformation
 
 QUESTION = Question(6045, 3496)
 SOLUTION = "5+6=11;4+9=14;0+4=05;6+3=09;#09541"

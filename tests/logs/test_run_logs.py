@@ -20,7 +20,7 @@ from srpo_trl.logs import examples_log
 from srpo_trl.logs.completions_table import RolloutMeans
 from srpo_trl.logs.examples_log import token_texts
 from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, TRAINING_SECONDS, RunLog, read_run_log
-from srpo_trl.teacher.context import TeacherInformation
+from srpo_trl.teacher.templates import TeacherInformation
 
 DISTILLED = 6  # of the 16 rollouts
 SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}

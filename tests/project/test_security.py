@@ -17,7 +17,7 @@ from resumed_runs import RUN, SPLITS, half
 from srpo_trl.cli import main
 from srpo_trl.data.smoke_model import save_tiny_random_qwen3
 from srpo_trl.host.manifest import MANIFEST_FILE
-from srpo_trl.teacher.context import whole_characters
+from srpo_trl.seams.messages import whole_characters
 from srpo_trl.teacher.weights import TEACHER_FILE
 
 SOURCE = Path(srpo_trl.__file__).parent

@@ -10,7 +10,8 @@ from srpo_trl.methods.record import Method, Route
 from srpo_trl.methods.srpo import srpo
 from srpo_trl.rollout.graded import GradedRollouts, RoutingOptions, rollout_counts, route_rollouts
 from srpo_trl.rollout.solved_prompts import SolvedPrompts
-from srpo_trl.teacher.context import ContextTemplates, TeacherPromptEncoder
+from srpo_trl.teacher.context import TeacherPromptEncoder
+from srpo_trl.teacher.templates import ContextTemplates
 
 TOKENIZER = build_tokenizer()
 TEMPLATES = ContextTemplates(

@@ -17,7 +17,8 @@ from srpo_trl.methods import METHODS
 from srpo_trl.methods.record import Method, Tokens, TokenScores, is_distilled, is_policy
 from srpo_trl.rewards.correctness import correctness_score
 from srpo_trl.rollout.graded import GradedRollouts, RoutedRollouts, RoutingOptions, route_rollouts
-from srpo_trl.teacher.context import ContextTemplates, TeacherPromptEncoder
+from srpo_trl.teacher.context import TeacherPromptEncoder
+from srpo_trl.teacher.templates import ContextTemplates
 
 TOKENIZER = build_tokenizer()
 NUM_GENERATIONS = 4

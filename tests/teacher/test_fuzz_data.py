@@ -22,14 +22,9 @@ from srpo_trl.rewards import format_reward, get_math_reward, get_multiple_choice
 from srpo_trl.rewards.grading import completion_text
 from srpo_trl.rollout.solved_prompts import SolvedPrompts, prompt_key
 from srpo_trl.runs.log import EXAMPLES_FILE, RunLog, read_run_log
-from srpo_trl.teacher.context import (
-    ContextTemplates,
-    TeacherInformation,
-    TeacherPromptEncoder,
-    demonstration_text,
-    fill_template,
-    whole_characters,
-)
+from srpo_trl.seams.messages import whole_characters
+from srpo_trl.teacher.context import TeacherPromptEncoder, demonstration_text
+from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation, fill_template
 
 NUM_TEXTS = 100
 SLOWER = 10  # times as many in the slow tests

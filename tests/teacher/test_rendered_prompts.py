@@ -4,8 +4,9 @@ import pytest
 
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 from srpo_trl.data.smoke_model import build_byte_tokenizer
-from srpo_trl.teacher.context import ContextTemplates, TeacherInformation, TeacherPromptEncoder
+from srpo_trl.teacher.context import TeacherPromptEncoder
 from srpo_trl.teacher.prompt_pieces import Piece, encode_pieces, filled, marker_tokens, stripped
+from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation
 
 TEMPLATES = ContextTemplates(REPROMPT_TEMPLATE, SOLUTION_TEMPLATE, FEEDBACK_TEMPLATE)
 ADDED = "\nCorrect solution:\n\n4\n\nCorrectly solve the original question."

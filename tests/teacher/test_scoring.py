@@ -8,8 +8,9 @@ import torch
 from harness import tiny_model
 from srpo_trl.loss.head import STUDENT_HEAD, head_logits
 from srpo_trl.loss.ops import Head
-from srpo_trl.teacher.context import TeacherInformation, TeacherPrompt
+from srpo_trl.teacher.context import TeacherPrompt
 from srpo_trl.teacher.scoring import rescore_rollouts, teacher_head
+from srpo_trl.teacher.templates import TeacherInformation
 from srpo_trl.teacher.weights import TeacherWeights
 
 PROMPT, COMPLETION = (6, 7, 8, 9), (10, 11, 12)

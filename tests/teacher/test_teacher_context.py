@@ -9,14 +9,12 @@ from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPL
 from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.data.tiny_model import build_tokenizer
 from srpo_trl.teacher.context import (
-    ContextTemplates,
-    TeacherInformation,
     TeacherPromptEncoder,
     demonstration_text,
-    fill_template,
     remove_thinking,
     select_information,
 )
+from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation, fill_template
 
 TEMPLATES = ContextTemplates(REPROMPT_TEMPLATE, SOLUTION_TEMPLATE, FEEDBACK_TEMPLATE)
 TOKENIZER = build_byte_tokenizer()

@@ -23,7 +23,8 @@ from srpo_trl.methods.srpo import srpo
 from srpo_trl.rollout.batch import routed_batch
 from srpo_trl.rollout.graded import GradedRollouts, RoutingOptions, route_rollouts
 from srpo_trl.seams.trl import RepeatSampler
-from srpo_trl.teacher.context import ContextTemplates, TeacherInformation, TeacherPromptEncoder
+from srpo_trl.teacher.context import TeacherPromptEncoder
+from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation
 
 TOKENIZER = tiny_tokenizer()
 CHAT = [{"role": "user", "content": "2+2?"}]

@@ -16,8 +16,9 @@ from harness import LORA, NUM_GENERATIONS, flat_parameters, logged, make_trainer
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 from srpo_trl.host.arguments import refuse_unsupported
 from srpo_trl.rollout.batch import vision_rows
-from srpo_trl.teacher.context import ContextTemplates, TeacherInformation, TeacherPrompt, TeacherPromptEncoder
+from srpo_trl.teacher.context import TeacherPrompt, TeacherPromptEncoder
 from srpo_trl.teacher.images import VisionRow, vision_inputs
+from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation
 from tiny_vlm import (
     IMAGE_TOKEN,
     TOKENS_PER_IMAGE,

@@ -174,7 +174,7 @@ def _trainer(
         model = AutoPeftModelForCausalLM.from_pretrained(model, **options)
     else:
         config.model_init_kwargs = options
-    return SRPOTrainer(
+    trainer: SRPOTrainer = SRPOTrainer(
         model=model,
         reward_funcs=rewards,
         args=config,
@@ -183,6 +183,7 @@ def _trainer(
         processing_class=tokenizer,
         quantization_config=quantization if isinstance(model, str) else None,
     )
+    return trainer
 
 
 def _description(

@@ -125,7 +125,7 @@ def import_reward(path: str) -> RewardFunction:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function: object = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward_funcs: {path!r} cannot be imported: {error}.") from error
     if not callable(function):

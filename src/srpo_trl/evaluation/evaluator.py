@@ -19,8 +19,9 @@ from transformers.trainer_utils import has_length
 
 from srpo_trl.evaluation.batches import PlannedSample, batch_by_tokens
 from srpo_trl.evaluation.samples import AnswerParser, Sample, score_samples
-from srpo_trl.evaluation.scores import Estimate, mean_of_estimates, named, repeated_ngram_share
+from srpo_trl.evaluation.scores import mean_of_estimates, named, repeated_ngram_share
 from srpo_trl.rewards.grading import GRADER_ERRORS, completion_text
+from srpo_trl.runs.scores import Estimate
 
 # TRL's means over batches beside those that `score_samples` takes over questions. Batches differ in size here, and
 # every row is a group of its own.
@@ -67,7 +68,9 @@ class Evaluator:
     samples: Sequence[Sample] = ()
     _taken: list[Sample] = field(default_factory=list)  # of this process, so far
 
-    def batches(self, rows: Any, num_tokens: Callable[[dict], int], *, in_one: bool = False) -> DataLoader:
+    def batches(
+        self, rows: Any, num_tokens: Callable[[dict[str, Any]], int], *, in_one: bool = False
+    ) -> DataLoader[Any]:
         """Return this process's share of the batches: lists of (planned sample, row).
 
         Args:
@@ -160,7 +163,7 @@ class Evaluator:
             )
 
     def scores(
-        self, gather_object: Callable[[list], list], trls_metrics: MutableMapping[str, Any]
+        self, gather_object: Callable[[list[Any]], list[Any]], trls_metrics: MutableMapping[str, Any]
     ) -> dict[str, float]:
         """Return the scores of the samples of all processes by name, and take what they stand for from TRL's metrics.
 
@@ -185,7 +188,7 @@ class Evaluator:
         return named(f"{prefix}_{average}", mean_of_estimates(estimates))
 
 
-class _Questions(Dataset):
+class _Questions(Dataset[tuple[PlannedSample, dict[str, Any]]]):
     """The rows of a data set by planned sample, so that a batch knows what it was drawn for."""
 
     def __init__(self, rows: Any) -> None:

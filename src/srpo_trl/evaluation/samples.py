@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from srpo_trl.evaluation.scores import (
-    Estimate,
     majority,
     mean_of_samples,
     mean_over_questions,
@@ -14,6 +13,7 @@ from srpo_trl.evaluation.scores import (
     pass_at_k,
     percentile,
 )
+from srpo_trl.runs.scores import Estimate
 
 LENGTH_PERCENTILES = (50, 90, 99)
 

@@ -324,7 +324,7 @@ def max_prompt_length(config: PretrainedConfig, max_completion_length: int | Non
     Rotary embeddings that are stretched by a factor count. None: the model's positions are not bounded.
     """
     text_config = config.get_text_config()
-    longest = getattr(text_config, "max_position_embeddings", None)
+    longest: int | None = getattr(text_config, "max_position_embeddings", None)
     if longest is None:
         return None
     rope = getattr(text_config, "rope_parameters", None) or {}

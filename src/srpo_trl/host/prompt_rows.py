@@ -30,6 +30,7 @@ COLUMNS_OF_TRL = ("prompt", "environment", *IMAGE_COLUMNS, *_CONVERSATION_COLUMN
 _STAND_INS: tuple[Any, ...] = ([{"role": "user", "content": "."}], ".")
 
 Row = dict[str, Any]
+Generate = Callable[[list[Any]], tuple[Any, ...]]
 
 
 class PromptRows:
@@ -202,13 +203,13 @@ def without_empty_images(rows: Sequence[Row]) -> list[Row]:
     return [{column: value for column, value in row.items() if column not in hidden} for row in rows]
 
 
-def with_image_lists(generate: Callable[[list], tuple]) -> Callable[[list], tuple]:
+def with_image_lists(generate: Generate) -> Generate:
     """Return TRL's `_generate` with an empty list in place of None for a prompt without an image.
 
     Processors, which read its output, want lists; vLLM, which generates inside, wants None.
     """
 
-    def generate_with_lists(prompts: list) -> tuple:
+    def generate_with_lists(prompts: list[Any]) -> tuple[Any, ...]:
         *generated, images, tool_images = generate(prompts)
         return *generated, images and [of_prompt or [] for of_prompt in images], tool_images
 

@@ -19,7 +19,7 @@ class CheckedRolloutFunc:
         self.function = function
         self._end_token = end_token
 
-    def __call__(self, prompts: list, trainer: Any) -> dict[str, Any]:
+    def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         """Return what the function does, without empty completions."""
         output = self.function(prompts, trainer)
         completions = output.get("completion_ids", [])

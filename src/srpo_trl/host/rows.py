@@ -151,7 +151,8 @@ def _shapes_and_bytes(prompts: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _lengths(texts: pa.Array) -> np.ndarray:
-    return compute.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths: np.ndarray = compute.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64)
 
 
 def image_rows(dataset: Dataset, column: str) -> tuple[int, int]:
@@ -210,7 +211,7 @@ def _field(values: pa.Array, name: str) -> pa.Array | None:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def stored_values(dataset: Dataset, column: str) -> Iterator[Any]:

@@ -280,7 +280,7 @@ class HostTrainer(GRPOTrainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return TRL's loss; where it is not finite, one whose gradient is NaN."""
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss: Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.finite_steps is None or not self.model.training:
             return loss
         return self.finite_steps.guard(loss, inputs, self.part_losses)
@@ -288,7 +288,7 @@ class HostTrainer(GRPOTrainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Train on one micro-batch."""
         with self.timed("seconds_loss"):
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.finite_steps is not None:
             self.finite_steps.inspect(self.model)
         return loss
@@ -308,7 +308,7 @@ class HostTrainer(GRPOTrainer):
 
     # ---------------------------------------------------------------- evaluation
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return this process's share of the batches; `eval_dataset` is None, a data set, or the name of one."""
         if self._evaluator is None:
             return super().get_eval_dataloader(eval_dataset)
@@ -317,7 +317,7 @@ class HostTrainer(GRPOTrainer):
         schedules_itself = self.use_vllm or self.use_transformers_continuous_batching
         return self._evaluator.batches(rows, self.rows.num_tokens, in_one=schedules_itself)
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Return the batches of `predict`, which samples as `evaluate` does."""
         is_sampled = self._evaluator is not None
         return (self.get_eval_dataloader if is_sampled else super().get_test_dataloader)(test_dataset)
@@ -342,11 +342,11 @@ class HostTrainer(GRPOTrainer):
         if self._evaluator is None:
             return super().evaluation_loop(*args, **kwargs)
         with self._evaluator.sampling(self, self.accelerator.device):
-            output: Any = super().evaluation_loop(*args, **kwargs)
+            output: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
         scores = self._evaluator.scores(gather_object, self._metrics["eval"])
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
-        return output
+        named = {f"{prefix}_{name}": value for name, value in scores.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Draw and score one batch of samples, without a loss; or take TRL's step."""

@@ -171,7 +171,7 @@ class DistillingModel:
         self._model = model
         self._request = request
         self._is_policy_B = is_policy_B
-        self.result: DistillationResult | None = None
+        self.result: DistillationResult  # of the call
 
     def __call__(self, *args: Any, labels: Tensor, **kwargs: Any) -> RoutedOutput:
         """Run the student once for both branches."""

@@ -179,7 +179,7 @@ def _binomial_digits(sizes: Sequence[_Size]) -> float:
 
 
 def _ten_to_the(digits: float) -> float:
-    return 10.0 ** min(digits, 300.0)
+    return math.pow(10.0, min(digits, 300.0))
 
 
 _GROWTH: dict[str, Callable[[Sequence[_Size]], float]] = {

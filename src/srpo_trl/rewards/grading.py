@@ -72,7 +72,7 @@ class GradedReward:
         self,
         completions: list[Any],
         answer: list[Any],
-        log_extra: Callable[[str, list], None] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:

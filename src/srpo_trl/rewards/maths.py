@@ -118,11 +118,12 @@ def _read(text: str) -> _Reading:
 def _parse(text: str) -> list[Any]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
-    return parse(
+    items: list[Any] = parse(
         text,
         extraction_config=[LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()],
         parsing_timeout=PARSING_TIMEOUT_SECONDS if _in_main_thread() else None,
     )
+    return items
 
 
 def _feedback(predicted: _Reading) -> str:

@@ -66,7 +66,9 @@ def has_elements(text: str, elements: Sequence[str]) -> bool:
     return True
 
 
-def get_length_reward(max_completion_length: int = 8192, soft_punish_cache: int | None = None) -> Callable:
+def get_length_reward(
+    max_completion_length: int = 8192, soft_punish_cache: int | None = None
+) -> Callable[..., list[float]]:
     """TRL's soft overlong punishment (DAPO, arXiv:2503.14476, eq. 13), in tokens of `completion_ids`.
 
         0 up to `max_completion_length - soft_punish_cache`, then linear down to -1 at `max_completion_length`
@@ -85,7 +87,9 @@ def get_length_reward(max_completion_length: int = 8192, soft_punish_cache: int 
             f"max_completion_length={max_completion_length}, soft_punish_cache={soft_punish_cache}: "
             "the first must be at least 1 and the second from 0 to the first (or None)."
         )
-    reward = get_soft_overlong_punishment(max_completion_len=max_completion_length, soft_punish_cache=cache)
+    reward: Callable[..., list[float]] = get_soft_overlong_punishment(
+        max_completion_len=max_completion_length, soft_punish_cache=cache
+    )
     reward.__name__ = "length_reward"
     return reward
 

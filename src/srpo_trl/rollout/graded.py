@@ -19,11 +19,12 @@ from srpo_trl.rewards.correctness import judge_correctness
 from srpo_trl.rollout.demonstrations import choose_demonstrations, demonstration_ranks, exchange_texts
 from srpo_trl.rollout.distilled_fraction import sample_fraction
 from srpo_trl.rollout.solved_prompts import SolvedPrompt, SolvedPrompts, prompt_key
+from srpo_trl.seams.messages import Messages
 from srpo_trl.teacher.context import (
     Completion,
-    Messages,
     TeacherPrompt,
     TeacherPromptEncoder,
+    Tool,
     demonstration_text,
     select_information,
 )
@@ -47,7 +48,7 @@ class GradedRollouts:
     completion_ids: Sequence[Sequence[int]]
     feedback: Sequence[str]
     references: Sequence[str]
-    tools: Sequence[list[Callable[..., Any] | dict[str, Any]] | None]
+    tools: Sequence[list[Tool] | None]
     rewards_BF: Tensor
     first_row: int
 

@@ -128,7 +128,8 @@ class RunHistory:
     @property
     def num_steps(self) -> int:
         """Optimizer steps so far."""
-        return max([self.facts.get("step", 0), *(record["step"] for record in self.records)])
+        steps: list[int] = [self.facts.get("step", 0), *(record["step"] for record in self.records)]
+        return max(steps)
 
     @property
     def seconds(self) -> float:

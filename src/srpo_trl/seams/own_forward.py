@@ -35,7 +35,8 @@ def _independent_forward(method: Any, model: PreTrainedModel) -> Callable[..., A
     parts = split_fused_forward(method)
     if parts is None:
         if getattr(method, "__self__", None) is model:
-            return method.__func__
+            function: Callable[..., Any] = method.__func__
+            return function
         setattr(model, _REPLACED, method)  # copied with the model, as the hook is
         return _replaced_forward
     fused_forward = parts.fused

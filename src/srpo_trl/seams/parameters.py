@@ -64,12 +64,14 @@ def release_gathered(model: nn.Module, accelerator: Accelerator) -> None:
 
 def local_shard(parameter: Any) -> Tensor:
     """Return this process's part of a parameter, detached, in the parameter's own memory."""
+    whole: Any = parameter.detach()
+    shard: Tensor = whole
     if isinstance(parameter, DTensor):
-        return parameter.detach().to_local()  # type: ignore[attr-defined]
-    if is_sharded_by_zero3(parameter):
+        shard = whole.to_local()
+    elif is_sharded_by_zero3(parameter):
         start, stop = _zero3_range(parameter)
-        return parameter.ds_tensor.detach().narrow(0, 0, stop - start)
-    return parameter.detach()
+        shard = parameter.ds_tensor.detach().narrow(0, 0, stop - start)
+    return shard
 
 
 def whole_shape(parameter: Any) -> torch.Size:

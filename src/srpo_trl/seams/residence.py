@@ -17,7 +17,7 @@ from srpo_trl.seams.parameters import is_sharded_by_zero3
 
 def residence(
     model: PreTrainedModel, device: torch.device, *, zero3: bool = False
-) -> Callable[[], AbstractContextManager]:
+) -> Callable[[], AbstractContextManager[Any]]:
     """Return what makes the model's parameters whole and puts them on the device, for the length of a `with` block.
 
     Nothing happens where nothing is away.

@@ -27,33 +27,12 @@ from srpo_trl.seams.messages import (
     with_text,
 )
 from srpo_trl.seams.public import prepare_multimodal_messages
-from srpo_trl.teacher.prompt_pieces import (
-    Piece,
-    distrusted,
-    encode_pieces,
-    marker_tokens,
-    stripped,
-    whole_characters,
-)
+from srpo_trl.teacher.prompt_pieces import Piece, distrusted, encode_pieces, marker_tokens, stripped
 from srpo_trl.teacher.rendered_prompts import TurnFormat, last_user_turn, turn_format
-from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation, fill_template
-
-__all__ = [
-    "Completion",
-    "ContextTemplates",
-    "Messages",
-    "TeacherInformation",
-    "TeacherPrompt",
-    "TeacherPromptEncoder",
-    "demonstration_text",
-    "fill_template",
-    "message_text",
-    "remove_thinking",
-    "select_information",
-    "whole_characters",
-]
+from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation
 
 Completion = str | Messages
+Tool = Callable[..., Any] | dict[str, Any]
 
 _THINKING_STARTS, _THINKING_ENDS = "<think>", "</think>"
 _SPACE = re.compile(r"\s*")
@@ -199,7 +178,7 @@ class TeacherPromptEncoder:
         self,
         prompt: str | Messages,
         information: TeacherInformation,
-        tools: list[Callable | dict] | None = None,
+        tools: list[Tool] | None = None,
     ) -> TeacherPrompt | None:
         """Return the teacher's prompt, cut to `max_length` at the information alone.
 
@@ -228,7 +207,7 @@ class TeacherPromptEncoder:
         num_cut = len(full.ids) - len(teacher_prompt.ids)
         return teacher_prompt._replace(num_cut=num_cut, information=shown)
 
-    def has_place(self, prompt: str | Messages, tools: list[Callable | dict] | None = None) -> bool:
+    def has_place(self, prompt: str | Messages, tools: list[Tool] | None = None) -> bool:
         """Return whether a prompt can show anything: its last user turn is there and rendered exactly once."""
         return self._place(prompt, tools) is not None
 
@@ -241,7 +220,7 @@ class TeacherPromptEncoder:
         bos_token = self.tokenizer.bos_token
         return sorted({marker for marker in self._markers.values() if marker in text and marker != bos_token})
 
-    def _place(self, prompt: str | Messages, tools: list[Callable | dict] | None) -> _Place | None:
+    def _place(self, prompt: str | Messages, tools: list[Tool] | None) -> _Place | None:
         if isinstance(prompt, str):
             start, end = self.turn_in_text(prompt) or (0, len(prompt))
             return _Place(prompt[:start], prompt[start:end], prompt[end:], adds_special=True)
@@ -250,9 +229,7 @@ class TeacherPromptEncoder:
         except ROW_ERRORS:  # a `rollout_func` may have rendered what this template does not take
             return None
 
-    def _place_in_conversation(
-        self, messages: Messages, tools: list[Callable | dict] | None
-    ) -> _Place | None:
+    def _place_in_conversation(self, messages: Messages, tools: list[Tool] | None) -> _Place | None:
         """Render the conversation once around the user's turn; only that turn's text differs afterwards."""
         position = last_user_position(messages)
         if position is None:
@@ -285,7 +262,7 @@ class TeacherPromptEncoder:
 
     def _render(self, messages: Messages, *, add_generation_prompt: bool, tools: Any = None) -> str:
         template_owner: Any = self.processor or self.tokenizer
-        return template_owner.apply_chat_template(
+        rendered: str = template_owner.apply_chat_template(
             messages,
             tools=tools,
             chat_template=self.chat_template,
@@ -293,6 +270,7 @@ class TeacherPromptEncoder:
             tokenize=False,
             **self.chat_template_kwargs,
         )
+        return rendered
 
     def _encode_at(self, place: _Place, information: TeacherInformation) -> TeacherPrompt:
         turn = stripped(

@@ -69,8 +69,8 @@ def probe_model(
     *,
     temperature: float,
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-    resident: Callable[[], AbstractContextManager] = nullcontext,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    resident: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> ModelProbe:
     """Return what the model needs to be trained right, found with one tiny batch; it is left as it was.
 
@@ -105,8 +105,8 @@ class _Passes:
         self,
         model: PreTrainedModel,
         device: torch.device,
-        autocast: Callable[[], AbstractContextManager],
-        resident: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager[Any]],
+        resident: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.model = model
         self.device = device

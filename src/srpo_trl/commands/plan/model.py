@@ -64,9 +64,10 @@ def load_config(model_config: ModelConfig, *, trust_remote_code: bool = False) -
     name = str(model_config.model_name_or_path)
     if name == TINY_RANDOM_QWEN3:
         return build_model(build_byte_tokenizer(), max_position_embeddings=32768).config
-    return AutoConfig.from_pretrained(
+    config: PretrainedConfig = AutoConfig.from_pretrained(
         name, revision=model_config.model_revision, trust_remote_code=trust_remote_code
     )
+    return config
 
 
 def build_without_memory(

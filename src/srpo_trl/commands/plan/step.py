@@ -50,7 +50,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, existing: Iterable[Tensor]) -> None:
         super().__init__()
         self._existing = {tensor.untyped_storage()._cdata for tensor in existing}
-        self._alive: dict[int, weakref.ref] = {}
+        self._alive: dict[int, weakref.ref[Any]] = {}
         self.now = self._peak = Held(0, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
         if key in self._existing or key in self._alive:  # a view, or written in place
             return
 
-        def forget(_: weakref.ref) -> None:
+        def forget(_: weakref.ref[Any]) -> None:
             del self._alive[key]
             self._add(-num_bytes, copies_weight)
 
@@ -158,7 +158,7 @@ class FakeModel:
         self.teacher_pass = functools.cache(self._teacher_pass)
         self.training_pass = functools.cache(self._training_pass)
 
-    def _autocast(self) -> AbstractContextManager:
+    def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self._autocast_dtype
         return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
 

@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerFast
 
 from srpo_trl.commands.quickstart.task import Question
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
-from srpo_trl.teacher.context import ContextTemplates, TeacherInformation, TeacherPromptEncoder
+from srpo_trl.teacher.context import TeacherPromptEncoder
+from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation
 
 TEMPLATES = ContextTemplates(REPROMPT_TEMPLATE, SOLUTION_TEMPLATE, FEEDBACK_TEMPLATE)
 
@@ -17,7 +18,8 @@ def student_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Ques
     texts = [
         tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats
     ]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def teacher_prompts(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> list[list[int]]:

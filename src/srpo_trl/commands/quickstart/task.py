@@ -70,7 +70,8 @@ class Question:
 
 def is_held_out(question: Question) -> bool:
     """Whether the question belongs to the held-out seventh, which nothing is trained on."""
-    return (question.first * 10**NUM_DIGITS + question.second) % HELD_OUT_MODULUS == 0
+    number: int = question.first * 10**NUM_DIGITS + question.second
+    return number % HELD_OUT_MODULUS == 0
 
 
 def sample_questions(

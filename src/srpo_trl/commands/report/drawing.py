@@ -190,7 +190,8 @@ def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]
     sums = np.concatenate([[0.0], np.cumsum(values)])
     positions = np.arange(len(values))
     first, last = np.maximum(positions - reach, 0), np.minimum(positions + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    means: np.ndarray = (sums[last] - sums[first]) / (last - first)
+    return means
 
 
 def _draw_spread(axes: Axes, index: int, across: NDArray[np.float64], curve: Series, spread: Series) -> None:

@@ -67,7 +67,7 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _filled(value: dict, entries: dict) -> dict:
+def _filled(value: dict[Any, Any], entries: dict[Any, Any]) -> dict[Any, Any]:
     if type(value) is dict:
         return entries
     made = copy.copy(value)  # an OrderedDict, a defaultdict

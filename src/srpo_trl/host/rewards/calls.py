@@ -74,7 +74,7 @@ class Rewards:
         return None if self._feedback is None else self._feedback.take()
 
 
-class _Call(AbstractContextManager):
+class _Call(AbstractContextManager[Any]):
     """One call: its arguments, and the note that an error in it gets.
 
     What is logged is held back until the function has returned in time, so that one that timed out and continues in

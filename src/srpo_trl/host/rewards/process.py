@@ -116,7 +116,7 @@ class _Worker:
         _raise_if_unsent("its arguments", self._connection.recv())
 
     @staticmethod
-    def _fail(error: Exception, *futures: Future) -> None:
+    def _fail(error: Exception, *futures: Future[Any]) -> None:
         for future in futures:
             if not future.done():
                 future.set_exception(error)
@@ -150,7 +150,7 @@ def _take(answer: Answer, outcome: Future[Outcome]) -> None:
     outcome.set_exception(error)
 
 
-def _end(process: subprocess.Popen, life: int, owner: int) -> None:
+def _end(process: subprocess.Popen[bytes], life: int, owner: int) -> None:
     """Kill the process with all that it started, and leave no zombie.
 
     The connection is closed with its last reference: a thread may still wait for an answer on it.

@@ -63,7 +63,8 @@ def read_function(data: bytes) -> NamedFunction:
     """Return the reward function of `function_bytes`."""
     import dill
 
-    return dill.loads(data)
+    function: NamedFunction = dill.loads(data)
+    return function
 
 
 def arguments_bytes(given: Mapping[str, Any]) -> bytes:

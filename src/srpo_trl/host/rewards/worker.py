@@ -72,7 +72,9 @@ def serve(connection_fd: int, life_fd: int) -> None:
             _answer_one(connection, run, records)
 
 
-def _answer_one(connection: Connection, run: Callable[..., Outcome], records: deque) -> None:
+def _answer_one(
+    connection: Connection, run: Callable[..., Outcome], records: deque[logging.LogRecord]
+) -> None:
     try:
         arguments, logs = connection.recv()
     except (EOFError, OSError):
@@ -127,9 +129,9 @@ def _async_run(function: NamedFunction) -> Callable[..., Outcome]:
     return run
 
 
-def _collected_records(level: int) -> deque:
+def _collected_records(level: int) -> deque[logging.LogRecord]:
     """Return where the process's log records gather from now on."""
-    records: deque = deque(maxlen=MAX_LOG_RECORDS)
+    records: deque[logging.LogRecord] = deque(maxlen=MAX_LOG_RECORDS)
 
     class Collector(logging.handlers.QueueHandler):
         def enqueue(self, record: logging.LogRecord) -> None:

@@ -176,6 +176,6 @@ def _accumulate_gradients_(
         add_weight_gradient_(sweep.grad_weight_VD, gradient_CV, hidden_CD, student.precision)
 
 
-def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     """Kernels are launched on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

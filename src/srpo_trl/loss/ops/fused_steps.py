@@ -354,7 +354,7 @@ def _flags(side: DistributionStats) -> dict[str, bool]:
 
 
 def _block(size: int) -> int:
-    return triton.next_power_of_2(size)
+    return int(triton.next_power_of_2(size))
 
 
 def _num_warps(block: int) -> int:

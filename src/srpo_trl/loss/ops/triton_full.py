@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False
 """The Triton kernel of the divergence over the whole vocabulary and its gradient over the student's logits.
 
 Formulas: `ops.token_losses`; products, finished logits and shapes: `ops.triton_scan`.

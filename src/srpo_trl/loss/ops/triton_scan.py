@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False
 """Triton kernels that read logits: softmax statistics of each row, and its top K.
 
 A product hidden W^T is stored in float32, its rows `stride` elements apart, and becomes a finished logit

@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False
 """Triton kernels of the divergence on a support, what is reported about it, and its gradient over the logits.
 
 Formulas: `ops.token_losses`; products, finished logits and shapes: `ops.triton_scan`.
