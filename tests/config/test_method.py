@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from srpo_trl import SRPOConfig
 from srpo_trl.methods import METHODS, routers
-from srpo_trl.methods.record import Method
+from srpo_trl.methods.record import Method, Route
 
 BASE = {"output_dir": "unused", "use_cpu": True, "bf16": False}
 CALLS = []
@@ -25,6 +26,20 @@ def mine(share: float, power: float = 2.0, entropy_weight_beta: float = 9.0) -> 
 
 def no_method(share=1.0):
     return share
+
+
+def open_ended(share: float = 1.0, **others: float) -> Method:
+    """A method that takes whatever it is given."""
+    CALLS.append((share, others))
+    return mine(share)
+
+
+partly = functools.partial(mine, power=3.0)  # has no name of its own
+
+
+def truths() -> Method:
+    """A method whose router says which rollouts, and not by what."""
+    return Method(route=lambda graded: graded.has_context_PG)
 
 
 def own(**options):
@@ -45,6 +60,14 @@ def test_options_reach_the_factory_by_name():
     assert CALLS == [(0.25, 3, 7.0)]
     mix = SRPOConfig(**BASE, method="advantage_mix", advantage_mix_lambda=0.3)
     assert mix.method_record.strength(0) == 1.0 - 0.3
+
+
+def test_a_factory_may_take_any_option():
+    CALLS.clear()
+    method = f"{__name__}:open_ended"
+    SRPOConfig(**BASE, method=method)
+    SRPOConfig(**BASE, method=method, method_options={"share": 0.5, "warmth": 2.0})
+    assert [call for call in CALLS if len(call) == 2] == [(1.0, {}), (0.5, {"warmth": 2.0})]
 
 
 def test_a_router_takes_the_place_of_the_methods():
@@ -75,6 +98,12 @@ def test_a_router_takes_the_place_of_the_methods():
             r"method_options has 'beta', which srpo\(\) does not take; it takes none",
         ),
         ({"method_options": {"entropy_weight_beta": 1}}, "an option of its own. Give entropy_weight_beta="),
+        (
+            {"method": f"{__name__}:open_ended", "method_options": {"advantage_mix_lambda": 1}},
+            "an option of its own. Give advantage_mix_lambda=",
+        ),
+        ({"method": f"{__name__}:partly"}, r"method_options lacks share, which the factory\(\) needs"),
+        ({"method": f"{__name__}:truths"}, r"a Route for each rollout, \(P, G\) int64 of 0 to 3"),
         ({"method_options": "{"}, "is not JSON"),
         ({"method_options": [1]}, "must be a mapping"),
         ({"routing": "policy"}, "routing='policy' is not one of 'srpo', 'sdpo'"),
@@ -132,6 +161,11 @@ def test_a_configuration_can_be_pickled_and_copied():
 
 def test_options_in_json_are_those_of_a_mapping():
     assert own(method_options='{"share": 0.25}') == own(method_options={"share": 0.25})
+    one, other = (
+        own(method_options={"share": 0.25, "power": 3}),
+        own(method_options='{"power": 3, "share": 0.25}'),
+    )
+    assert one.method_name == other.method_name  # by which a checkpoint knows the method
 
 
 def test_a_name_tells_methods_apart():
@@ -147,13 +181,18 @@ def test_a_name_tells_methods_apart():
     assert len(set(names)) == len(names)
 
 
-def test_a_groupwise_router_is_tried_on_each_kind_of_group(monkeypatch):
-    """One that distills only where a whole group failed is no router that distills nothing."""
-
-    def failed_groups(graded):
-        failed_P1 = ~graded.is_correct_PG.any(1, keepdim=True)
-        return torch.where(failed_P1 & graded.has_context_PG, 3, 1)
-
-    entry = METHODS["sdpo"]._replace(factory=lambda: Method(route=failed_groups))
-    monkeypatch.setitem(METHODS, "sdpo", entry)
+@pytest.mark.parametrize(
+    "distills",
+    [
+        lambda graded: ~graded.is_correct_PG.any(1, keepdim=True) & graded.has_context_PG,
+        lambda graded: graded.is_correct_PG.any(1, keepdim=True) & ~graded.is_correct_PG,
+        lambda graded: (graded.score_PG.mean(1, keepdim=True) == 0.25) & graded.has_context_PG,
+        lambda graded: torch.full_like(graded.has_context_PG, graded.step >= 100),
+    ],
+    ids=["failed groups", "mixed groups", "hard groups", "later"],
+)
+def test_a_router_is_tried_on_each_kind_of_group_and_late(monkeypatch, distills):
+    """One that distills only sometimes is no router that distills nothing."""
+    method = Method(route=lambda graded: torch.where(distills(graded), Route.BOTH, Route.POLICY))
+    monkeypatch.setitem(METHODS, "sdpo", METHODS["sdpo"]._replace(factory=lambda: method))
     SRPOConfig(**BASE, method="sdpo")

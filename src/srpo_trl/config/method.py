@@ -11,8 +11,14 @@ from typing import Any
 import torch
 
 from srpo_trl.methods import METHODS
-from srpo_trl.methods.record import Graded, Method, is_distilled, is_policy
+from srpo_trl.methods.record import Graded, Method, Route, is_distilled, is_policy
 from srpo_trl.methods.routers import ROUTERS
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# What a router is tried on: groups of every mixture of kinds, at a run's start and late in it.
+_KINDS = tuple(itertools.product([False, True], repeat=2))  # correct, has context
+_TRIED_GENERATIONS = 4
+_TRIED_STEPS = (0, 10**6)
 
 
 def make_method(name: Any, method_options: Any, routing: Any, options: Mapping[str, Any]) -> Method:
@@ -79,7 +85,7 @@ def _factory(name: Any) -> Callable[..., Any]:
 
 
 def method_arguments(method_options: Any) -> dict[str, Any]:
-    """Return the option `method_options` as a dictionary; on the command line it is JSON.
+    """Return the option `method_options` as a dictionary, sorted by name; on the command line it is JSON.
 
     Raises:
         ValueError: it is no mapping from names to values.
@@ -90,27 +96,27 @@ def method_arguments(method_options: Any) -> dict[str, Any]:
         raise ValueError(f"method_options={method_options!r} is not JSON: {error}") from error
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise ValueError(f"method_options={method_options!r} must be a mapping from names to values.")
-    return dict(given)
+    return dict(sorted(given.items()))
 
 
 def _arguments(
     factory: Callable[..., Any], given: dict[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     parameters = inspect.signature(factory).parameters
-    own = [name for name in parameters if name not in options]
+    kinds = {parameter.kind for parameter in parameters.values()}
+    takes_any, called = inspect.Parameter.VAR_KEYWORD in kinds, getattr(factory, "__name__", "the factory")
+    own = [n for n, p in parameters.items() if n not in options and p.kind not in _VARIABLE]
     for name in given:
-        if name in parameters and name not in own:
+        if name in options and (name in parameters or takes_any):
             raise ValueError(
                 f"method_options has {name!r}, which is an option of its own. Give {name}=... instead."
             )
-        if name not in own:
+        if name not in own and not takes_any:
             takes = f"it takes {', '.join(own)}" if own else "it takes none"
-            raise ValueError(
-                f"method_options has {name!r}, which {factory.__name__}() does not take; {takes}."
-            )
+            raise ValueError(f"method_options has {name!r}, which {called}() does not take; {takes}.")
     missing = [n for n in own if n not in given and parameters[n].default is inspect.Parameter.empty]
     if missing:
-        raise ValueError(f"method_options lacks {', '.join(missing)}, which {factory.__name__}() needs.")
+        raise ValueError(f"method_options lacks {', '.join(missing)}, which {called}() needs.")
     return given | {name: options[name] for name in parameters if name in options}
 
 
@@ -125,18 +131,28 @@ def _router(routing: Any) -> Callable[[Graded], torch.Tensor] | None:
 
 
 def _problem(method: Method) -> str:
-    """Return what does not fit within a method, tried on groups of each kind of rollout; empty where all does."""
-    kinds = torch.tensor(list(itertools.product([False, True], repeat=2)))  # correct, has context
-    is_correct_PG, has_context_PG = (kind.unsqueeze(1).expand(-1, 2) for kind in kinds.unbind(1))
-    scored_PG = torch.ones_like(is_correct_PG)
-    route_PG = method.route(Graded(is_correct_PG.float(), scored_PG, is_correct_PG, has_context_PG, step=0))
-    distills = bool(is_distilled(route_PG).any())
+    """Return what does not fit within a method, tried on groups of each kind; empty where all does."""
+    kinds_PG2 = torch.tensor(list(itertools.product(_KINDS, repeat=_TRIED_GENERATIONS)))
+    is_correct_PG, has_context_PG = kinds_PG2.unbind(2)
+    scored_PG, distills, has_policy = torch.ones_like(is_correct_PG), False, False
+    for step in _TRIED_STEPS:
+        graded = Graded(is_correct_PG.float(), scored_PG, is_correct_PG, has_context_PG, step)
+        route_PG = method.route(graded)
+        if not _are_routes(route_PG, is_correct_PG.shape):
+            return "has a router that does not give a Route for each rollout, (P, G) int64 of 0 to 3."
+        distills |= bool(is_distilled(route_PG).any())
+        has_policy |= bool(is_policy(route_PG).any())
     if method.scorers and not distills:
         return (
             "scores rollouts with a teacher and distills none. Give a router that distills, or method='grpo'."
         )
     if distills and not method.scorers:
         return "distills rollouts that no teacher scores. Leave routing out, or give a method with a scorer."
-    if method.advantages is not None and not is_policy(route_PG).any():
+    if method.advantages is not None and not has_policy:
         return "has advantages, and no rollout takes the policy loss. Give a router that lets some take it."
     return ""
+
+
+def _are_routes(found: Any, shape: torch.Size) -> bool:
+    is_placed = isinstance(found, torch.Tensor) and found.shape == shape and found.dtype == torch.int64
+    return is_placed and bool(((found >= Route.SKIPPED) & (found <= Route.BOTH)).all())
