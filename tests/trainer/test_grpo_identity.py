@@ -121,6 +121,15 @@ def test_srpo_is_grpo_where_no_rollout_can_be_distilled(tmp_path):
     assert logged(ours, "srpo/route/policy_frac") == [1.0]
 
 
+def test_feedback_with_grpo_stands_in_the_table_as_grpo_trainer_has_it(tmp_path):
+    def graded(completions, log_extra, **kwargs):
+        log_extra("feedback", [f"{len(c[0]['content'])} characters" for c in completions])
+        return [float(len(c[0]["content"])) for c in completions]
+
+    theirs, ours = train_both(tmp_path, SAMPLED | {"max_steps": 3}, reward_funcs=[graded])
+    assert list(ours._logs["extra"]["feedback"]) == list(theirs._logs["extra"]["feedback"]) != []
+
+
 # ---------------------------------------------------------------- GRPOTrainer, unless more is asked for
 
 # Set by the machine, or what the two classes are.

@@ -260,7 +260,8 @@ class HostTrainer(GRPOTrainer):
         if excluded_frac:
             self._metrics["train" if self.is_training else "eval"][EXCLUDED].append(excluded_frac)
         feedback = self._rewards.take_feedback()
-        if feedback is not None or FEEDBACK_COLUMN in self._logs["extra"]:
+        is_joined = not self.args.method_record.is_plain  # else TRL has taken it itself
+        if feedback is not None or (is_joined and FEEDBACK_COLUMN in self._logs["extra"]):
             self._log_completion_extra(FEEDBACK_COLUMN, feedback or [None] * len(prompts))
         names = self._batch_environments if self.environment_factories is not None else None
         self.graded = GradedRollouts(
