@@ -1,4 +1,4 @@
-"""With `routing="grpo"` a run leaves the checkpoints that `GRPOTrainer` leaves, with the same files."""
+"""With `method="grpo"` a run leaves the checkpoints that `GRPOTrainer` leaves, with the same files."""
 
 import pytest
 from trl import GRPOTrainer
@@ -8,7 +8,7 @@ from resumed_runs import half
 from srpo_trl import SRPOTrainer
 
 OPTIONS = {
-    "routing": "grpo",
+    "method": "grpo",
     "max_steps": 4,
     "save_strategy": "steps",
     "save_steps": 1,
