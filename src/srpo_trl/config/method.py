@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from srpo_trl.methods import METHODS
-from srpo_trl.methods.record import Graded, Method, Route, is_distilled, is_policy
+from srpo_trl.methods.record import ROUTE_NAMES, Graded, Method, is_distilled, is_policy
 from srpo_trl.methods.routers import ROUTERS
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -155,4 +155,4 @@ def _problem(method: Method) -> str:
 
 def _are_routes(found: Any, shape: torch.Size) -> bool:
     is_placed = isinstance(found, torch.Tensor) and found.shape == shape and found.dtype == torch.int64
-    return is_placed and bool(((found >= Route.SKIPPED) & (found <= Route.BOTH)).all())
+    return is_placed and bool(((found >= 0) & (found < len(ROUTE_NAMES))).all())
