@@ -88,10 +88,10 @@ MUTANTS = [
         "a router that distills whole groups alone is taken for one that distills nothing",
         (
             "config/method.py",
-            "(kind.unsqueeze(1).expand(-1, 2) for kind in kinds.unbind(1))",
-            "(kind.unsqueeze(0) for kind in kinds.unbind(1))",
+            "torch.tensor(list(itertools.product(_KINDS, repeat=_TRIED_GENERATIONS)))",
+            "torch.tensor([_KINDS])",
         ),
-        tests=(f"{OPTIONS}::test_a_groupwise_router_is_tried_on_each_kind_of_group",),
+        tests=(f"{OPTIONS}::test_a_router_is_tried_on_each_kind_of_group_and_late",),
     ),
     mutant(
         "own_methods_have_trls_defaults",
