@@ -70,7 +70,7 @@ class TimedTrainer(SRPOTrainer):
 
     teacher_seconds: list[float]
 
-    def _score_with_teacher(self, *args: Any) -> None:
+    def _score(self, *args: Any) -> None:
         start = seconds(self.accelerator.device)
         super()._score(*args)
         self.teacher_seconds.append(seconds(self.accelerator.device) - start)

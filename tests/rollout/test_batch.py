@@ -12,11 +12,11 @@ def batch(**fields):
     mask = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 1]])
     made = {"completion_mask": mask, "advantages": torch.tensor([0.5, -0.5, 1.0, 2.0]), **fields}
     routes = torch.tensor([Route.DISTILLED, Route.POLICY, Route.DISTILLED, Route.SKIPPED])
-    entropy = torch.tensor([[0.1, 0.2], [0.0, 0.0], [0.3, 0.0], [0.0, 0.0]])
+    distilled = torch.tensor([[True, True], [False, False], [True, False], [False, False]])
+    entropy = torch.tensor([0.1, 0.2, 0.3])
     assert not is_routed(made)
-    add_routing(
-        made, routes, entropy, [torch.ones(2, 3), torch.ones(0, 3), torch.ones(1, 3), torch.ones(0, 3)]
-    )
+    hidden = [torch.ones(2, 3), torch.ones(0, 3), torch.ones(1, 3), torch.ones(0, 3)]
+    add_routing(made, routes, distilled, entropy, hidden)
     assert is_routed(made)
     return made
 
