@@ -115,9 +115,8 @@ MUTANTS = [
         "a run whose best checkpoint is an earlier one ends without its last",
         (
             "host/trainer.py",
-            "        if not self.args.method_record.is_plain:\n"
-            "            self.args.save_total_limit = None\n",
-            "",
+            "self.args.save_total_limit if self.args.method_record.is_plain else None",
+            "self.args.save_total_limit",
         ),
         tests=("evaluation/test_evaluation.py::test_best_checkpoint_is_kept_and_loaded",),
     ),
@@ -126,9 +125,8 @@ MUTANTS = [
         "with grpo a finished run leaves a checkpoint that GRPOTrainer removes",
         (
             "host/trainer.py",
-            "        if not self.args.method_record.is_plain:\n"
-            "            self.args.save_total_limit = None\n",
-            "        self.args.save_total_limit = None\n",
+            "self.args.save_total_limit if self.args.method_record.is_plain else None",
+            "None",
         ),
         tests=(
             "host/test_grpo_checkpoints.py::test_grpo_leaves_the_checkpoints_and_files_that_grpo_trainer_leaves[1]",

@@ -7,6 +7,14 @@ GAPS = "trainer/test_mutation_gaps.py"
 
 MUTANTS = [
     mutant(
+        "no_room_is_any_room",
+        "a model whose context leaves no room for a teacher's prompt is given one of any length",
+        ("rollout/router.py", "if limit is not None]", "if limit]"),
+        tests=(
+            "rollout/test_router.py::test_a_teacher_prompt_has_the_room_that_the_models_context_leaves[0-False]",
+        ),
+    ),
+    mutant(
         "feedback_ignored",
         "feedback of reward functions never reaches the teacher",
         (

@@ -17,8 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from typing import Any
 import torch
 from compare import Difference, compare, digest
 from rows import ROWS
+from trees import REPOSITORY, checked_out, git
 
 HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
 RESULTS = REPOSITORY / "build" / "same"
 ERROR = "error"  # the key of a row that failed, as in measure.py
 NOT_MEASURING = {
@@ -36,26 +35,9 @@ NOT_MEASURING = {
     "compare.py",
     "renamed.py",
     "steps.py",
+    "trees.py",
 }  # kept results stay valid when these change
 PACKAGES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets")
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-@contextmanager
-def checked_out(commit: str) -> Iterator[Path]:
-    """Give a temporary work tree of a commit."""
-    with tempfile.TemporaryDirectory(prefix="same-") as root:
-        tree = Path(root) / "tree"
-        git("worktree", "add", "--detach", str(tree), commit)
-        try:
-            yield tree
-        finally:
-            git("worktree", "remove", "--force", str(tree))
 
 
 def kept_in(commit: str) -> Path:

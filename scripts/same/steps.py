@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trees import REPOSITORY, checked_out
+
 HERE = Path(__file__).resolve().parent
 WARMUP = 3
 
@@ -87,18 +89,9 @@ def main() -> None:
     if given.worker is not None:
         worker(given.worker, given.steps)
         return
-    sys.path.insert(0, str(HERE))
-    repository = HERE.parents[1]
-    with tempfile.TemporaryDirectory(prefix="steps-") as root:
-        tree = Path(root) / "tree"
-        subprocess.run(
-            ["git", "worktree", "add", "-q", "--detach", str(tree), given.rev], cwd=repository, check=True
-        )
-        try:
-            before, now = start(tree, given.steps), start(repository, given.steps)
-            pairs = [(step(before), step(now)) for _ in range(given.steps)][WARMUP:]
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=repository, check=True)
+    with checked_out(given.rev) as tree:
+        before, now = start(tree, given.steps), start(REPOSITORY, given.steps)
+        pairs = [(step(before), step(now)) for _ in range(given.steps)][WARMUP:]
     ratios = [after / earlier for earlier, after in pairs]
     medians = [statistics.median(seconds) for seconds in zip(*pairs, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)

@@ -115,7 +115,7 @@ class SRPOTrainer(HostTrainer):
             args,
             prepare_student(
                 self.student,
-                self.ref_model and self.accelerator.unwrap_model(self.ref_model),
+                None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model),
                 temperature=self.temperature,
                 accelerator=self.accelerator,
                 reads_images=self._is_vlm,

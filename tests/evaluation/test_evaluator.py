@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from srpo_trl.evaluation.batches import PlannedSample
-from srpo_trl.evaluation.evaluator import Evaluator, temporarily_set
+from srpo_trl.evaluation.evaluator import Evaluator
 from srpo_trl.evaluation.samples import AnswerParser
+from srpo_trl.evaluation.temporary import temporarily_set
 
 END = 0
 NAN = math.nan

@@ -5,7 +5,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from srpo_trl.host.replaced_methods import replaced_methods
+from srpo_trl.evaluation.temporary import temporarily_set
 from srpo_trl.host.step_boundary import Preemption, StepBoundary
 from srpo_trl.seams.trl import JITCheckpointCallback
 
@@ -128,8 +128,8 @@ def test_methods_are_replaced_for_the_block_and_on_one_object():
         assert (one.greet(), other.greet()) == ("inner", "class")
         raise KeyError
 
-    with replaced_methods(one, greet=lambda: "outer"):
-        with pytest.raises(KeyError), replaced_methods(one, greet=lambda: "inner"):
+    with temporarily_set(one, greet=lambda: "outer"):
+        with pytest.raises(KeyError), temporarily_set(one, greet=lambda: "inner"):
             greet_and_fail()
         assert one.greet() == "outer"
     assert one.greet() == "class"

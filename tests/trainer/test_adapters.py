@@ -318,7 +318,7 @@ def test_qlora_makes_the_update_of_lora_on_the_rounded_weights(tmp_path):
 
 
 def test_frozen_weights_of_any_kind_are_no_part_of_the_teacher():
-    """As the packed integers of a quantized base: shared, never temporarily_set, not even read."""
+    """As the packed integers of a quantized base: shared, never swapped, not even read."""
     model = get_peft_model(tiny_model(), LORA)
     base = model.base_model.model.model.layers[0].self_attn.k_proj
     packed = torch.nn.Parameter(torch.randint(0, 255, (64, 1), dtype=torch.uint8), requires_grad=False)

@@ -54,9 +54,16 @@ SET_BY_TRL: dict[str, dict[str, Any]] = {  # keys, each with the one value that 
     **{"chat_template_kwargs": dict.fromkeys(TEMPLATE_KEYS, nan), "lr_scheduler_kwargs": {}},
     "generation_kwargs": {"num_return_sequences": 1},
 }
-# What GRPOConfig raises for values that it cannot compute with.
+# GRPOConfig computes with values before it looks at them, so that a wrong one shows as any of these; the error is
+# reported beside our own.
 TRL_ERRORS = (
-    *(ValueError, TypeError, OSError, AttributeError, ArithmeticError, LookupError, NotImplementedError),
+    ValueError,
+    TypeError,
+    OSError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+    NotImplementedError,
 )
 ANNOTATIONS: dict[str, Any] = get_type_hints(GRPOConfig) | {"num_generations": int}
 

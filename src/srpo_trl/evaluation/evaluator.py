@@ -20,6 +20,7 @@ from transformers.trainer_utils import has_length
 from srpo_trl.evaluation.batches import PlannedSample, batch_by_tokens
 from srpo_trl.evaluation.samples import AnswerParser, Sample, score_samples
 from srpo_trl.evaluation.scores import mean_of_estimates, named, repeated_ngram_share
+from srpo_trl.evaluation.temporary import temporarily_set
 from srpo_trl.rewards.grading import GRADER_ERRORS, completion_text
 from srpo_trl.runs.scores import Estimate
 
@@ -203,19 +204,6 @@ class _Questions(Dataset[tuple[PlannedSample, dict[str, Any]]]):
 
     def __getitem__(self, planned: PlannedSample) -> tuple[PlannedSample, dict[str, Any]]:
         return planned, dict(self.rows[planned.question])
-
-
-@contextmanager
-def temporarily_set(target: Any, **values: Any) -> Iterator[None]:
-    """Give attributes of `target` these values, and take them back at the end, also after an error."""
-    own = {name: vars(target)[name] for name in values if name in vars(target)}
-    try:
-        vars(target).update(values)
-        yield
-    finally:
-        for name in values:
-            vars(target).pop(name, None)
-        vars(target).update(own)
 
 
 def _read(reader: Callable[[str], Any] | None, text: str) -> Any:

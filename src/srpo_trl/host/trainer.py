@@ -23,13 +23,13 @@ from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.evaluation.samples import Sample
+from srpo_trl.evaluation.temporary import temporarily_set
 from srpo_trl.host import objects
 from srpo_trl.host.callbacks import GuardCallback, RunLogCallback, TrainingClock, peak_memory, run_facts
 from srpo_trl.host.datasets import check_size
 from srpo_trl.host.finite_steps import FiniteSteps
 from srpo_trl.host.prompt_rows import EXCLUDED, with_image_lists
 from srpo_trl.host.read_back import check_keys, load_weights
-from srpo_trl.host.replaced_methods import replaced_methods
 from srpo_trl.host.rewards.feedback import FEEDBACK_COLUMN
 from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
@@ -167,7 +167,7 @@ class HostTrainer(GRPOTrainer):
         }
         if self.model_wrapped is self.model:
             forget_evaluation(self.accelerator, self.model)
-        with self.checkpoints.run(resume_from_checkpoint) as checkpoint, replaced_methods(self, **readers):
+        with self.checkpoints.run(resume_from_checkpoint) as checkpoint, temporarily_set(self, **readers):
             return super().train(checkpoint, *args, **kwargs)
 
     def _read_checkpoint(self, folder: str, model: nn.Module | None = None) -> None:
@@ -180,7 +180,7 @@ class HostTrainer(GRPOTrainer):
 
     def _read_weights(self, folder: str, load: Callable[[], None]) -> None:
         """Read weights with transformers' `load`, and raise where it warns; engines read files of their own."""
-        with replaced_methods(self, _issue_warnings_after_load=partial(check_keys, self.model, folder)):
+        with temporarily_set(self, _issue_warnings_after_load=partial(check_keys, self.model, folder)):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 load()
             else:
@@ -225,7 +225,7 @@ class HostTrainer(GRPOTrainer):
             return
         with (
             self.checkpoints.staging(self.state) as folder,
-            replaced_methods(
+            temporarily_set(
                 self, _get_output_dir=lambda trial: folder, _push_from_checkpoint=lambda folder: None
             ),
         ):
@@ -237,13 +237,9 @@ class HostTrainer(GRPOTrainer):
         """Return TRL's result; with `save_total_limit=1` it would remove the last checkpoint unless it is the best."""
         if self.args.load_best_model_at_end:
             self.checkpoints.find_best(self.state)
-        limit = self.args.save_total_limit
-        if not self.args.method_record.is_plain:
-            self.args.save_total_limit = None
-        try:
+        limit = self.args.save_total_limit if self.args.method_record.is_plain else None
+        with temporarily_set(self.args, save_total_limit=limit):
             return super()._finalize_training(*args)
-        finally:
-            self.args.save_total_limit = limit
 
     # ---------------------------------------------------------------- rollouts and steps
 

@@ -111,9 +111,10 @@ def prompt_encoder(
         max_length: for which the model's context has room; None: any.
         given: tokenizer, chat template and processor; see `TeacherPromptEncoder`.
     """
+    limits = [limit for limit in (args.max_reprompt_length, max_length) if limit is not None]
     encoder = TeacherPromptEncoder(
         templates=ContextTemplates(args.reprompt_template, args.solution_template, args.feedback_template),
-        max_length=min(args.max_reprompt_length, max_length or args.max_reprompt_length),
+        max_length=min(limits),
         **given,
     )
     check_first_prompt(first_prompt, encoder)

@@ -31,7 +31,6 @@ from trl.trainer.utils import (
 )
 
 __all__ = [
-    "GRPO_CARD",
     "EnvironmentFactory",
     "FusedCausalLMOutput",
     "JITCheckpointCallback",
@@ -141,9 +140,6 @@ ATTRIBUTES = (
     "vllm_generation",
     "vllm_importance_sampling_correction",
 )
-
-# What a model card and the tags of a model that GRPOTrainer trained say; by attribute of the trainer.
-GRPO_CARD: dict[str, Any] = {name: getattr(GRPOTrainer, name) for name in ("_tag_names", "_name", "_paper")}
 
 # Keys of the batch that GRPOTrainer._generate_and_score_completions returns and _compute_loss reads.
 BATCH_KEYS = (
