@@ -4,6 +4,7 @@ Legend: N packed tokens, D hidden, V vocabulary.
 """
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -11,15 +12,14 @@ from torch import Tensor
 
 from srpo_trl.commands.plan.storage import FP32, MIXED
 from srpo_trl.loss.ops import DistillationSpec, Head
-from srpo_trl.loss.ops.fused_plan import plan_fused, plan_fused_entropy
+from srpo_trl.loss.ops.chunk_size import chunk_bound, statistics_chunk_bytes
+from srpo_trl.loss.ops.fused_plan import plan_fused, plan_fused_statistics
 from srpo_trl.loss.ops.plan import plan_distillation, plan_entropy
 
 # TRL's fused LM head (trl.kernels.chunked_logprob) takes so many tokens and columns of the vocabulary at a time.
 TILE_TOKENS, TILE_COLUMNS = 4096, 32768
 # Where Triton does not run, that head is chains of torch operators: so many fp32 tiles at once.
 _TORCH_TILES_FORWARD, _TORCH_TILES_BACKWARD = 3, 7.25
-# Bound of the temporaries of this package's operators (`srpo_trl.loss.ops`), on a GPU and on a CPU.
-_CHUNK_BYTES = {True: 512 * 2**20, False: 256 * 2**20}
 
 
 class LossBytes(NamedTuple):
@@ -38,6 +38,7 @@ class LossSizes(NamedTuple):
         product_itemsize: of TRL's products: autocast's, else the hidden states'.
         is_trainable: whether the weight gets a gradient.
         on_gpu: whether the fused kernels run.
+        free: bytes that are free when the loss begins, by which it chooses its chunks; None: not known, enough.
     """
 
     hidden_size: int
@@ -47,6 +48,7 @@ class LossSizes(NamedTuple):
     product_itemsize: int
     is_trainable: bool
     on_gpu: bool
+    free: int | None = None
 
     @property
     def gradient(self) -> int:
@@ -113,12 +115,15 @@ class LossSizes(NamedTuple):
         return rows * self.hidden_size
 
     def temporaries(self, num_tokens: int, spec: DistillationSpec | None) -> int:
-        """Temporaries of the distillation (None: of the teacher's entropy), as the operator plans them."""
-        side, chunk_bytes = self._side(num_tokens), _CHUNK_BYTES[self.on_gpu]
+        """Temporaries of the distillation (None: of the teacher's statistics), as the operator plans them."""
+        side = self._side(num_tokens)
         if spec is None:
+            chunk_bytes = statistics_chunk_bytes(self.on_gpu)
             if self.on_gpu:
-                return plan_fused_entropy(*side, chunk_bytes).temporary_bytes
+                return plan_fused_statistics(*side, chunk_bytes).temporary_bytes
             return plan_entropy(*side, torch.float32, chunk_bytes).temporary_bytes
+        free = sys.maxsize if self.free is None else max(0, self.free)
+        chunk_bytes = chunk_bound(free, self.vocab_size * FP32, self.vocab_size, spec)
         if self.on_gpu:
             return plan_fused(*side, *side, spec, chunk_bytes).temporary_bytes
         return plan_distillation(*side, *side, torch.float32, spec, chunk_bytes).temporary_bytes

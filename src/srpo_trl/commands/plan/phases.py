@@ -169,7 +169,15 @@ class _Accounts:
         entropy += losses.temporaries(num_tokens, None)
         return _PassBytes(0, copies, self.storage.gathered(), activations, max(0, entropy - activations))
 
-    def _losses(self, hidden_itemsize: int) -> LossSizes:
+    def _free_at_loss(self) -> int | None:
+        """What a GPU of known size has left when the forward reaches the losses, which choose their chunks by it."""
+        if self.run.memory is None:
+            return None
+        held = [*self.lasting(), *self.of_teacher()]
+        lasting = sum(c.phases.get(FORWARD, 0) for c in held if not c.on_cpu)
+        return self.run.memory - lasting - self.gradients_before - self.trained.after_forward[0]
+
+    def _losses(self, hidden_itemsize: int, free: int | None = None) -> LossSizes:
         return LossSizes(
             hidden_size=self.shape.hidden_size,
             vocab_size=self.shape.vocab_size,
@@ -178,6 +186,7 @@ class _Accounts:
             product_itemsize=MIXED if self.mixed and not self.engine.is_zero else hidden_itemsize,
             is_trainable=self.shape.head_is_trainable,
             on_gpu=self.run.on_gpu,
+            free=free,
         )
 
     def _loss(self) -> LossBytes:
@@ -190,7 +199,7 @@ class _Accounts:
             add_tail=training.distillation_add_tail,
             estimator=training.distillation_estimator,
         )
-        losses = self._losses(self.trained.hidden_itemsize)
+        losses = self._losses(self.trained.hidden_itemsize, self._free_at_loss())
         return losses.both(
             completion if run.on_gpu else everywhere, completion, spec if run.teacher_kind else None
         )
