@@ -1,15 +1,13 @@
-"""What all benchmarks have: options, the header with hardware, versions and commit, and a tiny Qwen3."""
+"""What all benchmarks have: options, the header with hardware, versions and commit, and random Qwen3 models."""
 
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.peers import QWEN3_VOCABULARY
-from benchmarks.tables import Table, environment, parser, report
+from benchmarks.tables import Table, commit, environment, parser, report
 
 Tables = Callable[[torch.device, bool], Iterator[Table]]
 
@@ -35,20 +33,6 @@ def run(description: str, table_makers: Sequence[Tables], argv: Sequence[str] | 
     tables = (table for make in table_makers for table in make(options.device, options.quick))
     report(tables, environment(options.device) | {"commit": commit()}, options.json)
     return 0
-
-
-def commit() -> str:
-    """Return the checkout's commit, and whether files differ from it."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    revision = git("rev-parse", "--short", "HEAD") or "unknown"
-    return f"{revision} and uncommitted changes" if git("status", "--porcelain") else revision
 
 
 def random_qwen3(shape: str, device: torch.device, longest: int, **overrides: Any) -> Qwen3ForCausalLM:

@@ -1,4 +1,4 @@
-"""Loss and gradients: seconds, ratio over the floor of four matrix products, and peak memory over N.
+"""Loss and gradients: seconds, ratio over the floor of three or four matrix products, and peak memory over N.
 
 python -m benchmarks.loss                  on a GPU: Qwen3's vocabulary in bfloat16, N up to 65,536
 python -m benchmarks.loss --device cpu     small sizes in float32

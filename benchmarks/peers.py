@@ -194,15 +194,25 @@ def loss_and_gradients(contender: Contender, case: BenchmarkCase) -> None:
         case.student_hidden_ND.grad = case.student_weight_VD.grad = None
 
 
-def four_products(case: BenchmarkCase) -> Callable[[], None]:
-    """Return what makes the four products of every contender on the first C tokens: the floor, by N / C."""
+def floor_products(support: str) -> int:
+    """Return how many products with a head every loss of this support must make.
+
+    Logits and two gradients of the student; over the full vocabulary the teacher's logits as well, which a support
+    needs at a few tokens only.
+    """
+    return 4 if support == FULL else 3
+
+
+def head_products(case: BenchmarkCase, number: int) -> Callable[[], None]:
+    """Return what makes the three products of the student, or all four, on the first C tokens: the floor, by N / C."""
     rows = slice(0, FLOOR_TOKENS.get(case.student_hidden_ND.device.type, 512))
     hidden_CD, weight_VD = case.student_hidden_ND.detach()[rows], case.student_weight_VD.detach()
     teacher_CD, teacher_VD = case.teacher_hidden_ND[rows], case.teacher_weight_VD
 
     def products() -> None:
         logits_CV = hidden_CD @ weight_VD.T
-        teacher_CD @ teacher_VD.T
+        if number == 4:
+            teacher_CD @ teacher_VD.T
         logits_CV @ weight_VD
         logits_CV.T @ hidden_CD
 
