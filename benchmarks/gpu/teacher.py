@@ -14,13 +14,11 @@ from srpo_trl.teacher.weights import TeacherWeights
 
 LENGTHS = ((1200, 1024), (2200, 2048), (4300, 4096))  # tokens of prompt and completion
 UPDATES, RATE = 100, 1e-3
-STEP = (
-    2.0**-6
-)  # of every weight, in units of its own size: at this rate an update is below bfloat16's resolution
+STEP = 2.0**-6  # of every weight, relative: at this rate an update is below bfloat16's resolution
 AVERAGE_NOTE = (
-    f"{UPDATES} updates at a rate of {RATE:g} toward a student whose weights were all multiplied by 1 + 2^-6. Expected: "
-    "1 - (1 - rate)^updates of the way. In bfloat16: the same average kept in the weights' own dtype. At the rates "
-    "that are measured, one update is too small for bfloat16 to hold."
+    f"{UPDATES} updates at a rate of {RATE:g} toward a student whose weights were all multiplied by 1 + 2^-6. "
+    "Expected: 1 - (1 - rate)^updates of the way. In bfloat16: the same average kept in the weights' own dtype, which "
+    "cannot hold an update so small."
 )
 
 
@@ -92,6 +90,9 @@ def swaps(shape: str, device: torch.device, tiny: bool) -> Iterator[Row]:
     """Seconds of an update and of bringing the teacher's weights in and out again, which must change no bit."""
     model = random_qwen3(shape, device, 64).bfloat16()
     teacher = TeacherWeights(model, "ema", 0.05, device=device)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + STEP)
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
     def swap() -> None:
@@ -103,9 +104,5 @@ def swaps(shape: str, device: torch.device, tiny: bool) -> Iterator[Row]:
     is_same = all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     for name, timing in timings.items():
         assert timing is not None
-        yield {
-            "shape": shape,
-            "what": name,
-            "seconds": timing.median,
-            "weights afterwards": "the same" if is_same else "OFF",
-        }
+        row: Row = {"shape": shape, "what": name, "seconds": timing.median}
+        yield row | {"student's weights afterwards": "the same" if is_same else "OFF"}
