@@ -16,14 +16,25 @@ QWEN3_SHAPES: dict[str, dict[str, int]] = {
     "Qwen3-0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28},
     "Qwen3-1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28},
 }
-TINY_SHAPE = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 4096,
+CPU_SHAPES = {
+    "tiny": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 4096,
+    },
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 32_768,
+    },
 }
 
 
@@ -39,7 +50,7 @@ def random_qwen3(shape: str, device: torch.device, longest: int, **overrides: An
     """Return a Qwen3 model with random weights: bfloat16 on a GPU, float32 elsewhere.
 
     Args:
-        shape: a key of `QWEN3_SHAPES`, or "tiny".
+        shape: a key of `QWEN3_SHAPES` or of `CPU_SHAPES`.
         device: of the weights.
         longest: sequence that it must take.
         overrides: further fields of `Qwen3Config`.
@@ -53,7 +64,7 @@ def random_qwen3(shape: str, device: torch.device, longest: int, **overrides: An
         "max_position_embeddings": longest,
         "rope_theta": 1_000_000.0,
     }
-    fields |= TINY_SHAPE if shape == "tiny" else QWEN3_SHAPES[shape]
+    fields |= CPU_SHAPES.get(shape) or QWEN3_SHAPES[shape]
     torch.manual_seed(0)
     with device:
         model = Qwen3ForCausalLM(Qwen3Config(**(fields | overrides)))
