@@ -196,7 +196,10 @@ class _Child:
         command += [options.device, "1" if options.tiny else "0", str(options.model or "")]
         self._log = options.out / f"{section.name}.log"
         environment = dict(os.environ) | _OFFLINE
-        environment |= section.on_cpu if options.device == "cpu" else {}
+        if options.device == "cpu":
+            environment |= section.on_cpu
+        else:
+            environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card is measured
         paths = [str(_ROOT), str(_ROOT / "src"), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         with self._log.open("a", encoding="utf-8") as log:
