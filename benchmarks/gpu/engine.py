@@ -20,8 +20,8 @@ COMPLETION = 64  # tokens
 MOST_OFF = 0.1  # of a mean importance ratio from 1
 NOTE = (
     "A model of the shape with random weights, sampled by vLLM in colocate mode. The importance ratio compares vLLM's "
-    "probability of each sampled token with the student's: 1 but for rounding, where vLLM has the student's weights and "
-    "is asked for the right probabilities. The second step shows whether the update reached vLLM."
+    "probability of each sampled token with the student's: 1 but for rounding, where vLLM has the student's weights "
+    "and is asked for the right probabilities. The second step shows whether the update reached vLLM."
 )
 
 

@@ -42,7 +42,7 @@ def accuracies(setting: Setting) -> list[Row]:
     """One row a level that was asked."""
     count = _num_questions(setting)
     return [
-        {"model": str(setting.model), "level": level.name, "accuracy": _with_error(share, count)}
+        {"model": _name(setting), "level": level.name, "accuracy": _with_error(share, count)}
         for level, share in _before(setting).items()
     ]
 
@@ -103,6 +103,10 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     return model, tokenizer
+
+
+def _name(setting: Setting) -> str:
+    return setting.model.name if setting.model else ""
 
 
 def _num_questions(setting: Setting) -> int:
