@@ -8,10 +8,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.problems import Problem, exact, make_inputs, outcome, relative_error, repeated
+from benchmarks.gpu.problems import (
+    Outcome,
+    Problem,
+    exact,
+    make_inputs,
+    outcome,
+    raised,
+    relative_error,
+    repeated,
+)
 from benchmarks.gpu.sections import Part, Row, Setting
 from benchmarks.peers import QWEN3_VOCABULARY
-from srpo_trl.loss.ops import Backend, DistillationSpec, teacher_entropy
+from srpo_trl.loss.ops import Backend, DistillationSpec, token_statistics
 
 TITLE = "Loss against the reference in float64"
 # Largest relative norm of an error: of values, and of gradients, which are rounded to the dtype of their inputs.
@@ -42,7 +51,8 @@ def parts(setting: Setting) -> list[Part]:
             name, rows = f"{group}, {backend}", partial(compared, problems, backend, device)
             found.append(Part(name, TITLE, rows, NOTE))
         found += [
-            Part(f"entropy, {backend}", TITLE, partial(entropies, backend, device, setting.tiny), NOTE),
+            Part(f"carried, {backend}", TITLE, partial(carried, backend, device, setting.tiny), NOTE),
+            Part(f"statistics, {backend}", TITLE, partial(statistics, backend, device, setting.tiny), NOTE),
             Part(
                 f"float16's range, {backend}",
                 "Beyond what float16 holds",
@@ -110,17 +120,18 @@ def compared(problems: list[Problem], backend: Backend, device: torch.device) ->
     for problem in problems:
         inputs = make_inputs(problem, device)
         found, true = outcome(inputs, problem.spec, backend), exact(inputs, problem.spec)
-        pairs = zip(found.result, true.result, strict=True)
-        values = max(relative_error(ours, theirs) for ours, theirs in pairs)
-        pairs = zip(found.gradients, true.gradients, strict=True)
-        gradients = max(relative_error(ours, theirs) for ours, theirs in pairs)
-        most_of_values, most_of_gradients = TOLERANCES[problem.dtype]
-        is_right = values <= most_of_values and gradients <= most_of_gradients
-        yield _row(problem, backend) | {
-            "values": values,
-            "gradients": gradients,
-            "verdict": "ok" if is_right else "OFF",
-        }
+        yield _row(problem, backend) | verdict(found, true, problem.dtype)
+
+
+def verdict(found: Outcome, true: Outcome, dtype: torch.dtype) -> Row:
+    """The largest errors of values and of gradients, and whether they are small enough."""
+    values, gradients = (
+        max(relative_error(ours, theirs) for ours, theirs in zip(*sides, strict=True))
+        for sides in ((found.result, true.result), (found.gradients, true.gradients))
+    )
+    most_of_values, most_of_gradients = TOLERANCES[dtype]
+    is_right = values <= most_of_values and gradients <= most_of_gradients
+    return {"values": values, "gradients": gradients, "verdict": "ok" if is_right else "OFF"}
 
 
 def _row(problem: Problem, backend: str) -> Row:
@@ -133,21 +144,36 @@ def _row(problem: Problem, backend: str) -> Row:
     }
 
 
-def entropies(backend: Backend, device: torch.device, tiny: bool) -> Iterator[Row]:
-    """The teacher's pass."""
+def statistics(backend: Backend, device: torch.device, tiny: bool) -> Iterator[Row]:
+    """The teacher's pass: entropy and log-sum-exp."""
     size = (7, 16, 1001) if tiny else (300, 256, 33_003)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        problem = Problem("entropy of the teacher", DistillationSpec(), dtype, size, bias=True, softcap=6.0)
+        problem = Problem("teacher's statistics", DistillationSpec(), dtype, size, bias=True, softcap=6.0)
         inputs = make_inputs(problem, device)
-        head, hidden_ND = inputs.teacher_head, inputs.teacher_hidden_ND
-        weight_VD, bias_V = head.weight_VD.detach().double(), head.bias_V
-        assert bias_V is not None
-        raised = head._replace(weight_VD=weight_VD, bias_V=bias_V.double())
-        true_N = teacher_entropy(hidden_ND.double(), raised, 0.7, backend="reference")
-        found_N = teacher_entropy(hidden_ND, head, 0.7, backend=backend)
-        error = relative_error(found_N, true_N)
+        sides = ((inputs, backend), (raised(inputs), "reference"))
+        found, true = (
+            token_statistics(side.teacher_hidden_ND, side.teacher_head, 0.7, backend=name)
+            for side, name in sides
+        )
+        error = max(relative_error(ours, theirs) for ours, theirs in zip(found, true, strict=True))
         is_right = error <= TOLERANCES[dtype][0]
         yield _row(problem, backend) | {"values": error, "verdict": "ok" if is_right else "OFF"}
+
+
+def carried(backend: Backend, device: torch.device, tiny: bool) -> Iterator[Row]:
+    """The loss with the teacher's log-sum-exp from its own pass, as in training, and with both heads' products."""
+    size = (7, 16, 1001) if tiny else (300, 256, 33_003)
+    for support, options in SUPPORTS.items():
+        problem = Problem(
+            f"log-sum-exp carried, {support}", DistillationSpec(**options), torch.bfloat16, size
+        )
+        inputs = make_inputs(problem, device)
+        temperature = problem.spec.temperature
+        log_sum_exp_N = token_statistics(
+            inputs.teacher_hidden_ND, inputs.teacher_head, temperature, backend=backend
+        ).log_sum_exp_N
+        found = outcome(inputs, problem.spec, backend, teacher_log_sum_exp_N=log_sum_exp_N)
+        yield _row(problem, backend) | verdict(found, exact(inputs, problem.spec), problem.dtype)
 
 
 def beyond_float16(backend: Backend, device: torch.device, tiny: bool) -> Iterator[Row]:

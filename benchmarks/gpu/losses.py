@@ -14,16 +14,15 @@ from benchmarks.peers import (
     FLOOR_TOKENS,
     QWEN3_VOCABULARY,
     TOPK,
-    BenchmarkCase,
     Contender,
-    Losses,
     Size,
     head_products,
     loss_and_gradients,
     make_case,
+    srpo_losses,
 )
 from benchmarks.tables import gigabytes
-from srpo_trl.loss.ops import Backend, DistillationSpec, Head, distillation_loss
+from srpo_trl.loss.ops import Backend
 
 HIDDEN_SIZES = (4096, 2560, 1024)
 CHUNK_TOKENS = (512, 1024, 2048, 4096, 8192)
@@ -109,7 +108,7 @@ def chunked(size: Size, device: torch.device, backend: Backend, tokens: int, tin
     """Time and peak memory with the bound at so many tokens' logits."""
     bound = 4 * tokens * size.vocab_size
     contender = Contender(
-        f"srpo_trl {backend}", TOPK, partial(_bounded_loss, backend=backend, chunk_bytes=bound)
+        f"srpo_trl {backend}", TOPK, partial(srpo_losses, backend=backend, topk=100, chunk_bytes=bound)
     )
     case = make_case(size, device)
     calls = {"loss": partial(loss_and_gradients, contender, case), "floor": head_products(case, 3)}
@@ -125,18 +124,3 @@ def chunked(size: Size, device: torch.device, backend: Backend, tokens: int, tin
         return
     memory = gigabytes(extra_bytes(contender, size, device)) if device.type == "cuda" else ""
     yield row | {"seconds": loss.median, "x floor": loss.median / floor.median, "GB beyond": memory}
-
-
-def _bounded_loss(case: BenchmarkCase, backend: Backend, chunk_bytes: int) -> Losses:
-    result = distillation_loss(
-        case.student_hidden_ND,
-        Head(case.student_weight_VD),
-        case.teacher_hidden_ND,
-        Head(case.teacher_weight_VD),
-        case.token_ids_N,
-        case.coefficient_N,
-        spec=DistillationSpec(topk=100),
-        backend=backend,
-        chunk_bytes=chunk_bytes,
-    )
-    return Losses(result.loss, result.divergence_N)

@@ -108,42 +108,44 @@ def outcome(inputs: Inputs, spec: DistillationSpec, backend: Backend, **options:
 
 def exact(inputs: Inputs, spec: DistillationSpec) -> Outcome:
     """Return what the reference makes of the same inputs in float64, some tokens at a time."""
-    raised = _raised(inputs)
+    wide = raised(inputs)
     num_tokens, vocab_size = inputs.hidden_ND.shape[0], inputs.head.weight_VD.shape[0]
     step = max(1, _REFERENCE_ELEMENTS // vocab_size)
     pieces: list[DistillationResult] = []
     for start in range(0, max(1, num_tokens), step):
         rows = slice(start, start + step)
         tokens = {
-            name: getattr(raised, name)[rows]
+            name: getattr(wide, name)[rows]
             for name in ("hidden_ND", "teacher_hidden_ND", "token_ids_N", "coefficient_N", "old_logps_N")
         }
-        result = distillation_loss(*raised._replace(**tokens), spec=spec, backend="reference")
+        result = distillation_loss(*wide._replace(**tokens), spec=spec, backend="reference")
         result.loss.backward()
         pieces.append(DistillationResult(*(value.detach() for value in result)))
     loss = torch.stack([piece.loss for piece in pieces]).sum()
     values = [torch.cat(columns) for columns in zip(*(piece[1:] for piece in pieces), strict=True)]
     gradients = []
-    for leaf in raised.leaves:
+    for leaf in wide.leaves:
         assert leaf.grad is not None
         gradients.append(leaf.grad)
     return Outcome(DistillationResult(loss, *values), tuple(gradients))
 
 
-def _raised(inputs: Inputs) -> Inputs:
-    def raised(tensor: Tensor) -> Tensor:
+def raised(inputs: Inputs) -> Inputs:
+    """Return the same inputs in float64."""
+
+    def wide(tensor: Tensor) -> Tensor:
         return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
     heads = [
         head._replace(
-            weight_VD=raised(head.weight_VD), bias_V=None if head.bias_V is None else raised(head.bias_V)
+            weight_VD=wide(head.weight_VD), bias_V=None if head.bias_V is None else wide(head.bias_V)
         )
         for head in (inputs.head, inputs.teacher_head)
     ]
     return Inputs(
-        raised(inputs.hidden_ND),
+        wide(inputs.hidden_ND),
         heads[0],
-        raised(inputs.teacher_hidden_ND),
+        wide(inputs.teacher_hidden_ND),
         heads[1],
         inputs.token_ids_N,
         inputs.coefficient_N.double(),

@@ -224,11 +224,11 @@ class SRPOTrainer(HostTrainer):
             trl_batch.vision_rows(output) if self._is_vlm else None,
             self.accelerator.autocast(),
         )
-        trl_batch.add_routing(output, rollouts.route_B, distilled_BT, scores.entropy_N, scores.hidden)
+        trl_batch.add_routing(output, rollouts.route_B, distilled_BT, scores.statistics, scores.hidden)
         shown = context_record(rollouts) if self._rollout_log.keeps_shown else None
         trl_batch.add_rollouts(output, self._rollout_log.numbers_B, shown)
         tokens = trl_batch.routed_batch(output).tokens(self.state.global_step)
-        self._sums.add(**teacher_sums(scores.entropy_N, self._method.raw_weights(tokens)[distilled_BT]))
+        self._sums.add(**teacher_sums(scores.statistics, self._method.raw_weights(tokens)[distilled_BT]))
 
     # ---------------------------------------------------------------- 6 count
 
@@ -249,7 +249,7 @@ class SRPOTrainer(HostTrainer):
         assert self._totals is not None
         self.teacher.hold_trainable()
         routed, step = trl_batch.routed_batch(inputs), self.state.global_step
-        distilling = DistillingModel(model, self._request(routed), routed.policy_BT)
+        distilling = DistillingModel(model, self._request(routed, self._totals), routed.policy_BT)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
         rescaling = self._batches.steps_per_generation / self.current_gradient_accumulation_steps
         num_items = self._totals.num_routed_tokens * rescaling
@@ -269,16 +269,16 @@ class SRPOTrainer(HostTrainer):
                 self._sums.add(**gradient_sums(self._gradients.norms(average)))
         return policy_loss + distilled_loss
 
-    def _request(self, routed: trl_batch.RoutedBatch) -> DistillationRequest:
-        assert self._totals is not None
+    def _request(self, routed: trl_batch.RoutedBatch, totals: WindowTotals) -> DistillationRequest:
         distilled_BT, step = routed.distilled_BT, self.state.global_step
         num_processes, hidden_ND = self.accelerator.num_processes, torch.cat(list(routed.teacher_hidden))
         return DistillationRequest(
             scored_BT=distilled_BT,
             teacher_hidden_ND=hidden_ND.to(distilled_BT.device, non_blocking=True),
             teacher_head=self.teacher.head,
-            coefficient_N=coefficients(routed, self._method, step, self._totals, num_processes),
+            coefficient_N=coefficients(routed, self._method, step, totals, num_processes),
             old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],
+            teacher_log_sum_exp_N=routed.teacher_log_sum_exp_N,
             spec=self._spec,
         )
 

@@ -15,7 +15,7 @@ import torch
 import triton_worker
 from loss_problems import SPECS, make_problem
 from srpo_trl.loss import ops
-from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, fused_plan, teacher_entropy
+from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, fused_plan, token_statistics
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -123,7 +123,7 @@ def test_a_small_tail_has_the_float64_gradient(results, alpha):
     )
     for name, value in actual.items():
         torch.testing.assert_close(
-            value.double(), exact[name], rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+            value.double(), exact[name], rtol=1e-4, atol=5e-7, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -151,11 +151,12 @@ def test_without_grad_the_values_are_the_same(results):
 
 
 @pytest.mark.parametrize("name", triton_worker.entropy_problems())
-def test_teacher_entropy_is_the_references(results, name):
+def test_token_statistics_are_the_references(results, name):
     problem, temperature, _ = triton_worker.entropy_problems()[name]
     exact = in_float64(problem)
-    expected = teacher_entropy(exact.hidden, exact.head, temperature, backend="reference")
-    torch.testing.assert_close(results["entropy"][name].double(), expected, rtol=1e-5, atol=2e-6)
+    expected = token_statistics(exact.hidden, exact.head, temperature, backend="reference")
+    for actual, value in zip(results["entropy"][name], expected, strict=True):
+        torch.testing.assert_close(actual.double(), value, rtol=1e-5, atol=2e-6)
 
 
 def test_memory_is_bounded(results):
@@ -173,6 +174,14 @@ def test_the_plan_at_full_size_fills_the_bound_with_whole_tiles(mode, chunk_byte
     assert plan.temporary_bytes <= chunk_bytes
     assert plan.chunk_tokens >= (0.38 if mode == "full" else 0.6) * chunk_bytes / (4 * vocab_size)
     assert plan.chunk_tokens % 64 == 0
+    assert plan.teacher_columns == (vocab_size if mode == "full" else 0)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 8192, 8193, 151_936])
+def test_the_statistics_are_made_in_tiles_of_whole_segments(vocab_size):
+    hidden, head = torch.empty(900, 64, device="meta"), Head(torch.empty(vocab_size, 64, device="meta"))
+    plan = fused_plan.plan_fused_statistics(hidden, head, 2**29)
+    assert plan.temporary_bytes <= 2**29
     covered = [columns.stop - columns.start for columns in fused_plan.tiles(vocab_size, plan.teacher_columns)]
     assert sum(covered) == vocab_size
     assert max(covered) <= plan.teacher_stride
@@ -283,13 +292,13 @@ COMPILED = [
     (
         "triton_scan",
         "scan_segments",
-        PLAIN | {"KEEP_GROUPS": True, "SKIP_MARKED": False, "GROUP": 32, "BLOCK": 8192},
+        PLAIN | {"KEEP_GROUPS": True, "GROUP": 32, "BLOCK": 8192},
         8,
     ),
     (
         "triton_scan",
         "scan_segments",
-        PLAIN | {"KEEP_GROUPS": False, "SKIP_MARKED": True, "GROUP": 32, "BLOCK": 8192},
+        PLAIN | {"KEEP_GROUPS": False, "GROUP": 32, "BLOCK": 8192},
         8,
     ),
     ("triton_scan", "merge_segments", {"BLOCK": 32}, 1),
@@ -298,9 +307,10 @@ COMPILED = [
     (
         "triton_scan",
         "gather_support",
-        {"HAS_BIAS": True, "HAS_SOFTCAP": True, "MARK_TOPK": True, "BLOCK": 128},
+        {"HAS_BIAS": True, "HAS_SOFTCAP": True, "BLOCK": 128},
         4,
     ),
+    ("triton_scan", "support_products", PLAIN | {"HIDDEN": 4096, "BLOCK": 16, "BLOCK_D": 256}, 4),
     ("triton_terms", "topk_loss", SUPPORT | {"SUPPORT": "tail", "DIVERGENCE": "jsd"}, 4),
     ("triton_terms", "topk_loss", SUPPORT | {"SUPPORT": "renormalized", "DIVERGENCE": "forward_kl"}, 4),
     ("triton_terms", "topk_loss", SUPPORT | {"SUPPORT": "sampled", "DIVERGENCE": "reverse_kl"}, 4),

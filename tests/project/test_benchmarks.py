@@ -15,7 +15,7 @@ sys.path.insert(
 
 from benchmarks import accuracy, loss, step, teacher_pass
 from benchmarks import loss_table as bench
-from benchmarks.peers import FULL, TOPK, BenchmarkCase, Contender, Losses, Size
+from benchmarks.peers import ANEW, FULL, TOPK, BenchmarkCase, Contender, Losses, Size
 from benchmarks.tables import commit
 
 from srpo_trl.loss.ops import Backend
@@ -31,6 +31,7 @@ PEERS = {
 }
 SDPO = {("TRL SDPO", TOPK), ("TRL SDPO", FULL)}
 CONTENDERS = {(name, support) for name in OURS for support in (TOPK, FULL)} | PEERS
+CONTENDERS |= {(name + ANEW, TOPK) for name in OURS}
 
 
 def run(main, tmp_path, capsys, *arguments):
@@ -138,7 +139,7 @@ def test_calls_alternate_and_one_that_does_not_fit_is_left_out():
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setattr("benchmarks.peers._peer", lambda module, name: None)
     names = {contender.name for contender in bench.contenders(CPU)}
-    assert names == {*OURS, "dense, float32 logits (srpo_trl reference)"}
+    assert names == {*OURS, *(name + ANEW for name in OURS), "dense, float32 logits (srpo_trl reference)"}
 
 
 def test_what_does_not_fit_is_said():

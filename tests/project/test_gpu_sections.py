@@ -5,7 +5,6 @@ The tests' own section is run by test_gpu_command.py, in processes.
 
 import importlib
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -81,6 +80,7 @@ def test_kernels_agree_with_the_reference():
     assert {
         f"{support}, alpha {alpha}" for support in list(kernels.SUPPORTS)[:2] for alpha in (0, 0.5, 1)
     } <= names
+    assert {f"log-sum-exp carried, {support}" for support in kernels.SUPPORTS} <= names
     assert {"N = 0", "N = 1", "tied, top K + tail", "frozen head, as under LoRA, top K + tail"} <= names
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from srpo_trl.loss.ops import TokenStatistics
 from srpo_trl.methods.record import Route
 from srpo_trl.rollout.batch import add_routing, is_routed, policy_inputs, routed_batch
 
@@ -13,10 +14,10 @@ def batch(**fields):
     made = {"completion_mask": mask, "advantages": torch.tensor([0.5, -0.5, 1.0, 2.0]), **fields}
     routes = torch.tensor([Route.DISTILLED, Route.POLICY, Route.DISTILLED, Route.SKIPPED])
     distilled = torch.tensor([[True, True], [False, False], [True, False], [False, False]])
-    entropy = torch.tensor([0.1, 0.2, 0.3])
+    statistics = TokenStatistics(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([7.0, 8.0, 9.0]))
     assert not is_routed(made)
     hidden = [torch.ones(2, 3), torch.ones(0, 3), torch.ones(1, 3), torch.ones(0, 3)]
-    add_routing(made, routes, distilled, entropy, hidden)
+    add_routing(made, routes, distilled, statistics, hidden)
     assert is_routed(made)
     return made
 
@@ -36,6 +37,13 @@ def test_a_method_sees_tokens_advantages_and_the_teachers_entropy():
     assert tokens.advantage_B is made["advantages"]
     assert tokens.scores["teacher"].entropy_BT is routed_batch(made).teacher_entropy_BT
     assert tokens.step == 4
+
+
+def test_the_teachers_log_sum_exp_is_carried_where_a_checkpoint_has_it():
+    made = batch()
+    assert routed_batch(made).teacher_log_sum_exp_N.tolist() == [7.0, 8.0, 9.0]
+    del made["srpo_teacher_log_sum_exp"]
+    assert routed_batch(made).teacher_log_sum_exp_N is None
 
 
 @pytest.mark.parametrize("shape", ["per token", "per sequence"])

@@ -10,7 +10,7 @@ import torch
 
 import oracle
 from srpo_trl.data.tiny_model import build_tokenizer
-from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, teacher_entropy
+from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, token_statistics
 from srpo_trl.loss.step_totals import distillation_coefficients, local_totals, window_totals
 from srpo_trl.loss.token_weights import mean_one_weights
 from srpo_trl.methods import METHODS
@@ -121,7 +121,7 @@ def loss_of(method: Method, route_B: torch.Tensor) -> torch.Tensor:
     empty = torch.zeros(0, HIDDEN, dtype=torch.float64)
     student_ND, teacher_ND = (torch.cat([empty, *(rows[i][side] for i in chosen)]) for side in (0, 1))
     entropy_BT = torch.zeros(distilled_BT.shape, dtype=torch.float64)
-    entropy_BT[distilled_BT] = teacher_entropy(teacher_ND, head(), 1.0)
+    entropy_BT[distilled_BT] = token_statistics(teacher_ND, head(), 1.0).entropy_N
     advantage_B = torch.arange(len(rows), dtype=torch.float64)
     tokens = Tokens(mask_BT, advantage_B, {"teacher": TokenScores(entropy_BT)}, step=0)
 

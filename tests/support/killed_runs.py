@@ -152,7 +152,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "while older ones go": lambda: in_the_rotation(2),
     "after a save": lambda: after_call(SRPOTrainer, "_save_checkpoint", 3, lambda *args: None),
     "in a generation": lambda: at_call(GenerationMixin, "_update_model_kwargs_for_generation", 12),
-    "in a teacher pass": lambda: at_call(teacher_pass, "teacher_entropy", 3),
+    "in a teacher pass": lambda: at_call(teacher_pass, "token_statistics", 3),
     "between micro-batches": lambda: at_call(SRPOTrainer, "training_step", 6),
     "in an optimizer step": lambda: at_call(AdamW, "step", 3),
 }

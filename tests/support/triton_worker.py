@@ -10,7 +10,7 @@ import sys
 import torch
 
 from loss_problems import CountLiveBytes, Problem, make_problem
-from srpo_trl.loss.ops import DistillationSpec, Head, projection, teacher_entropy
+from srpo_trl.loss.ops import DistillationSpec, Head, projection, token_statistics
 
 ALPHAS = (0.0, 0.3, 1.0)
 MODES = {
@@ -180,7 +180,7 @@ def entropy_problems() -> dict[str, tuple[Problem, float, int]]:
 
 def _stand_in_for_cuda() -> None:
     """CPUs have no bfloat16 product in float32: here one stands in for it, in everything around it."""
-    from srpo_trl.loss.ops import fused_plan, fused_steps
+    from srpo_trl.loss.ops import chunked, fused_plan, fused_steps, teacher_rows
 
     def mixed_mm(left, right, *, out, accumulate=False):
         product = left.float() @ right.float()
@@ -190,7 +190,8 @@ def _stand_in_for_cuda() -> None:
         return "mixed" if hidden.dtype == weight.dtype == torch.bfloat16 else "convert"
 
     projection._mixed_mm = mixed_mm
-    fused_plan.matmul_precision = fused_steps.matmul_precision = matmul_precision
+    for module in (chunked, fused_plan, fused_steps, teacher_rows):
+        module.matmul_precision = matmul_precision
 
 
 def _refusal(spec: DistillationSpec, dtype: torch.dtype, vocab_size: int) -> str:
@@ -211,7 +212,7 @@ def _infinite_logit(value: float) -> list[str]:
     for call in (
         lambda: problem.run(_spec("tail"), "triton"),
         lambda: problem.run(_spec("full"), "triton"),
-        lambda: teacher_entropy(problem.hidden.detach(), problem.head, 1.0, backend="triton"),
+        lambda: token_statistics(problem.hidden.detach(), problem.head, 1.0, backend="triton"),
     ):
         try:
             call()
@@ -220,16 +221,17 @@ def _infinite_logit(value: float) -> list[str]:
     return said
 
 
-def _memory(mode: str, dtype: torch.dtype) -> tuple[int, int, int]:
+def _memory(mode: str, dtype: torch.dtype, **options) -> tuple[int, int, int]:
     """What the sweep held at the most beyond outputs and gradients, its plan, and the bound."""
     from srpo_trl.loss.ops.fused_plan import plan_fused
 
     chunk_bytes = 200_000
     problem = make_problem(20, 1001, bias=True, dtype=dtype)
     sides = (problem.hidden, problem.head, problem.teacher_hidden, problem.teacher_head)
-    plan = plan_fused(*sides, _spec(mode), chunk_bytes)
+    plan = plan_fused(*sides, _spec(mode, **options), chunk_bytes)
+    carried = {"teacher_log_sum_exp_N": token_statistics(*sides[2:], 1.0).log_sum_exp_N}
     with CountLiveBytes() as counter:
-        problem.run(_spec(mode), "triton", chunk_bytes)
+        problem.run(_spec(mode, **options), "triton", chunk_bytes, **carried)
     gradients = problem.hidden.nbytes + 4 * (problem.head.weight_VD.numel() + problem.head.bias_V.numel())
     return counter.peak - gradients - 4 * (6 * 20 + 1), plan.temporary_bytes, chunk_bytes
 
@@ -252,8 +254,10 @@ def main(path: str) -> None:
         problem = make_problem(3, 33, bias=True, dtype=torch.float32)
         results["no_grad"] = problem.run(_spec("tail", topk=3), "triton")._asdict()
     results["entropy"] = {
-        name: teacher_entropy(
-            problem.hidden, problem.head, temperature, backend="triton", chunk_bytes=chunk_bytes
+        name: tuple(
+            token_statistics(
+                problem.hidden, problem.head, temperature, backend="triton", chunk_bytes=chunk_bytes
+            )
         )
         for name, (problem, temperature, chunk_bytes) in entropy_problems().items()
     }
@@ -267,6 +271,7 @@ def main(path: str) -> None:
         for mode in ("tail", "full", "sampled")
         for dtype in (torch.float32, torch.bfloat16)
     }
+    results["memory"]["summed tails"] = _memory("tail", torch.float32, alpha=1.0)
     _stand_in_for_cuda()
     for name, case in cases.items():
         if case.mixed:

@@ -141,6 +141,7 @@ def routed_forward(model, scored_BT, **fields):
         teacher_head=lm_head_of(teacher),
         coefficient_N=torch.rand(num_distilled, generator=generator),
         old_logps_N=None,
+        teacher_log_sum_exp_N=None,
         spec=DistillationSpec(topk=5),
     )
     policy_BT = torch.tensor([[True] * 3, [False] * 3])

@@ -45,7 +45,8 @@ def test_a_frozen_teacher_of_its_own_keeps_its_head():
         expected = model(torch.tensor([PROMPT + COMPLETION])).logits[0, 3:6]
     torch.testing.assert_close(head_logits(scores.hidden[0], scores.head), expected, rtol=1e-4, atol=1e-4)
     entropy = -(expected.softmax(-1) * expected.log_softmax(-1)).sum(-1)
-    torch.testing.assert_close(scores.entropy_N, entropy, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores.statistics.entropy_N, entropy, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores.statistics.log_sum_exp_N, expected.logsumexp(-1), rtol=1e-4, atol=1e-4)
     assert scores.hidden[1].shape == (0, student.config.hidden_size)
 
 

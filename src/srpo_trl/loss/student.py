@@ -43,6 +43,7 @@ class DistillationRequest:
         teacher_head: that projects them.
         coefficient_N: everything that multiplies a token's loss and is known before the pass.
         old_logps_N: log pi_old of those tokens; None on-policy.
+        teacher_log_sum_exp_N: of these hidden states with this head; None: made anew, for one more product.
         spec: divergence and support.
     """
 
@@ -51,6 +52,7 @@ class DistillationRequest:
     teacher_head: TeacherHead
     coefficient_N: Tensor
     old_logps_N: Tensor | None
+    teacher_log_sum_exp_N: Tensor | None
     spec: DistillationSpec
 
 
@@ -116,6 +118,7 @@ def add_distillation_head(model: PreTrainedModel) -> None:
             kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
             distillation.coefficient_N,
             distillation.old_logps_N,
+            distillation.teacher_log_sum_exp_N,
             spec=distillation.spec,
             refuse_nonfinite=False,  # the whole optimizer step is skipped and reported
         )

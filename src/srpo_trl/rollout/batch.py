@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.ops import TokenStatistics
 from srpo_trl.methods.record import Tokens, TokenScores, is_distilled, is_policy, route_names
 from srpo_trl.seams.trl import split_pixel_values_by_grid
 from srpo_trl.teacher.context import TOKEN_TYPE_INPUTS
@@ -20,6 +21,7 @@ TrlBatch = dict[str, Any]
 # Keys added to TRL's batch. TRL shuffles and splits its values along rows, so each is a tensor or a list of B.
 _ROUTE = "srpo_route"
 TEACHER_ENTROPY = "srpo_teacher_entropy"
+_TEACHER_LOG_SUM_EXP = "srpo_teacher_log_sum_exp"
 _TEACHER_HIDDEN = "srpo_teacher_hidden"
 _ROLLOUT = "srpo_rollout"
 _SHOWN = "srpo_shown"
@@ -51,6 +53,7 @@ class RoutedBatch:
         route_B: int64 of `Route`.
         scored_BT: bool, completion tokens that the model itself wrote and that count in the loss.
         teacher_entropy_BT: nats over the full vocabulary; 0 where not distilled.
+        teacher_log_sum_exp_BT: of the teacher's logits, nats; 0 where not distilled. None: a checkpoint without it.
         teacher_hidden: per row (T_i, D) of its scored tokens, (0, D) where not distilled.
         advantage_B: TRL's.
         old_logps_BT: log pi_old; None on-policy.
@@ -60,6 +63,7 @@ class RoutedBatch:
     route_B: Tensor
     scored_BT: Tensor
     teacher_entropy_BT: Tensor
+    teacher_log_sum_exp_BT: Tensor | None
     teacher_hidden: Sequence[Tensor]
     advantage_B: Tensor
     old_logps_BT: Tensor | None
@@ -69,6 +73,12 @@ class RoutedBatch:
         """Return what the functions of a method see, at an optimizer step."""
         teacher = TokenScores(self.teacher_entropy_BT)
         return Tokens(self.scored_BT, self.advantage_B, {"teacher": teacher}, step)
+
+    @property
+    def teacher_log_sum_exp_N(self) -> Tensor | None:
+        """The teacher's log-sum-exp of each distilled token; None: a checkpoint without it."""
+        log_sum_exp_BT = self.teacher_log_sum_exp_BT
+        return None if log_sum_exp_BT is None else log_sum_exp_BT[self.distilled_BT]
 
     @property
     def sampler_ratio_N(self) -> Tensor | None:
@@ -149,13 +159,14 @@ def add_routing(
     batch: TrlBatch,
     route_B: Tensor,
     distilled_BT: Tensor,
-    teacher_entropy_N: Tensor,
+    teacher: TokenStatistics,
     teacher_hidden: Sequence[Tensor],
 ) -> None:
     """Add routes and the teacher's scores of the distilled tokens to TRL's rollout batch, in place."""
     batch[_ROUTE] = route_B
-    batch[TEACHER_ENTROPY] = teacher_entropy_N.new_zeros(distilled_BT.shape)
-    batch[TEACHER_ENTROPY][distilled_BT] = teacher_entropy_N
+    for key, value_N in zip((TEACHER_ENTROPY, _TEACHER_LOG_SUM_EXP), teacher, strict=True):
+        batch[key] = value_N.new_zeros(distilled_BT.shape)
+        batch[key][distilled_BT] = value_N
     batch[_TEACHER_HIDDEN] = list(teacher_hidden)
 
 
@@ -194,6 +205,7 @@ def routed_batch(batch: TrlBatch) -> RoutedBatch:
         route_B=batch[_ROUTE],
         scored_BT=scored_tokens(batch),
         teacher_entropy_BT=batch[TEACHER_ENTROPY],
+        teacher_log_sum_exp_BT=batch.get(_TEACHER_LOG_SUM_EXP),
         teacher_hidden=batch[_TEACHER_HIDDEN],
         advantage_B=batch["advantages"],
         old_logps_BT=batch.get("old_per_token_logps"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from srpo_trl.loss.head import STUDENT_HEAD, TeacherHead, lm_head_of
-from srpo_trl.loss.ops import Head, teacher_entropy
+from srpo_trl.loss.ops import Head, TokenStatistics, token_statistics
 from srpo_trl.loss.student import last_hidden_state
 from srpo_trl.seams.parameters import full_tensor, local_shard
 from srpo_trl.teacher.context import TeacherPrompt
@@ -31,12 +31,12 @@ class TeacherScores(NamedTuple):
 
     Attributes:
         hidden: per rollout (T_i, D) hidden states of its distilled tokens; (0, D) where it has none.
-        entropy_N: full-vocabulary entropy of the teacher at those tokens, in nats.
+        statistics: the teacher's entropy and log-sum-exp at those tokens, of these hidden states with this head.
         head: the LM head that projects these hidden states, valid until the teacher moves.
     """
 
     hidden: list[Tensor]
-    entropy_N: Tensor
+    statistics: TokenStatistics
     head: TeacherHead
 
 
@@ -94,7 +94,7 @@ def rescore_rollouts(
     sharded: ShardedBackbone | None = None,
     max_over_processes: Callable[[int], int] = lambda number: number,
 ) -> TeacherScores:
-    """Return the teacher's hidden states and entropies of this process's distilled tokens.
+    """Return the teacher's hidden states, entropies and log-sum-exps of this process's distilled tokens.
 
     Args:
         model, teacher: the teacher's values are put into the model's parameters for the pass.
@@ -118,23 +118,25 @@ def rescore_rollouts(
         calls = [num_backbone_calls([rows[i] for i in batch], layout) for batch in passes]
         num_calls = max_over_processes(sum(calls))
     hidden: dict[int, Tensor] = {}
-    entropies: dict[int, Tensor] = {}
+    statistics: dict[int, Tensor] = {}
     with _in_evaluation(model), teacher.swapped_in(), autocast:
         head = _whole_head(lm_head_of(model), distilled_BT.device)
         for batch in passes:
             images = {} if vision is None else _images(batch, prompts, completions, vision)
             states = forward_rows(sharded or model.base_model, [rows[i] for i in batch], layout, images)
             kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(batch, states, strict=True)]
-            entropy_N = teacher_entropy(torch.cat(kept), head, temperature, refuse_nonfinite=False)
+            made_2N = torch.stack(
+                token_statistics(torch.cat(kept), head, temperature, refuse_nonfinite=False)
+            )
             hidden |= {i: state.cpu() if on_cpu else state for i, state in zip(batch, kept, strict=True)}
-            entropies |= dict(zip(batch, torch.split(entropy_N, [len(state) for state in kept]), strict=True))
+            statistics |= dict(zip(batch, made_2N.split([len(state) for state in kept], dim=1), strict=True))
         if sharded is not None:
             sharded.idle_until(num_calls)
     nothing = next(iter(hidden.values()), head.weight_VD).new_empty(0, head.weight_VD.shape[1])
-    no_entropy = teacher_entropy(nothing.to(distilled_BT.device), head, temperature)
+    none_20 = torch.stack(token_statistics(nothing.to(distilled_BT.device), head, temperature))
     return TeacherScores(
         [hidden.get(i, nothing) for i in range(len(completions))],
-        torch.cat([no_entropy, *(entropies[i] for i in chosen)]),
+        TokenStatistics(*torch.cat([none_20, *(statistics[i] for i in chosen)], dim=1)),
         teacher_head(model, teacher, student, head if sharded is not None else None),
     )
 

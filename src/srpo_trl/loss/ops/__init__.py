@@ -1,6 +1,6 @@
 """The distillation operators: from hidden states and LM heads to the loss, by one of several backends.
 
-A backend is a module with `distillation_loss` and `teacher_entropy`; callers name it and know nothing else of
+A backend is a module with `distillation_loss` and `token_statistics`; callers name it and know nothing else of
 it. Shapes: N packed scored tokens, D hidden, V vocabulary.
 """
 
@@ -8,16 +8,18 @@ import functools
 import importlib.util
 import logging
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from srpo_trl.loss.ops import chunked, reference
+from srpo_trl.loss.ops.chunk_size import default_chunk_bytes, statistics_chunk_bytes
 from srpo_trl.loss.ops.interface import (
     DistillationResult,
     DistillationSpec,
     Head,
+    TokenStatistics,
     check_distillation_inputs,
     check_head,
     compute_dtype,
@@ -28,8 +30,9 @@ __all__ = [
     "DistillationResult",
     "DistillationSpec",
     "Head",
+    "TokenStatistics",
     "distillation_loss",
-    "teacher_entropy",
+    "token_statistics",
 ]
 
 Backend = Literal["auto", "reference", "chunked", "triton"]
@@ -45,6 +48,7 @@ def distillation_loss(
     token_ids_N: Tensor,
     coefficient_N: Tensor,
     old_logps_N: Tensor | None = None,
+    teacher_log_sum_exp_N: Tensor | None = None,
     *,
     spec: DistillationSpec,
     backend: Backend = "auto",
@@ -72,13 +76,17 @@ def distillation_loss(
         token_ids_N: int64, the sampled tokens y_n, from 0 to V - 1.
         coefficient_N: weight over denominator of each token; 0 for tokens that do not count. No gradient.
         old_logps_N: log pi_old(y_n) in nats of the policy that sampled; None: every ratio is 1. No gradient.
+        teacher_log_sum_exp_N: from `token_statistics` of these teacher's hidden states with this head and temperature.
+            With a top K or the sampled token the loss then costs three products with a head. None: a fourth makes it.
+            The full vocabulary needs four and does not read it.
         spec: what is computed per token.
         backend: "reference" holds whole (N, V) matrices; "chunked" never more than `chunk_bytes`; "triton"
             is the same with fused kernels, on a GPU; "auto" takes "triton" where it can, else "chunked", and
             logs its choice once.
         chunk_bytes: bound of the temporary memory of "chunked" and "triton", outputs and gradients aside. One
-            token at a time is the least, whatever the bound. None: 256 MiB, on a GPU 512 MiB, because the head's
-            gradient is read and written once per chunk.
+            token at a time is the least, whatever the bound. None: room for 4,096 tokens, because the head's
+            gradient is read and written once per chunk, or for 2,048, 1,024 and so on where that is more than a
+            quarter of what is free on the device. The bits of the sums depend on the chunks.
         refuse_nonfinite: raise where the loss is NaN for a logit that is not finite. On a GPU, which the check would
             wait for, nothing is raised.
 
@@ -99,6 +107,7 @@ def distillation_loss(
         token_ids_N,
         coefficient_N,
         old_logps_N,
+        teacher_log_sum_exp_N,
     )
     arguments = (
         student_hidden_ND,
@@ -108,7 +117,6 @@ def distillation_loss(
         token_ids_N,
         coefficient_N.detach(),
         None if old_logps_N is None else old_logps_N.detach(),
-        spec,
     )
     with _without_autocast(student_hidden_ND):
         dtype = compute_dtype(
@@ -116,11 +124,12 @@ def distillation_loss(
         )
         topk = spec.support_size(student_head.weight_VD.shape[0]) or 0
         name = _resolve(backend, student_hidden_ND.device, dtype, topk)
+        log_sum_exp_N = _log_sum_exp_in_use(arguments, teacher_log_sum_exp_N, spec, name, chunk_bytes)
         if name == "reference":
-            result = reference.distillation_loss(*arguments)
+            result = reference.distillation_loss(*arguments, log_sum_exp_N, spec)
         else:
-            chunk_bytes = chunk_bytes or _chunk_bytes(student_hidden_ND)
-            result = _bounded(name).distillation_loss(*arguments, chunk_bytes)
+            chunk_bytes = chunk_bytes or default_chunk_bytes(student_hidden_ND, student_head, dtype, spec)
+            result = _bounded(name).distillation_loss(*arguments, log_sum_exp_N, spec, chunk_bytes)
     is_finite = result.student_entropy_N.isfinite().all()
     if refuse_nonfinite:
         _refuse_infinite_logits("student", is_finite)
@@ -128,7 +137,7 @@ def distillation_loss(
     return result._replace(loss=result.loss * torch.where(is_finite, 1.0, torch.nan))
 
 
-def teacher_entropy(
+def token_statistics(
     hidden_ND: Tensor,
     head: Head,
     temperature: float,
@@ -136,22 +145,23 @@ def teacher_entropy(
     backend: Backend = "auto",
     chunk_bytes: int | None = None,
     refuse_nonfinite: bool = True,
-) -> Tensor:
-    """Entropy of each token's distribution over the whole vocabulary, in nats.
+) -> TokenStatistics:
+    """Entropy and log-sum-exp of each token's logits over the whole vocabulary, in nats, from one product.
 
-        H_n = - sum_v q_v log q_v,   q = softmax(logits / temperature)      (SRPO, arXiv:2604.02288, sec. 3.2)
+        log_sum_exp_n = log sum_v exp(z_v),   H_n = - sum_v q_v log q_v,   q = softmax(z),   z = logits / temperature
+                                                                              (SRPO, arXiv:2604.02288, sec. 3.2)
 
     Args:
         hidden_ND: last hidden states; never receives a gradient.
         head: never receives a gradient.
         temperature: above 0.
         backend: as in `distillation_loss`.
-        chunk_bytes: as in `distillation_loss`.
+        chunk_bytes: as in `distillation_loss`; None: 256 MiB, on a GPU 512 MiB.
         refuse_nonfinite: as in `distillation_loss`.
 
     Returns:
-        (N,) float32 (float64 where hidden states or weight are), from 0 to log V, no gradient. NaN where a logit
-        is not finite.
+        `TokenStatistics` in float32 (float64 where hidden states or weight are), no gradient. The entropy is from 0 to
+        log V, and NaN where a logit is not finite.
 
     Raises:
         ValueError: the head does not fit the hidden states, temperature is not above 0, `backend` is unknown
@@ -164,13 +174,31 @@ def teacher_entropy(
     with _without_autocast(hidden_ND):
         name = _resolve(backend, hidden_ND.device, compute_dtype(hidden_ND, head.weight_VD), 0)
         if name == "reference":
-            entropy_N = reference.teacher_entropy(hidden_ND, head, temperature)
+            statistics = reference.token_statistics(hidden_ND, head, temperature)
         else:
-            chunk_bytes = chunk_bytes or _chunk_bytes(hidden_ND)
-            entropy_N = _bounded(name).teacher_entropy(hidden_ND, head, temperature, chunk_bytes)
+            chunk_bytes = chunk_bytes or statistics_chunk_bytes(hidden_ND.is_cuda)
+            statistics = _bounded(name).token_statistics(hidden_ND, head, temperature, chunk_bytes)
     if refuse_nonfinite:
-        _refuse_infinite_logits("teacher", entropy_N.isfinite().all())
-    return entropy_N
+        _refuse_infinite_logits("teacher", statistics.entropy_N.isfinite().all())
+    return statistics
+
+
+def _log_sum_exp_in_use(
+    arguments: tuple[Any, ...],
+    given_N: Tensor | None,
+    spec: DistillationSpec,
+    name: str,
+    chunk_bytes: int | None,
+) -> Tensor | None:
+    """The teacher's log-sum-exp where the loss reads one: the given one, or made here; the reference needs none."""
+    _, student_head, hidden_ND, head, *_ = arguments
+    if spec.needs_whole_teacher(student_head.weight_VD.shape[0]) or not spec.needs_log_sum_exp:
+        return None
+    if given_N is not None or name == "reference":
+        return None if given_N is None else given_N.detach()
+    chunk_bytes = chunk_bytes or statistics_chunk_bytes(hidden_ND.is_cuda)
+    made: TokenStatistics = _bounded(name).token_statistics(hidden_ND, head, spec.temperature, chunk_bytes)
+    return made.log_sum_exp_N
 
 
 def _refuse_infinite_logits(side: str, is_finite: Tensor) -> None:
@@ -251,10 +279,6 @@ def _announce(name: str, reason: str) -> None:
 def _detach_head(head: Head) -> Head:
     bias_V = None if head.bias_V is None else head.bias_V.detach()
     return head._replace(weight_VD=head.weight_VD.detach(), bias_V=bias_V)
-
-
-def _chunk_bytes(tensor: Tensor) -> int:
-    return (512 if tensor.is_cuda else 256) * 2**20
 
 
 def _round_as_autocast(hidden_ND: Tensor, head: Head) -> tuple[Tensor, Head]:

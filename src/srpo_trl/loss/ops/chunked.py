@@ -3,7 +3,8 @@ chunk.
 
 Every factor of a token's loss is known before the pass, so one sweep over chunks of tokens makes the loss and
 the gradients of hidden states and head, and no (N, V) matrix ever exists. The backward only multiplies by its
-upstream scalar. A token costs four products with a head: two of logits, two of gradients.
+upstream scalar. A token costs three products with a head, the student's logits and two gradients, and of the
+teacher's head a gathered row for each token of its support; with the full vocabulary a fourth, the teacher's logits.
 
 Shapes: N packed scored tokens, C tokens of a chunk, R tokens of a block (chunks are worked through in blocks
 where many temporaries are needed), D hidden, V vocabulary.
@@ -16,27 +17,45 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srpo_trl.loss.entropy import entropy
 from srpo_trl.loss.importance import importance_ratio
-from srpo_trl.loss.ops.interface import DistillationResult, DistillationSpec, Head, compute_dtype
-from srpo_trl.loss.ops.plan import plan_distillation, plan_entropy, slices
+from srpo_trl.loss.ops.interface import (
+    DistillationResult,
+    DistillationSpec,
+    Head,
+    TokenStatistics,
+    compute_dtype,
+)
+from srpo_trl.loss.ops.plan import ChunkPlan, plan_distillation, plan_entropy, slices
 from srpo_trl.loss.ops.projection import (
     add_weight_gradient_,
+    gradient_view,
     hidden_gradient_,
     matmul_precision,
     project_,
     softcap_slope_,
 )
-from srpo_trl.loss.ops.token_losses import token_losses
+from srpo_trl.loss.ops.teacher_rows import teacher_logps, teacher_tail
+from srpo_trl.loss.ops.token_losses import (
+    TokenTerms,
+    full_losses,
+    gradient_ids,
+    row_statistics_,
+    student_rows,
+    support_terms,
+)
 
 
 class Inputs(NamedTuple):
-    """Everything that is no differentiable input."""
+    """Everything that is no differentiable input.
+
+    `teacher_log_sum_exp_N` is None where `DistillationSpec` needs none.
+    """
 
     student_logit_scale: float
     student_softcap: float | None
     teacher_hidden_ND: Tensor
     teacher_head: Head
+    teacher_log_sum_exp_N: Tensor | None
     token_ids_N: Tensor
     coefficient_N: Tensor
     old_logps_N: Tensor | None
@@ -77,6 +96,7 @@ def distillation_loss(
     token_ids_N: Tensor,
     coefficient_N: Tensor,
     old_logps_N: Tensor | None,
+    teacher_log_sum_exp_N: Tensor | None,
     spec: DistillationSpec,
     chunk_bytes: int,
     sweep: Callable[[Tensor, Tensor, Tensor | None, Inputs], ChunkedResult] | None = None,
@@ -89,6 +109,7 @@ def distillation_loss(
         student_softcap=student_head.softcap,
         teacher_hidden_ND=teacher_hidden_ND,
         teacher_head=teacher_head,
+        teacher_log_sum_exp_N=teacher_log_sum_exp_N,
         token_ids_N=token_ids_N,
         coefficient_N=coefficient_N,
         old_logps_N=old_logps_N,
@@ -104,21 +125,21 @@ def distillation_loss(
     return DistillationResult(loss, *statistics_6N[1:])
 
 
-def teacher_entropy(hidden_ND: Tensor, head: Head, temperature: float, chunk_bytes: int) -> Tensor:
-    """See `srpo_trl.loss.ops.teacher_entropy`."""
+def token_statistics(hidden_ND: Tensor, head: Head, temperature: float, chunk_bytes: int) -> TokenStatistics:
+    """See `srpo_trl.loss.ops.token_statistics`."""
     with torch.no_grad():
         dtype = compute_dtype(hidden_ND, head.weight_VD)
         plan = plan_entropy(hidden_ND, head, dtype, chunk_bytes)
         precision = matmul_precision(hidden_ND, head.weight_VD, dtype)
-        entropy_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=dtype)
+        entropy_N, log_sum_exp_N = hidden_ND.new_empty((2, hidden_ND.shape[0]), dtype=dtype)
         buffer_CV = hidden_ND.new_empty((plan.chunk_tokens, head.weight_VD.shape[0]), dtype=dtype)
         for tokens in slices(0, hidden_ND.shape[0], plan.chunk_tokens):
             logits_CV = buffer_CV[: tokens.stop - tokens.start]
             project_(logits_CV, hidden_ND[tokens], head, temperature, precision, plan.tile_rows)
             for block in slices(tokens.start, tokens.stop, plan.block_tokens):
                 local = slice(block.start - tokens.start, block.stop - tokens.start)
-                entropy_N[block] = entropy(torch.log_softmax(logits_CV[local], dim=-1))
-        return entropy_N
+                entropy_N[block], log_sum_exp_N[block] = row_statistics_(logits_CV[local])
+        return TokenStatistics(entropy_N, log_sum_exp_N)
 
 
 class _DistillationLoss(torch.autograd.Function):
@@ -153,68 +174,90 @@ class _DistillationLoss(torch.autograd.Function):
 
 def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: Inputs) -> ChunkedResult:
     """Loss, statistics and the gradients that `inputs` ask for, chunk by chunk."""
-    teacher_head = inputs.teacher_head
+    teacher = (inputs.teacher_hidden_ND, inputs.teacher_head)
     head = Head(weight_VD, bias_V, inputs.student_logit_scale, inputs.student_softcap)
-    dtype = compute_dtype(hidden_ND, weight_VD, inputs.teacher_hidden_ND, teacher_head.weight_VD)
-    sides = (
-        (hidden_ND, head, matmul_precision(hidden_ND, weight_VD, dtype)),
-        (
-            inputs.teacher_hidden_ND,
-            teacher_head,
-            matmul_precision(inputs.teacher_hidden_ND, teacher_head.weight_VD, dtype),
-        ),
-    )
+    dtype = compute_dtype(hidden_ND, weight_VD, teacher[0], teacher[1].weight_VD)
+    precision = matmul_precision(hidden_ND, weight_VD, dtype)
     (num_tokens, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
-    plan = plan_distillation(*sides[0][:2], *sides[1][:2], dtype, inputs.spec, inputs.chunk_bytes)
-    # A token's hidden gradient is complete after its chunk, so it may be rounded to bfloat16 then; in float16 small
-    # ones would be lost before `backward` has multiplied by its upstream scalar.
+    plan = plan_distillation(hidden_ND, head, *teacher, dtype, inputs.spec, inputs.chunk_bytes)
+    sweep = empty_result(hidden_ND, weight_VD, dtype, inputs)
+    is_whole = inputs.spec.needs_whole_teacher(vocab_size)
+    buffers = hidden_ND.new_empty((1 + is_whole, plan.chunk_tokens, vocab_size), dtype=dtype)
+    for tokens in slices(0, num_tokens, plan.chunk_tokens):
+        logits_CV, *teacher_logits = buffers[:, : tokens.stop - tokens.start]
+        temperature, tile_rows = inputs.spec.temperature, plan.tile_rows
+        project_(logits_CV, hidden_ND[tokens], head, temperature, precision, tile_rows)
+        for teacher_CV in teacher_logits:
+            teacher_precision = matmul_precision(teacher[0], teacher[1].weight_VD, dtype)
+            project_(teacher_CV, teacher[0][tokens], teacher[1], temperature, teacher_precision, tile_rows)
+        gradient_CV = gradient_view(logits_CV, weight_VD, precision)
+        for block in slices(tokens.start, tokens.stop, plan.block_tokens):
+            local = slice(block.start - tokens.start, block.stop - tokens.start)
+            if is_whole:
+                terms = full_losses(
+                    logits_CV[local], teacher_logits[0][local], inputs.token_ids_N[block], inputs.spec.alpha
+                )
+            else:
+                terms = _support_losses(logits_CV[local], inputs, block, plan)
+            factor_R = record_(sweep.statistics_6N[:, block], terms, inputs, block)
+            if inputs.needs_gradient and terms.grad_logits_RV is not None:
+                _product_gradient_(terms.grad_logits_RV, logits_CV[local], factor_R, head, inputs.spec)
+                gradient_CV[local] = terms.grad_logits_RV
+            del terms
+        if inputs.needs_gradient:
+            accumulate_gradients_(sweep, gradient_CV, hidden_ND[tokens], weight_VD, tokens, plan.tile_rows)
+    return sweep
+
+
+def empty_result(hidden_ND: Tensor, weight_VD: Tensor, dtype: torch.dtype, inputs: Inputs) -> ChunkedResult:
+    """What a sweep fills: statistics, and zeros for the gradients that are summed up.
+
+    A token's hidden gradient is complete after its chunk, so it may be rounded to bfloat16 then; in float16 small ones
+    would be lost before `backward` has multiplied by its upstream scalar.
+    """
+    (num_tokens, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
     hidden_dtype = torch.bfloat16 if hidden_ND.dtype == torch.bfloat16 else dtype
-    sweep = ChunkedResult(
+    return ChunkedResult(
         statistics_6N=hidden_ND.new_empty((6, num_tokens), dtype=dtype),
         grad_hidden_ND=torch.empty_like(hidden_ND, dtype=hidden_dtype) if inputs.needs_hidden else None,
         grad_weight_VD=torch.zeros_like(weight_VD, dtype=dtype) if inputs.needs_weight else None,
         grad_bias_V=hidden_ND.new_zeros(vocab_size, dtype=dtype) if inputs.needs_bias else None,
     )
-    buffers_2CV = hidden_ND.new_empty((2, plan.chunk_tokens, vocab_size), dtype=dtype)
-    for tokens in slices(0, num_tokens, plan.chunk_tokens):
-        logits_2CV = buffers_2CV[:, : tokens.stop - tokens.start]
-        for logits_CV, (side_hidden_ND, side_head, precision) in zip(logits_2CV, sides, strict=True):
-            project_(
-                logits_CV,
-                side_hidden_ND[tokens],
-                side_head,
-                inputs.spec.temperature,
-                precision,
-                plan.tile_rows,
-            )
-        for block in slices(tokens.start, tokens.stop, plan.block_tokens):
-            local = slice(block.start - tokens.start, block.stop - tokens.start)
-            _reduce_block_(logits_2CV[:, local], sweep.statistics_6N[:, block], head, inputs, block)
-        if inputs.needs_gradient:
-            _accumulate_gradients_(sweep, logits_2CV, hidden_ND, weight_VD, tokens, plan.tile_rows)
-    return sweep
 
 
-def _reduce_block_(
-    logits_2RV: Tensor, statistics_6R: Tensor, head: Head, inputs: Inputs, block: slice
-) -> None:
-    """Fill the block's statistics, and turn the student's logits into the gradient of hidden W^T + bias.
+def _support_losses(logits_RV: Tensor, inputs: Inputs, block: slice, plan: ChunkPlan) -> TokenTerms:
+    """A block's losses on a support; the gradient over all logits takes the place of the student's softmax."""
+    spec, hidden_RD, head = inputs.spec, inputs.teacher_hidden_ND[block], inputs.teacher_head
+    rows = student_rows(logits_RV, inputs.token_ids_N[block], spec.support_size(logits_RV.shape[-1]))
+    log_sum_exp_R = None if inputs.teacher_log_sum_exp_N is None else inputs.teacher_log_sum_exp_N[block]
+    logps_RW = teacher_logps(hidden_RD, head, rows.ids_RW, log_sum_exp_R, spec.temperature, logits_RV.dtype)
+    tail_R = torch.zeros_like(rows.tail_R)
+    if log_sum_exp_R is not None and spec.estimator == "exact":
+        sums = (hidden_RD, head, rows.ids_RW[:, 1:], log_sum_exp_R, spec, plan.tile_rows, plan.block_tokens)
+        tail_R = teacher_tail(logps_RW[:, 1:], rows.tail_R, *sums)
+    terms = support_terms(rows.logps_RW, logps_RW, rows.tail_R, tail_R, spec)
+    grad_RV = None
+    if inputs.needs_gradient:
+        grad_RV = rows.probs_RV.mul_((terms.rest_R / rows.denominator_R).unsqueeze(-1))
+        grad_RV.scatter_(-1, gradient_ids(rows), terms.grad_RK)
+    return TokenTerms(
+        terms.token_loss_R,
+        terms.divergence_R,
+        rows.logps_RW[:, 0],
+        rows.entropy_R,
+        rows.logps_RW[:, 1:].exp().sum(-1) if rows.ids_RW.shape[1] > 1 else torch.ones_like(rows.entropy_R),
+        grad_RV,
+    )
 
-    Args:
-        logits_2RV: the student's, overwritten, and the teacher's.
-        statistics_6R: the loss with coefficient and ratio, then the fields of `DistillationResult` in their
-            order.
-        head: the student's.
-        inputs: per-token arguments and options.
-        block: the block's place among the N tokens.
-    """
-    spec, (student_RV, teacher_RV) = inputs.spec, logits_2RV
-    terms = token_losses(student_RV, teacher_RV, inputs.token_ids_N[block], spec, inputs.needs_gradient)
+
+def record_(statistics_6R: Tensor, terms: TokenTerms, inputs: Inputs, block: slice) -> Tensor:
+    """Fill the block's statistics; returns coefficient times importance ratio."""
+    dtype = statistics_6R.dtype
     ratio_R = torch.ones_like(terms.student_logps_R)
     if inputs.old_logps_N is not None:
-        old_logps_R = inputs.old_logps_N[block].to(student_RV.dtype)
-        ratio_R = importance_ratio(terms.student_logps_R, old_logps_R, spec.importance_clip)
-    factor_R = inputs.coefficient_N[block].to(student_RV.dtype) * ratio_R
+        old_logps_R = inputs.old_logps_N[block].to(dtype)
+        ratio_R = importance_ratio(terms.student_logps_R, old_logps_R, inputs.spec.importance_clip)
+    factor_R = inputs.coefficient_N[block].to(dtype) * ratio_R
     statistics = (
         factor_R * terms.token_loss_R,
         terms.divergence_R,
@@ -225,46 +268,41 @@ def _reduce_block_(
     )
     for row_R, value_R in zip(statistics_6R, statistics, strict=True):
         row_R.copy_(value_R)
-    if terms.grad_logits_RV is None:
-        return
-    terms.grad_logits_RV.mul_((factor_R * (head.logit_scale / spec.temperature)).unsqueeze(-1))
-    if head.softcap is None:
-        student_RV.copy_(terms.grad_logits_RV)
-    else:
-        softcap_slope_(student_RV, head.softcap, spec.temperature)
-        student_RV.mul_(terms.grad_logits_RV)
+    return factor_R
 
 
-def _accumulate_gradients_(
+def _product_gradient_(
+    grad_RV: Tensor, logits_RV: Tensor, factor_R: Tensor, head: Head, spec: DistillationSpec
+) -> None:
+    """Turn the gradient of the finished logits into that of hidden W^T + bias, times each token's factor."""
+    grad_RV.mul_((factor_R * (head.logit_scale / spec.temperature)).unsqueeze(-1))
+    if head.softcap is not None:
+        softcap_slope_(logits_RV, head.softcap, spec.temperature)
+        grad_RV.mul_(logits_RV)
+
+
+def accumulate_gradients_(
     sweep: ChunkedResult,
-    logits_2CV: Tensor,
-    hidden_ND: Tensor,
+    grad_product_CV: Tensor,
+    hidden_CD: Tensor,
     weight_VD: Tensor,
     tokens: slice,
     tile_rows: int,
 ) -> None:
-    """Add the chunk's share to the sweep's gradients; `logits_2CV[0]` is the gradient of hidden W^T +
-    bias."""
-    grad_product_CV, teacher_CV = logits_2CV
-    precision = matmul_precision(hidden_ND, weight_VD, logits_2CV.dtype)
+    """Add a chunk's share to the sweep's gradients; `grad_product_CV`, from `gradient_view`, is that of its
+    products."""
+    dtype = sweep.statistics_6N.dtype
+    precision = matmul_precision(hidden_CD, weight_VD, dtype)
     if sweep.grad_bias_V is not None:
-        sweep.grad_bias_V.add_(grad_product_CV.sum(0))
-    if precision == "mixed":
-        # The teacher's logits are done with: their memory takes the gradient in the dtype of the products.
-        rounded_CV = teacher_CV.view(weight_VD.dtype)[:, : weight_VD.shape[0]]
-        grad_product_CV = rounded_CV.copy_(grad_product_CV)
+        sweep.grad_bias_V.add_(grad_product_CV.sum(0, dtype=dtype))
     if sweep.grad_hidden_ND is not None:
         kept_CD = sweep.grad_hidden_ND[tokens]
-        made_CD = (
-            torch.empty_like(kept_CD, dtype=logits_2CV.dtype)
-            if kept_CD.dtype != logits_2CV.dtype
-            else kept_CD
-        )
+        made_CD = torch.empty_like(kept_CD, dtype=dtype) if kept_CD.dtype != dtype else kept_CD
         hidden_gradient_(made_CD, grad_product_CV, weight_VD, precision, tile_rows)
         kept_CD.copy_(made_CD)
         del made_CD  # before the next temporary is made
     if sweep.grad_weight_VD is not None:
-        add_weight_gradient_(sweep.grad_weight_VD, grad_product_CV, hidden_ND[tokens], precision)
+        add_weight_gradient_(sweep.grad_weight_VD, grad_product_CV, hidden_CD, precision)
 
 
 def _scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype, chunk_bytes: int) -> Tensor:

@@ -12,9 +12,11 @@ from torch import Tensor
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
 from srpo_trl.loss.ops.plan import slices
 from srpo_trl.loss.ops.projection import matmul_precision
+from srpo_trl.loss.ops.teacher_rows import may_sum_tails
 
 _SEGMENT = 8192  # columns of a row that one program scans
-_TEACHER_TILES = 8  # parts that the vocabulary is cut into where the teacher's products are not kept
+_STATISTICS_TILES = 8  # parts that the vocabulary is cut into where products are not kept
+_TAIL_ROWS_SHARE = 32  # one token in so many at a time has its tail summed up: a whole row of logits each
 _STRIDE = 64  # rows of products begin at multiples of so many elements: 16-byte loads need it
 _TOKEN_TILE = 64  # rows of a matrix product's tile on the GPU: chunks are multiples of it, large ones of two
 _WEIGHT_TILE_SHARE = (
@@ -34,8 +36,9 @@ class FusedPlan(NamedTuple):
         topk: K; 0 where no top K is taken.
         chunk_tokens: C.
         student_stride: elements from one row of the student's products to the next.
-        teacher_columns: columns of the teacher's products that are made at a time.
+        teacher_columns: columns of the teacher's products that are made at a time; 0 where gathered rows do.
         teacher_stride: elements from one row of these to the next.
+        tail_rows: whole rows of the teacher's logits at a time, of tokens that need them; 0 where none may.
         segment: columns that one program scans.
         num_segments: of a row.
         group: neighboring columns whose maximum is kept for the top K.
@@ -50,6 +53,7 @@ class FusedPlan(NamedTuple):
     student_stride: int
     teacher_columns: int
     teacher_stride: int
+    tail_rows: int
     segment: int
     num_segments: int
     group: int
@@ -87,11 +91,12 @@ def plan_fused(
     elif topk is not None:
         support = "tail" if spec.add_tail else "renormalized"
     sides = ((student_hidden_ND, student_head), (teacher_hidden_ND, teacher_head))
-    return _plan(sides, support, topk or 0, chunk_bytes)
+    sums_tails = support == "tail" and may_sum_tails(spec.alpha)
+    return _plan(sides, support, topk or 0, chunk_bytes, sums_tails=sums_tails)
 
 
-def plan_fused_entropy(hidden_ND: Tensor, head: Head, chunk_bytes: int) -> FusedPlan:
-    """The plan of `teacher_entropy`; arguments as in `plan_fused`."""
+def plan_fused_statistics(hidden_ND: Tensor, head: Head, chunk_bytes: int) -> FusedPlan:
+    """The plan of `token_statistics`; arguments as in `plan_fused`."""
     return _plan(((hidden_ND, head),), "sampled", 0, chunk_bytes, with_student=False)
 
 
@@ -106,6 +111,7 @@ def _plan(
     topk: int,
     chunk_bytes: int,
     with_student: bool = True,
+    sums_tails: bool = False,
 ) -> FusedPlan:
     num_tokens, vocab_size = sides[0][0].shape[0], sides[0][1].weight_VD.shape[0]
     segment = min(_SEGMENT, _power_of_2(vocab_size))
@@ -113,13 +119,14 @@ def _plan(
     # Both choices look at about as many numbers: V / group maxima, then K * group tokens.
     group = min(segment, 128, max(8, _power_of_2(math.isqrt(vocab_size // max(1, topk)))))
     num_groups = -(-vocab_size // group) if topk else 0
-    teacher_columns = vocab_size
-    if support != "full":
-        teacher_columns = min(vocab_size, segment * -(-num_segments // _TEACHER_TILES))
+    teacher_columns = vocab_size if support == "full" else 0
+    if not with_student:
+        teacher_columns = min(vocab_size, segment * -(-num_segments // _STATISTICS_TILES))
     student_stride, teacher_stride = _padded(vocab_size) if with_student else 0, _padded(teacher_columns)
 
     token_items = student_stride + teacher_stride + 3 * num_segments + _TOKEN_SCALARS
-    token_items += 2 * num_groups + min(topk, num_groups) + 4 * (1 + topk)
+    token_items += 2 * num_groups + min(topk, num_groups) + 5 * (1 + topk)
+    token_items += -(-vocab_size // _TAIL_ROWS_SHARE) * sums_tails
     fixed_items, tile_rows = 0, vocab_size
     hidden_size = max(1, *(hidden_ND.shape[1] for hidden_ND, _ in sides))
     if with_student:
@@ -150,6 +157,7 @@ def _plan(
         student_stride=student_stride,
         teacher_columns=teacher_columns,
         teacher_stride=teacher_stride,
+        tail_rows=max(1, chunk_tokens // _TAIL_ROWS_SHARE) if sums_tails else 0,
         segment=segment,
         num_segments=num_segments,
         group=group,

@@ -13,7 +13,7 @@ from torch import Tensor
 from srpo_trl.loss.ops.chunked import Inputs
 from srpo_trl.loss.ops.fused_plan import FusedPlan
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
-from srpo_trl.loss.ops.projection import MatmulPrecision, matmul_precision, project_
+from srpo_trl.loss.ops.projection import MatmulPrecision, gradient_view, matmul_precision, project_
 from srpo_trl.loss.ops.triton_full import full_vocab_loss
 from srpo_trl.loss.ops.triton_scan import (
     choose_groups,
@@ -21,11 +21,13 @@ from srpo_trl.loss.ops.triton_scan import (
     gather_support,
     merge_segments,
     scan_segments,
+    support_products,
 )
 from srpo_trl.loss.ops.triton_terms import scatter_support, softmax_gradient, topk_loss
 
 _ROW_BLOCK = 8192  # columns that a row kernel reads at a time
 _FULL_BLOCK = 4096  # with both sides' logits in registers
+_GATHER_IDS, _GATHER_COLUMNS = 16, 256  # rows of a head that a program reads, and columns at a time
 
 
 class DistributionStats(NamedTuple):
@@ -53,6 +55,7 @@ class Buffers(NamedTuple):
     teacher_CW: Tensor
     gradient_CW: Tensor
     outside_C: Tensor
+    teacher_tail_C: Tensor
     rest_C: Tensor
 
 
@@ -76,6 +79,7 @@ def make_buffers(like: Tensor, plan: FusedPlan) -> Buffers:
         teacher_CW=empty(width),
         gradient_CW=empty(width),
         outside_C=empty(),
+        teacher_tail_C=empty(),
         rest_C=empty(),
     )
 
@@ -108,8 +112,6 @@ def scan_(
     partial_CS3: Tensor,
     groups_C2G: Tensor | None,
     plan: FusedPlan,
-    *,
-    skip_marked: bool = False,
 ) -> None:
     """Fill the columns' part of `partial_CS3` and, where given, of the groups' maxima and sums."""
     num_columns = columns.stop - columns.start
@@ -127,7 +129,6 @@ def scan_(
         plan.num_groups,
         **_flags(side),
         KEEP_GROUPS=groups_C2G is not None,
-        SKIP_MARKED=skip_marked,
         GROUP=plan.group,
         BLOCK=plan.segment,
         num_warps=_num_warps(plan.segment),
@@ -178,31 +179,46 @@ def choose_(chunk: Buffers, student: DistributionStats, topk: int, plan: FusedPl
     )
 
 
-def gather_(
-    products_CV: Tensor,
-    side: DistributionStats,
-    columns: slice,
-    ids_CW: Tensor,
-    support_CW: Tensor,
-    *,
-    mark_topk: bool = False,
-) -> None:
-    """Fill `support_CW` with the logits of those of the ids that are among the columns; mark the top K for a scan."""
+def gather_(products_CV: Tensor, side: DistributionStats, ids_CW: Tensor, support_CW: Tensor) -> None:
+    """Fill `support_CW` with the finished logits of the given tokens."""
     num_tokens, width = ids_CW.shape
     gather_support[(num_tokens,)](
         products_CV,
         products_CV.stride(0),
         side.head.bias_V,
-        columns.start,
-        columns.stop - columns.start,
         side.inner,
         side.outer,
         ids_CW,
         support_CW,
         width,
         **_flags(side),
-        MARK_TOPK=mark_topk,
         BLOCK=_block(width),
+        num_warps=4,
+    )
+
+
+def project_support_(chunk: Buffers, teacher: DistributionStats, tokens: slice) -> None:
+    """Fill the teacher's logits of the support: products with gathered rows of its head."""
+    num_tokens, width = chunk.ids_CW.shape
+    hidden_CD, weight_VD = teacher.hidden_ND[tokens], teacher.head.weight_VD
+    block = min(_GATHER_IDS, _block(width))
+    support_products[(num_tokens, triton.cdiv(width, block))](
+        hidden_CD,
+        hidden_CD.stride(0),
+        hidden_CD.stride(1),
+        weight_VD,
+        weight_VD.stride(0),
+        weight_VD.stride(1),
+        teacher.head.bias_V,
+        teacher.inner,
+        teacher.outer,
+        chunk.ids_CW,
+        chunk.teacher_CW,
+        width,
+        HIDDEN=hidden_CD.shape[1],
+        **_flags(teacher),
+        BLOCK=block,
+        BLOCK_D=min(_GATHER_COLUMNS, _block(hidden_CD.shape[1])),
         num_warps=4,
     )
 
@@ -210,7 +226,6 @@ def gather_(
 def reduce_support_(
     chunk: Buffers,
     student: DistributionStats,
-    teacher: DistributionStats,
     tokens: slice,
     statistics_6N: Tensor,
     inputs: Inputs,
@@ -226,8 +241,8 @@ def reduce_support_(
         chunk.teacher_CW,
         width,
         chunk.student_sums_C3,
-        chunk.teacher_sums_C3,
         chunk.outside_C,
+        chunk.teacher_tail_C,
         inputs.coefficient_N[tokens],
         None if old_logps_N is None else old_logps_N[tokens],
         clip,
@@ -247,7 +262,7 @@ def reduce_support_(
     )
     if not inputs.needs_gradient:
         return
-    gradient_CV = gradient_view(chunk.student_CV, student)
+    gradient_CV = gradient_view(chunk.student_CV, student.head.weight_VD, student.precision)
     if plan.support == "renormalized":  # nothing flows to the tokens outside
         gradient_CV.zero_()
     else:
@@ -294,7 +309,7 @@ def reduce_full_(
     """The last step of `_reduce_chunk_` for the full vocabulary."""
     old_logps_N, clip = _ratio_inputs(inputs)
     statistics_6C = statistics_6N[:, tokens]
-    gradient_CV = gradient_view(chunk.student_CV, student)
+    gradient_CV = gradient_view(chunk.student_CV, student.head.weight_VD, student.precision)
     row_block = min(_FULL_BLOCK, _block(gradient_CV.shape[1]))
     full_vocab_loss[(chunk.ids_CW.shape[0],)](
         chunk.student_CV,
@@ -329,14 +344,6 @@ def reduce_full_(
         BLOCK=row_block,
         num_warps=_num_warps(2 * row_block),
     )
-
-
-def gradient_view(student_CV: Tensor, student: DistributionStats) -> Tensor:
-    """Where the gradient goes: over the products, in the dtype of the products that follow."""
-    weight_VD = student.head.weight_VD
-    if student.precision == "mixed":
-        return student_CV.view(weight_VD.dtype)[:, : weight_VD.shape[0]]
-    return student_CV[:, : weight_VD.shape[0]]
 
 
 def _ratio_inputs(inputs: Inputs) -> tuple[Tensor | None, float]:

@@ -77,6 +77,27 @@ class DistillationSpec:
             return None
         return self.topk
 
+    def needs_whole_teacher(self, vocab_size: int) -> bool:
+        """Whether the teacher's logits are needed at all tokens, not at those of a support alone."""
+        return self.estimator == "exact" and self.support_size(vocab_size) is None
+
+    @property
+    def needs_log_sum_exp(self) -> bool:
+        """Whether a support needs the teacher's probabilities, not their ratios within the top K alone."""
+        return self.estimator == "sampled" or self.add_tail
+
+
+class TokenStatistics(NamedTuple):
+    """What one product with a head tells of each token's distribution; (N,), no gradient.
+
+    Attributes:
+        entropy_N: over the whole vocabulary, nats; NaN where a logit is not finite.
+        log_sum_exp_N: of the finished logits, temperature applied: log p_v = logit_v - log_sum_exp.
+    """
+
+    entropy_N: Tensor
+    log_sum_exp_N: Tensor
+
 
 class DistillationResult(NamedTuple):
     """The distillation loss of the given tokens and what to report about each of them.
@@ -116,6 +137,7 @@ def check_distillation_inputs(
     token_ids_N: Tensor,
     coefficient_N: Tensor,
     old_logps_N: Tensor | None,
+    teacher_log_sum_exp_N: Tensor | None,
 ) -> None:
     """Refuse what does not fit together, before anything is computed.
 
@@ -137,7 +159,12 @@ def check_distillation_inputs(
             f"the student's vocabulary has {student_vocab} tokens and the teacher's {teacher_vocab}; both "
             "must be the same. Use a teacher with the student's tokenizer, and resize or pad both heads identically."
         )
-    per_token = {"token_ids_N": token_ids_N, "coefficient_N": coefficient_N, "old_logps_N": old_logps_N}
+    per_token = {
+        "token_ids_N": token_ids_N,
+        "coefficient_N": coefficient_N,
+        "old_logps_N": old_logps_N,
+        "teacher_log_sum_exp_N": teacher_log_sum_exp_N,
+    }
     for name, value in per_token.items():
         if value is not None and value.shape != (num_tokens,):
             raise ValueError(

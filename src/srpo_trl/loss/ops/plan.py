@@ -14,11 +14,12 @@ from srpo_trl.loss.ops.projection import matmul_precision
 from srpo_trl.loss.ops.token_losses import support_columns, vocabulary_rows
 
 _BLOCKS_PER_CHUNK = 8
+_BLOCK_BYTES = 16 * 2**20  # a block's temporaries are read again while they are in a CPU's cache
 _WEIGHT_TILE_SHARE = (
     4  # one part in so many of the bytes is for the raised tile of a weight, where one is needed
 )
-_ENTROPY_ROWS = 3  # log-probabilities, probabilities and their product
-_TOKEN_SCALARS = 16  # per-token numbers: coefficients, ratios, losses, maxima
+_ENTROPY_ROWS = 1  # probabilities
+_TOKEN_SCALARS = 32  # per-token numbers: coefficients, ratios, losses, maxima
 
 
 class ChunkPlan(NamedTuple):
@@ -38,7 +39,7 @@ class ChunkPlan(NamedTuple):
 
 
 def plan_entropy(hidden_ND: Tensor, head: Head, dtype: torch.dtype, chunk_bytes: int) -> ChunkPlan:
-    """The plan of `teacher_entropy`: one matrix of logits, and blocks for the entropy.
+    """The plan of `token_statistics`: one matrix of logits, and blocks for the entropy.
 
     Args:
         hidden_ND: for its size, dtype and device.
@@ -62,7 +63,9 @@ def plan_distillation(
     spec: DistillationSpec,
     chunk_bytes: int,
 ) -> ChunkPlan:
-    """The plan of `distillation_loss`: both sides' logits, and blocks for the divergence and its gradient.
+    """The plan of `distillation_loss`: the student's logits, and blocks for the divergence and its gradient.
+
+    The teacher's logits are a second matrix with the full vocabulary; a support takes gathered rows of its head.
 
     Args:
         student_hidden_ND: for its size, dtype and device.
@@ -80,8 +83,14 @@ def plan_distillation(
     row_bytes = vocab_size * dtype.itemsize
     block_token_bytes = vocabulary_rows(spec, vocab_size) * row_bytes
     block_token_bytes += support_columns(spec, vocab_size) * dtype.itemsize
+    num_matrices = 2
+    if not spec.needs_whole_teacher(vocab_size):
+        num_matrices = 1
+        width, teacher_dtype = 1 + (spec.support_size(vocab_size) or 0), teacher_head.weight_VD.dtype
+        copies = dtype.itemsize + teacher_dtype.itemsize * (teacher_dtype != dtype)
+        block_token_bytes += width * teacher_hidden_ND.shape[1] * copies
     plans = [
-        _plan(hidden_ND, head, dtype, chunk_bytes, 2 * row_bytes, block_token_bytes)
+        _plan(hidden_ND, head, dtype, chunk_bytes, num_matrices * row_bytes, block_token_bytes)
         for hidden_ND, head in ((student_hidden_ND, student_head), (teacher_hidden_ND, teacher_head))
     ]
     return ChunkPlan(
@@ -129,7 +138,7 @@ def _plan(
     if fitting_block < _BLOCKS_PER_CHUNK:  # blocks of one token
         fitting_block = min(_BLOCKS_PER_CHUNK, (chunk_bytes - block_token_bytes) // chunk_token_bytes)
     chunk_tokens = max(1, min(num_tokens, fitting_product, fitting_block))
-    block_tokens = max(1, chunk_tokens // _BLOCKS_PER_CHUNK)
+    block_tokens = max(1, min(chunk_tokens // _BLOCKS_PER_CHUNK, _BLOCK_BYTES // block_token_bytes))
     phase_bytes = max(product_bytes + chunk_tokens * raised_bytes, block_tokens * block_token_bytes)
     return ChunkPlan(chunk_tokens, block_tokens, tile_rows, chunk_tokens * chunk_token_bytes + phase_bytes)
 

@@ -56,14 +56,33 @@ def project_(
             raised_weight = head.weight_VD[rows].to(logits_CV.dtype)
             torch.mm(raised_hidden_CD, raised_weight.T, out=logits_CV[:, rows])
             del raised_weight  # before the next tile is made
-    if head.bias_V is not None:
-        logits_CV.add_(head.bias_V)
+    finish_(logits_CV, head, head.bias_V, temperature)
+
+
+def finish_(logits: Tensor, head: Head, bias: Tensor | None, temperature: float) -> None:
+    """Turn products hidden W^T into finished logits.
+
+    Args:
+        logits: overwritten; (..., V), or some columns of it.
+        head: for its logit scale and softcap.
+        bias: the head's, of the same columns, or None.
+        temperature: above 0.
+    """
+    if bias is not None:
+        logits.add_(bias)
     if head.logit_scale != 1.0:
-        logits_CV.mul_(head.logit_scale)
+        logits.mul_(head.logit_scale)
     if head.softcap is not None:
-        logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
     if temperature != 1.0:
-        logits_CV.div_(temperature)
+        logits.div_(temperature)
+
+
+def gradient_view(products_CV: Tensor, weight_VD: Tensor, precision: MatmulPrecision) -> Tensor:
+    """Where the gradient of the products goes: over them, with "mixed" in the dtype of the products that follow."""
+    if precision == "mixed":
+        return products_CV.view(weight_VD.dtype)[:, : weight_VD.shape[0]]
+    return products_CV[:, : weight_VD.shape[0]]
 
 
 def softcap_slope_(logits_CV: Tensor, softcap: float, temperature: float) -> None:

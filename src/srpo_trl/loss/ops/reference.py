@@ -6,10 +6,24 @@ Shapes: N packed scored tokens, D hidden, V vocabulary.
 import torch
 from torch import Tensor
 
-from srpo_trl.loss.divergence import divergence_on_topk, sampled_token_reverse_kl, student_topk
+from srpo_trl.loss.divergence import (
+    MIN_TAIL_MASS,
+    divergence,
+    divergence_on_topk,
+    sampled_token_reverse_kl,
+    student_topk,
+    topk_and_tail,
+)
 from srpo_trl.loss.entropy import entropy
 from srpo_trl.loss.importance import importance_ratio
-from srpo_trl.loss.ops.interface import DistillationResult, DistillationSpec, Head, compute_dtype
+from srpo_trl.loss.ops.interface import (
+    DistillationResult,
+    DistillationSpec,
+    Head,
+    TokenStatistics,
+    compute_dtype,
+)
+from srpo_trl.loss.ops.teacher_rows import teacher_logps, teacher_tail
 
 
 def log_probabilities(hidden_ND: Tensor, head: Head, temperature: float, dtype: torch.dtype) -> Tensor:
@@ -26,13 +40,17 @@ def log_probabilities(hidden_ND: Tensor, head: Head, temperature: float, dtype: 
     Returns:
         (N, V) of `dtype`, nats.
     """
+    return torch.log_softmax(_logits(hidden_ND, head, temperature, dtype), dim=-1)
+
+
+def _logits(hidden_ND: Tensor, head: Head, temperature: float, dtype: torch.dtype) -> Tensor:
     logits_NV = hidden_ND.to(dtype) @ head.weight_VD.to(dtype).T
     if head.bias_V is not None:
         logits_NV = logits_NV + head.bias_V.to(dtype)
     logits_NV = logits_NV * head.logit_scale
     if head.softcap is not None:
         logits_NV = head.softcap * torch.tanh(logits_NV / head.softcap)
-    return torch.log_softmax(logits_NV / temperature, dim=-1)
+    return logits_NV / temperature
 
 
 def distillation_loss(
@@ -43,33 +61,45 @@ def distillation_loss(
     token_ids_N: Tensor,
     coefficient_N: Tensor,
     old_logps_N: Tensor | None,
+    teacher_log_sum_exp_N: Tensor | None,
     spec: DistillationSpec,
 ) -> DistillationResult:
-    """See `srpo_trl.loss.ops.distillation_loss`."""
+    """See `srpo_trl.loss.ops.distillation_loss`; without a log-sum-exp, whole matrices of the teacher."""
     dtype = compute_dtype(
         student_hidden_ND, student_head.weight_VD, teacher_hidden_ND, teacher_head.weight_VD
     )
     student_logps_NV = log_probabilities(student_hidden_ND, student_head, spec.temperature, dtype)
+    student_logps_N = student_logps_NV.gather(-1, token_ids_N.unsqueeze(-1)).squeeze(-1)
+    topk = spec.support_size(student_logps_NV.shape[-1])
+    ids_NW = token_ids_N.unsqueeze(-1)
+    if topk is not None:
+        ids_NW = torch.cat([ids_NW, student_topk(student_logps_NV, topk)], dim=-1)
     with torch.no_grad():
-        teacher_logps_NV = log_probabilities(teacher_hidden_ND, teacher_head, spec.temperature, dtype)
-    sampled_N1 = token_ids_N.unsqueeze(-1)
-    student_logps_N = student_logps_NV.gather(-1, sampled_N1).squeeze(-1)
-    teacher_logps_N = teacher_logps_NV.gather(-1, sampled_N1).squeeze(-1)
+        if teacher_log_sum_exp_N is None:
+            teacher_NV = log_probabilities(teacher_hidden_ND, teacher_head, spec.temperature, dtype)
+            teacher_NW = teacher_NV.gather(-1, ids_NW)
+        else:
+            side = (teacher_hidden_ND, teacher_head, ids_NW, teacher_log_sum_exp_N)
+            teacher_NW = teacher_logps(*side, spec.temperature, dtype)
 
     if spec.estimator == "sampled":
-        token_loss_N = sampled_token_reverse_kl(student_logps_N, teacher_logps_N)
-        divergence_N = student_logps_N - teacher_logps_N
+        token_loss_N = sampled_token_reverse_kl(student_logps_N, teacher_NW[:, 0])
+        divergence_N = student_logps_N - teacher_NW[:, 0]
+    elif teacher_log_sum_exp_N is None:
+        token_loss_N = divergence_on_topk(student_logps_NV, teacher_NV, spec.alpha, spec.topk, spec.add_tail)
+        divergence_N = token_loss_N
     else:
-        token_loss_N = divergence_on_topk(
-            student_logps_NV, teacher_logps_NV, spec.alpha, spec.topk, spec.add_tail
-        )
+        ids_NK, teacher_NK, whole = ids_NW[:, 1:], teacher_NW[:, 1:], teacher_head.weight_VD.shape[0]
+        student_NK = topk_and_tail(student_logps_NV, ids_NK)
+        sums = (teacher_hidden_ND, teacher_head, ids_NK, teacher_log_sum_exp_N, spec, whole, whole)
+        tail_N = teacher_tail(teacher_NK, student_NK[:, -1].detach().exp(), *sums)
+        log_tail_N1 = tail_N.clamp(min=MIN_TAIL_MASS).log().unsqueeze(-1)
+        token_loss_N = divergence(student_NK, torch.cat([teacher_NK, log_tail_N1], dim=-1), spec.alpha)
         divergence_N = token_loss_N
 
     topk_mass_N = torch.ones_like(student_logps_N)
-    topk = spec.support_size(student_logps_NV.shape[-1])
     if topk is not None:
-        indices_NK = student_topk(student_logps_NV, topk)
-        topk_mass_N = student_logps_NV.gather(-1, indices_NK).exp().sum(-1)
+        topk_mass_N = student_logps_NV.gather(-1, ids_NW[:, 1:]).exp().sum(-1)
     ratio_N = torch.ones_like(student_logps_N)
     if old_logps_N is not None:
         ratio_N = importance_ratio(student_logps_N, old_logps_N.to(dtype), spec.importance_clip)
@@ -83,8 +113,8 @@ def distillation_loss(
     )
 
 
-def teacher_entropy(hidden_ND: Tensor, head: Head, temperature: float) -> Tensor:
-    """See `srpo_trl.loss.ops.teacher_entropy`."""
+def token_statistics(hidden_ND: Tensor, head: Head, temperature: float) -> TokenStatistics:
+    """See `srpo_trl.loss.ops.token_statistics`."""
     with torch.no_grad():
-        dtype = compute_dtype(hidden_ND, head.weight_VD)
-        return entropy(log_probabilities(hidden_ND, head, temperature, dtype))
+        logits_NV = _logits(hidden_ND, head, temperature, compute_dtype(hidden_ND, head.weight_VD))
+        return TokenStatistics(entropy(torch.log_softmax(logits_NV, dim=-1)), logits_NV.logsumexp(-1))

@@ -43,11 +43,15 @@ def _largest_error(spec: DistillationSpec, device: torch.device) -> float:
     token_ids = torch.randint(VOCABULARY, (NUM_TOKENS,), generator=generator).to(device)
     coefficients, old_logps = torch.rand(NUM_TOKENS, generator=generator).to(device), normal(NUM_TOKENS) - 9
     found = []
-    for run, extra in ((fused.distillation_loss, (CHUNK_BYTES,)), (reference.distillation_loss, ())):
+    log_sum_exp = fused.token_statistics(teacher, Head(weight), spec.temperature, CHUNK_BYTES).log_sum_exp_N
+    runs = ((fused.distillation_loss, log_sum_exp, (CHUNK_BYTES,)), (reference.distillation_loss, None, ()))
+    for run, carried, extra in runs:
         hidden, head = student.clone().requires_grad_(), weight.clone().requires_grad_()
         with torch.enable_grad():
             result = run(
-                hidden, Head(head), teacher, Head(weight), token_ids, coefficients, old_logps, spec, *extra
+                *(hidden, Head(head), teacher, Head(weight), token_ids, coefficients, old_logps, carried),
+                spec,
+                *extra,
             )
             gradients = torch.autograd.grad(result.loss, (hidden, head))
         found.append([*(field.detach() for field in result), *gradients])

@@ -14,8 +14,7 @@ logits at the threshold to the lowest token ids. torch.topk may choose others am
 reported about the student does not depend on it, the divergence does where the teacher tells them apart.
 
 The mass outside the top K is a sum over the tokens outside: one minus the mass inside would lose all digits of a
-small tail. Of the student each choice adds what it passes over. Of the teacher, whose ids are known before its
-products are scanned, the support's products are set aside and marked, and the scan skips them.
+small tail. Each choice adds what it passes over.
 
 Log-probabilities are kept as logit - max - log(sum): subtracting a log-sum-exp of the size of the logits would
 cost digits that matter near the self-teacher.
@@ -26,9 +25,6 @@ K, W = 1 + K support columns: the sampled token, then the top K in the order of 
 
 import triton
 import triton.language as tl
-
-# Stands in the place of a product that a scan is to skip: the lowest float32, which no product of finite factors is.
-MARKED = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -84,16 +80,14 @@ def scan_segments(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     KEEP_GROUPS: tl.constexpr,
-    SKIP_MARKED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Softmax statistics of each segment of BLOCK columns, and of its groups. Grid: (C, segments).
 
     In: product (C, num_columns), the columns from `first_column`, a multiple of BLOCK, on; bias (V,).
-    Out: partial (C, S, 3): max m, sum exp(x - m), sum exp(x - m) (x - m), over all columns or with SKIP_MARKED
-        those that are not `MARKED`; if KEEP_GROUPS groups (C, 2, G): each group's max, and its sum exp(x - m) with
-        the m of its segment.
+    Out: partial (C, S, 3): max m, sum exp(x - m), sum exp(x - m) (x - m); if KEEP_GROUPS groups (C, 2, G):
+        each group's max, and its sum exp(x - m) with the m of its segment.
     """
     row = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK
@@ -101,8 +95,6 @@ def scan_segments(
     column = start + group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     in_range = column < num_columns
     product = tl.load(product_ptr + row * stride + column, mask=in_range, other=0.0)
-    if SKIP_MARKED:
-        in_range = in_range & (product != MARKED)
     bias_column = first_column + column
     logit = finished(product, bias_column, in_range, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
     group_max = tl.max(tl.where(in_range, logit, float("-inf")), axis=1)
@@ -136,8 +128,7 @@ def merge_segments(partial_ptr, num_segments, sums_ptr, BLOCK: tl.constexpr):
     segment_sum = tl.load(partial + 1, mask=valid, other=0.0)
     segment_moment = tl.load(partial + 2, mask=valid, other=0.0)
     largest = tl.max(segment_max, axis=0)
-    is_empty = segment_sum == 0.0  # every column of it was skipped, or it is none
-    shift = tl.where(is_empty, 0.0, segment_max - largest)
+    shift = tl.where(valid, segment_max - largest, 0.0)
     weight = tl.exp(shift)
     total = tl.sum(weight * segment_sum, axis=0)
     moment = tl.sum(weight * (segment_moment + segment_sum * shift), axis=0)
@@ -229,8 +220,6 @@ def gather_support(
     product_ptr,
     stride,
     bias_ptr,
-    first_column,
-    num_columns,
     inner,
     outer,
     ids_ptr,
@@ -238,22 +227,60 @@ def gather_support(
     width,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    MARK_TOPK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Finished logits of the support's tokens, those of the given columns. Grid: (C,).
+    """Finished logits of the support's tokens. Grid: (C,).
 
-    In: product (C, num_columns), the columns from `first_column` on; bias (V,); ids (C, W); BLOCK >= W.
-    Out: support (C, W), where the token is one of the columns; with MARK_TOPK the top K's products are `MARKED`.
+    In: product (C, V); bias (V,); ids (C, W); BLOCK >= W.
+    Out: support (C, W).
     """
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
-    ids = tl.load(ids_ptr + row * width + place, mask=place < width, other=-1)
-    column = ids - first_column
-    here = (column >= 0) & (column < num_columns) & (place < width)
-    product = tl.load(product_ptr + row * stride + column, mask=here, other=0.0)
+    here = place < width
+    ids = tl.load(ids_ptr + row * width + place, mask=here, other=0)
+    product = tl.load(product_ptr + row * stride + ids, mask=here, other=0.0)
     logit = finished(product, ids, here, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
     tl.store(support_ptr + row * width + place, logit, mask=here)
-    if MARK_TOPK:
-        tl.debug_barrier()  # the sampled token may be one of the top K: it is read before that is marked
-        tl.store(product_ptr + row * stride + column, MARKED, mask=here & (place > 0))
+
+
+@triton.jit
+def support_products(
+    hidden_ptr,
+    hidden_stride,
+    hidden_step,
+    weight_ptr,
+    weight_stride,
+    weight_step,
+    bias_ptr,
+    inner,
+    outer,
+    ids_ptr,
+    support_ptr,
+    width,
+    HIDDEN: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Finished logits of the support's tokens from the gathered rows of a head. Grid: (C, ceil(W / BLOCK)).
+
+    In: hidden (C, D) and weight (V, D), rows `stride` and columns `step` apart; bias (V,); ids (C, W); HIDDEN is D.
+    Out: support (C, W); the products are summed up in float32.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here = place < width
+    ids = tl.load(ids_ptr + row * width + place, mask=here, other=0)
+    weight_rows = weight_ptr + ids.to(tl.int64)[:, None] * weight_stride
+    total = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for start in range(0, HIDDEN, BLOCK_D):
+        column = start + tl.arange(0, BLOCK_D)
+        in_range = column < HIDDEN
+        hidden = tl.load(hidden_ptr + row * hidden_stride + column * hidden_step, mask=in_range, other=0.0)
+        both = here[:, None] & in_range[None, :]
+        weight = tl.load(weight_rows + column[None, :] * weight_step, mask=both, other=0.0)
+        total += weight.to(tl.float32) * hidden.to(tl.float32)[None, :]
+    product = tl.sum(total, axis=1)
+    logit = finished(product, ids, here, bias_ptr, inner, outer, HAS_BIAS, HAS_SOFTCAP)
+    tl.store(support_ptr + row * width + place, logit, mask=here)

@@ -100,8 +100,8 @@ def topk_loss(
     teacher_support_ptr,
     width,
     student_sums_ptr,
-    teacher_sums_ptr,
     outside_ptr,
+    teacher_tail_ptr,
     coefficient_ptr,
     old_logps_ptr,
     clip,
@@ -120,10 +120,10 @@ def topk_loss(
 ):
     """Loss, statistics and the support's gradient of each row. Grid: (C,).
 
-    In: both sides' logits on the support (C, W) and sums (C, 3); with SUPPORT "tail" the teacher's sums are those
-        of the tokens outside, and outside (C,) is the student's sum exp(x - m) over them; coefficient and old
-        log-probabilities (C,); inner and outer of the student; SUPPORT "tail", "renormalized" or "sampled";
-        BLOCK >= W.
+    In: on the support (C, W) the student's logits and the teacher's log-probabilities, with SUPPORT "renormalized"
+        up to a constant of the row; sums (C, 3) of the student; with SUPPORT "tail" outside (C,), its sum exp(x - m)
+        over the tokens outside, and the teacher's mass there (C,); coefficient and old log-probabilities (C,);
+        inner and outer of the student; SUPPORT "tail", "renormalized" or "sampled"; BLOCK >= W.
     Out: statistics (6, C), `statistics_stride` apart, in the order of `chunked.ChunkedResult`; gradient (C, W) of the
         student's products, to be stored at the support's tokens (the first alone with "sampled", else
         all others); rest (C,), what the probability of every other token is multiplied by.
@@ -132,14 +132,11 @@ def topk_loss(
     student_max = tl.load(student_sums_ptr + row * 3)
     student_sum = tl.load(student_sums_ptr + row * 3 + 1)
     entropy = tl.load(student_sums_ptr + row * 3 + 2)
-    teacher_max = tl.load(teacher_sums_ptr + row * 3)
-    teacher_sum = tl.load(teacher_sums_ptr + row * 3 + 1)
     sampled_logit = tl.load(student_support_ptr + row * width)
     sampled_logp = sampled_logit - student_max - tl.log(student_sum)
     place = tl.arange(0, BLOCK)
     if SUPPORT == "sampled":
-        divergence = tl.load(teacher_support_ptr + row * width) - teacher_max - tl.log(teacher_sum)
-        divergence = sampled_logp - divergence
+        divergence = sampled_logp - tl.load(teacher_support_ptr + row * width)
         token_loss = divergence * sampled_logp
         mass = 1.0
         in_support = place < 1
@@ -150,18 +147,12 @@ def topk_loss(
     else:
         in_support = (place > 0) & (place < width)
         logit = tl.load(student_support_ptr + row * width + place, mask=in_support, other=0.0)
-        teacher_logit = tl.load(teacher_support_ptr + row * width + place, mask=in_support, other=0.0)
-        if SUPPORT == "tail":
-            support_max = tl.max(tl.where(in_support, teacher_logit, float("-inf")), axis=0)
-            outside_max = teacher_max
-            teacher_max = tl.maximum(outside_max, support_max, propagate_nan=tl.PropagateNan.ALL)
-            teacher_outside = teacher_sum * tl.exp(outside_max - teacher_max)
-            inside = tl.where(in_support, tl.exp(teacher_logit - teacher_max), 0.0)
-            teacher_sum = teacher_outside + tl.sum(inside, axis=0)
+        teacher_logp = tl.load(teacher_support_ptr + row * width + place, mask=in_support, other=0.0)
+        if SUPPORT == "renormalized":
+            teacher_logp -= tl.max(tl.where(in_support, teacher_logp, float("-inf")), axis=0)
         logp = tl.where(in_support, logit - student_max - tl.log(student_sum), 0.0)
-        teacher_logp = tl.where(in_support, teacher_logit - teacher_max - tl.log(teacher_sum), 0.0)
         prob = tl.where(in_support, tl.exp(logit - student_max) / student_sum, 0.0)
-        teacher_prob = tl.where(in_support, tl.exp(teacher_logit - teacher_max) / teacher_sum, 0.0)
+        teacher_prob = tl.where(in_support, tl.exp(teacher_logp), 0.0)
         mass = tl.sum(prob, axis=0)
         teacher_mass = tl.sum(teacher_prob, axis=0)
         if SUPPORT == "renormalized":
@@ -176,7 +167,7 @@ def topk_loss(
         if SUPPORT == "tail":
             student_tail = tl.load(outside_ptr + row) / student_sum
             tail = tl.maximum(student_tail, _MIN_TAIL_MASS)
-            teacher_tail = tl.maximum(teacher_outside / teacher_sum, _MIN_TAIL_MASS)
+            teacher_tail = tl.maximum(tl.load(teacher_tail_ptr + row), _MIN_TAIL_MASS)
             share, tail_gradient = divergence_terms(
                 tl.log(tail), tl.log(teacher_tail), tail, teacher_tail, alpha, DIVERGENCE
             )
