@@ -90,7 +90,7 @@ SECTIONS = (
     Section("c_loss", "benchmarks.gpu.losses", 140),
     Section("d_step", "benchmarks.gpu.steps", 140),
     Section("e_teacher", "benchmarks.gpu.teacher", 60),
-    Section("f_tests", "benchmarks.gpu.suite", 90, _lacks_tests),
+    Section("f_tests", "benchmarks.gpu.suite", 100, _lacks_tests),
     Section("g_vllm", "benchmarks.gpu.engine", 100, _lacks_vllm),
     Section("h_learning", "benchmarks.gpu.learns", 120, _lacks_model),
 )

@@ -46,14 +46,6 @@ def test_bfloat16_autocast_is_near_float32(tmp_path, device, plain):
     assert relative_error(update(made(tmp_path, "bf16", device, bf16=True)).cpu(), plain) < 0.1
 
 
-@pytest.mark.slow
-def test_compiled_model_makes_the_same_update(tmp_path, device, plain):
-    """On a CPU without Inductor, which would compile C++ for a minute."""
-    backend = "aot_eager" if device == "cpu" else "inductor"
-    options = {"torch_compile": True, "torch_compile_backend": backend}
-    assert relative_error(update(made(tmp_path, "compiled", device, **options)).cpu(), plain) < 1e-3
-
-
 def test_float16_with_a_scaler_is_near_float32(tmp_path, gpu):
     """Steps that overflow are skipped and lower the scale; the others are float32's within float16's rounding."""
     plain = update(made(tmp_path, "plain", gpu))
