@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
 WORKERS ?= 2
+MINUTES ?= 8
+OUT ?= outputs/gpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input $(if $(CI),--quiet)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
@@ -18,7 +20,7 @@ comma := ,
 STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart bench compare test test-all docs house lint format clean same
+.PHONY: help setup quickstart bench gpu compare test test-all docs house lint format clean same
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +43,9 @@ quickstart: setup ## Train a tiny model with GRPO, SDPO and SRPO in minutes on a
 
 bench: setup ## Time ours and its peers at CPU sizes, on one thread (minutes; a GPU: python -m benchmarks)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --device cpu
+
+gpu: setup ## Measure everything on one GPU in MINUTES=8, into OUT; again to go on (docs/gpu.md)
+	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES) --out $(OUT) $(if $(MODEL),--model $(MODEL))
 
 compare: setup ## All seven variants on two offline tasks, 3 seeds, 200 steps (hours on a CPU; resumes where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.learning

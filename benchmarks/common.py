@@ -1,15 +1,13 @@
-"""What all benchmarks have: options, the header with hardware, versions and commit, and a tiny Qwen3."""
+"""What all benchmarks have: options, the header with hardware, versions and commit, and random Qwen3 models."""
 
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.peers import QWEN3_VOCABULARY
-from benchmarks.tables import Table, environment, parser, report
+from benchmarks.tables import Table, commit, environment, parser, report
 
 Tables = Callable[[torch.device, bool], Iterator[Table]]
 
@@ -18,14 +16,25 @@ QWEN3_SHAPES: dict[str, dict[str, int]] = {
     "Qwen3-0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28},
     "Qwen3-1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28},
 }
-TINY_SHAPE = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 4096,
+CPU_SHAPES = {
+    "tiny": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 4096,
+    },
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 32_768,
+    },
 }
 
 
@@ -37,25 +46,11 @@ def run(description: str, table_makers: Sequence[Tables], argv: Sequence[str] | 
     return 0
 
 
-def commit() -> str:
-    """Return the checkout's commit, and whether files differ from it."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    revision = git("rev-parse", "--short", "HEAD") or "unknown"
-    return f"{revision} and uncommitted changes" if git("status", "--porcelain") else revision
-
-
 def random_qwen3(shape: str, device: torch.device, longest: int, **overrides: Any) -> Qwen3ForCausalLM:
     """Return a Qwen3 model with random weights: bfloat16 on a GPU, float32 elsewhere.
 
     Args:
-        shape: a key of `QWEN3_SHAPES`, or "tiny".
+        shape: a key of `QWEN3_SHAPES` or of `CPU_SHAPES`.
         device: of the weights.
         longest: sequence that it must take.
         overrides: further fields of `Qwen3Config`.
@@ -69,7 +64,7 @@ def random_qwen3(shape: str, device: torch.device, longest: int, **overrides: An
         "max_position_embeddings": longest,
         "rope_theta": 1_000_000.0,
     }
-    fields |= TINY_SHAPE if shape == "tiny" else QWEN3_SHAPES[shape]
+    fields |= CPU_SHAPES.get(shape) or QWEN3_SHAPES[shape]
     torch.manual_seed(0)
     with device:
         model = Qwen3ForCausalLM(Qwen3Config(**(fields | overrides)))

@@ -1,4 +1,4 @@
-"""Loss and gradients: seconds, ratio over the floor of four matrix products, and peak memory over N.
+"""Loss and gradients: seconds, ratio over the floor of three or four matrix products, and peak memory over N.
 
 python -m benchmarks.loss                  on a GPU: Qwen3's vocabulary in bfloat16, N up to 65,536
 python -m benchmarks.loss --device cpu     small sizes in float32
@@ -17,7 +17,17 @@ from torch.nn import functional as F
 from benchmarks.common import run
 from benchmarks.loss_table import loss_table
 from benchmarks.measure import extra_bytes
-from benchmarks.peers import FULL, QWEN3_VOCABULARY, TOPK, BenchmarkCase, Contender, Losses, Size, contenders
+from benchmarks.peers import (
+    ANEW,
+    FULL,
+    QWEN3_VOCABULARY,
+    TOPK,
+    BenchmarkCase,
+    Contender,
+    Losses,
+    Size,
+    contenders,
+)
 from benchmarks.tables import Table, gigabytes
 
 
@@ -58,7 +68,7 @@ def tables(device: torch.device, quick: bool) -> Iterator[Table]:
 def memory_curve(found: Sequence[Contender], device: torch.device, quick: bool) -> Table:
     """Peak memory beyond what every contender must hold, as N grows."""
     dense = [c for c in found if c.support == TOPK and c.name.startswith("TRL")]
-    fused = [c for c in found if c.support == TOPK and c.name.startswith("srpo_trl")]
+    fused = [c for c in found if c.support == TOPK and c.name.startswith("srpo_trl") and ANEW not in c.name]
     peers = [c for c in found if c.support == FULL and c.name.startswith(("TRL chunked", "Liger"))]
     chosen = fused if quick else [*fused, *dense, *peers]
     numbers, hidden_size = _memory_sizes(device, quick)

@@ -9,39 +9,51 @@ import torch
 from benchmarks.measure import Timing, extra_bytes, free_memory, time_alternately
 from benchmarks.peers import (
     FLOOR_TOKENS,
+    FULL,
     QWEN3_VOCABULARY,
+    TOPK,
     Contender,
     Size,
     contenders,
-    four_products,
+    floor_products,
+    head_products,
     loss_and_gradients,
     make_case,
 )
 from benchmarks.tables import DOES_NOT_FIT, Table, environment, gigabytes, parser, report
 
+_NUMBERS = {3: "three", 4: "four"}
+
 
 def loss_table(
     found: Sequence[Contender], size: Size, device: torch.device, *, repeats: int, memory: bool
 ) -> Table:
-    """Return seconds, ratio over the floor and peak memory of every contender at one size."""
+    """Return seconds, ratio over its support's floor and peak memory of every contender at one size."""
     case = make_case(size, device)
-    calls: dict[str, Callable[[], object]] = {"floor": four_products(case)}
+    calls: dict[str, Callable[[], object]] = {s: head_products(case, floor_products(s)) for s in (TOPK, FULL)}
     calls |= {_key(c): partial(loss_and_gradients, c, case) for c in found}
     timings = time_alternately(calls, device, repeats=repeats, warmup=3 if device.type == "cuda" else 1)
     del case, calls
     free_memory(device)
-    floor = timings.pop("floor")
-    assert floor is not None
-    floor = floor.times(max(1.0, size.num_tokens / FLOOR_TOKENS.get(device.type, 512)))
-    rate = 8 * size.num_tokens * size.hidden_size * size.vocab_size / floor.median / 1e12
-    rows = [_timing_row("floor: four matrix products", "", floor, floor)]
-    rows += [_timing_row(c.name, c.support, timings[_key(c)], floor) for c in found]
+    floors = {support: _floor(timings[support], size, device) for support in (TOPK, FULL)}
+    rows = [
+        _timing_row(f"floor: {_NUMBERS[floor_products(support)]} matrix products", support, floor, floor)
+        for support, floor in floors.items()
+    ]
+    rows += [_timing_row(c.name, c.support, timings[_key(c)], floors[c.support]) for c in found]
     if memory:
         extras = [extra_bytes(c, size, device) for c in found]
-        for row, text in zip(rows, ["", *map(gigabytes, extras)], strict=True):
+        for row, text in zip(rows, ["", "", *map(gigabytes, extras)], strict=True):
             row["GB beyond"] = text
-    note = f"Floor at {rate:.3g} TFLOP/s, measured in the same run."
+    rate = 6 * size.num_tokens * size.hidden_size * size.vocab_size / floors[TOPK].median / 1e12
+    note = f"Three products at {rate:.3g} TFLOP/s, measured in the same run; each loss over its own support's floor."
     return Table(f"Loss and gradients, {size}", rows, note)
+
+
+def _floor(timing: Timing | None, size: Size, device: torch.device) -> Timing:
+    """The floor of all N tokens, from that of the first C."""
+    assert timing is not None
+    return timing.times(max(1.0, size.num_tokens / FLOOR_TOKENS.get(device.type, 512)))
 
 
 def _key(contender: Contender) -> str:

@@ -110,16 +110,16 @@ def _resident_growth(contender: Contender, size: Size, device: torch.device) -> 
     loss_and_gradients(contender, make_case(Size(8, 8, 256, size.dtype), device))  # loads what it needs
     case = make_case(size, device)
     free_memory(device)
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     loss_and_gradients(contender, case)
-    return _resident_bytes("VmHWM") - before - _counted_off(contender, case)
+    return resident_bytes("VmHWM") - before - _counted_off(contender, case)
 
 
 def _counted_off(contender: Contender, case: BenchmarkCase) -> int:
     return case.gradient_bytes + (case.accumulator_bytes if contender.has_accumulator else 0)
 
 
-def _resident_bytes(field: str) -> int:
+def resident_bytes(field: str) -> int:
     """VmRSS: now; VmHWM: at the most since the process began. Without Linux's /proc, both are the latter.
 
     Linux's own `ru_maxrss` counts the parent's memory at the moment it started this process.

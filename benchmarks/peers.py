@@ -13,14 +13,17 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from srpo_trl.loss.ops import Backend, DistillationSpec, Head, distillation_loss
+from srpo_trl.loss.ops import Backend, DistillationSpec, Head, distillation_loss, token_statistics
 
 QWEN3_VOCABULARY = 151_936
 NEAR, FAR = 0.022, 1.0  # see make_case: a divergence of about 1e-3 and of about 0.5 nats
 _LOGIT_DEVIATION = 4.0  # entropy of a few nats, as of a language model
 FLOOR_TOKENS = {"cuda": 8192, "cpu": 512}  # enough for a product's best rate; more would only need memory
 
+_STATISTICS_BYTES = 2**24  # of the teacher's pass: too few to be a process's peak
+
 TOPK, FULL = "top 100 + tail", "full vocabulary"
+ANEW = ", teacher's product anew"  # where the log-sum-exp of the teacher's pass is not used
 
 
 class BenchmarkCase(NamedTuple):
@@ -32,6 +35,7 @@ class BenchmarkCase(NamedTuple):
     teacher_weight_VD: Tensor
     token_ids_N: Tensor
     coefficient_N: Tensor
+    teacher_log_sum_exp_N: Tensor  # which the teacher's pass leaves, beside its entropies
 
     @property
     def gradient_bytes(self) -> int:
@@ -73,14 +77,18 @@ def make_case(size: Size, device: torch.device, distance: float = NEAR, seed: in
         return torch.randn(shape, generator=generator, device=device, dtype=size.dtype)
 
     hidden_ND = normal(size.num_tokens, size.hidden_size)
+    teacher_ND = hidden_ND + distance * normal(size.num_tokens, size.hidden_size)
     weight_VD = normal(size.vocab_size, size.hidden_size).mul_(_LOGIT_DEVIATION / size.hidden_size**0.5)
     return BenchmarkCase(
         student_hidden_ND=hidden_ND.clone().requires_grad_(),
         student_weight_VD=weight_VD.clone().requires_grad_(),
-        teacher_hidden_ND=hidden_ND + distance * normal(size.num_tokens, size.hidden_size),
+        teacher_hidden_ND=teacher_ND,
         teacher_weight_VD=weight_VD,
         token_ids_N=torch.randint(size.vocab_size, (size.num_tokens,), generator=generator, device=device),
         coefficient_N=torch.full((size.num_tokens,), 1 / size.num_tokens, device=device),
+        teacher_log_sum_exp_N=token_statistics(
+            teacher_ND, Head(weight_VD), 1.0, chunk_bytes=_STATISTICS_BYTES
+        ).log_sum_exp_N,
     )
 
 
@@ -107,7 +115,15 @@ class Contender(NamedTuple):
     has_accumulator: bool = True
 
 
-def _srpo(case: BenchmarkCase, backend: Backend, topk: int | None) -> Losses:
+def srpo_losses(
+    case: BenchmarkCase,
+    backend: Backend,
+    topk: int | None,
+    *,
+    carries: bool = True,
+    chunk_bytes: int | None = None,
+) -> Losses:
+    """Ours; it carries the teacher's log-sum-exp as training does, or makes the teacher's product anew."""
     result = distillation_loss(
         case.student_hidden_ND,
         Head(case.student_weight_VD),
@@ -115,8 +131,10 @@ def _srpo(case: BenchmarkCase, backend: Backend, topk: int | None) -> Losses:
         Head(case.teacher_weight_VD),
         case.token_ids_N,
         case.coefficient_N,
+        teacher_log_sum_exp_N=case.teacher_log_sum_exp_N if carries else None,
         spec=DistillationSpec(alpha=0.5, topk=topk),
         backend=backend,
+        chunk_bytes=chunk_bytes,
     )
     return Losses(result.loss, result.divergence_N)
 
@@ -163,11 +181,17 @@ def contenders(device: torch.device) -> list[Contender]:
         b for b in get_args(Backend) if b not in ("auto", "reference") and (has_kernels or b != "triton")
     ]
     found = [
-        Contender(f"srpo_trl {backend}", support, partial(_srpo, backend=backend, topk=topk))
+        Contender(f"srpo_trl {backend}", support, partial(srpo_losses, backend=backend, topk=topk))
         for support, topk in ((TOPK, 100), (FULL, None))
         for backend in fused
     ]
-    dense = partial(_srpo, backend="reference", topk=100)
+    found += [
+        Contender(
+            f"srpo_trl {backend}{ANEW}", TOPK, partial(srpo_losses, backend=backend, topk=100, carries=False)
+        )
+        for backend in fused
+    ]
+    dense = partial(srpo_losses, backend="reference", topk=100)
     found.append(Contender("dense, float32 logits (srpo_trl reference)", TOPK, dense))
     if chunked := _peer("trl.kernels.chunked_divergence", "ChunkedDivergenceFunction"):
         found.append(Contender("TRL chunked_divergence", FULL, partial(_trl_chunked, function=chunked)))
@@ -194,15 +218,25 @@ def loss_and_gradients(contender: Contender, case: BenchmarkCase) -> None:
         case.student_hidden_ND.grad = case.student_weight_VD.grad = None
 
 
-def four_products(case: BenchmarkCase) -> Callable[[], None]:
-    """Return what makes the four products of every contender on the first C tokens: the floor, by N / C."""
+def floor_products(support: str) -> int:
+    """Return how many products with a head every loss of this support must make.
+
+    Logits and two gradients of the student; over the full vocabulary the teacher's logits as well, which a support
+    needs at a few tokens only.
+    """
+    return 4 if support == FULL else 3
+
+
+def head_products(case: BenchmarkCase, number: int) -> Callable[[], None]:
+    """Return what makes the three products of the student, or all four, on the first C tokens: the floor, by N / C."""
     rows = slice(0, FLOOR_TOKENS.get(case.student_hidden_ND.device.type, 512))
     hidden_CD, weight_VD = case.student_hidden_ND.detach()[rows], case.student_weight_VD.detach()
     teacher_CD, teacher_VD = case.teacher_hidden_ND[rows], case.teacher_weight_VD
 
     def products() -> None:
         logits_CV = hidden_CD @ weight_VD.T
-        teacher_CD @ teacher_VD.T
+        if number == 4:
+            teacher_CD @ teacher_VD.T
         logits_CV @ weight_VD
         logits_CV.T @ hidden_CD
 

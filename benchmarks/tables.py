@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +65,20 @@ def environment(device: torch.device) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items())
         + f", Python {platform.python_version()}",
     }
+
+
+def commit() -> str:
+    """Return the checkout's commit, and whether files differ from it."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    revision = git("rev-parse", "--short", "HEAD") or "unknown"
+    return f"{revision} and uncommitted changes" if git("status", "--porcelain") else revision
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from srpo_trl.teacher.packing import Layout, TeacherRow, plan_passes
 from srpo_trl.teacher.scoring import forward_rows
 
 FAILED_SIBLINGS = 7
+LAYOUTS: tuple[Layout, ...] = ("padded", "shared")
 
 
 def score(backbone: nn.Module, rows: Sequence[TeacherRow], max_tokens: int, layout: Layout) -> None:
@@ -43,35 +45,45 @@ def tables(device: torch.device, quick: bool) -> Iterator[Table]:
     """Seconds and their ratio for several lengths and token budgets."""
     shape, num_groups, lengths, repeats = _sizes(device, quick)
     model = random_qwen3(shape, device, longest=2 * max(map(sum, lengths))).eval()
+    rows = [
+        row
+        for length in lengths
+        for row in compare_layouts(model, num_groups, length, device, repeats=repeats)
+    ]
+    title = f"Teacher pass, {FAILED_SIBLINGS} failed siblings per demonstration, {num_groups} groups: {shape} shape"
+    yield Table(title, rows, NOTE)
+
+
+NOTE = (
+    "Seconds without and with shared prompts. Tokens: how many times as many tokens are run without sharing."
+)
+
+
+def compare_layouts(
+    model: Any, num_groups: int, length: tuple[int, int], device: torch.device, *, repeats: int
+) -> list[dict[str, Any]]:
+    """Return a row for each token budget at one (prompt, completion) length."""
+    prompt, completion = length
     default_budget: int = SRPOConfig.teacher_tokens_per_pass
+    batch = random_rows(num_groups, prompt, completion, model.config.vocab_size)
+    budgets = {"default": default_budget, "all rows at once": len(batch) * (prompt + completion)}
+    calls = {
+        f"{layout} {name}": partial(score, model.base_model, batch, budget, layout)
+        for name, budget in budgets.items()
+        for layout in LAYOUTS
+    }
+    timings = time_alternately(calls, device, repeats=repeats, warmup=1)
+    bound = FAILED_SIBLINGS * (prompt + completion) / (prompt + FAILED_SIBLINGS * completion)
     rows = []
-    for prompt, completion in lengths:
-        batch = random_rows(num_groups, prompt, completion, model.config.vocab_size)
-        whole_groups = len(batch) * (prompt + completion)
-        budgets = {"default": default_budget, "all rows at once": whole_groups}
-        calls = {
-            f"{layout} {name}": partial(score, model.base_model, batch, budget, layout)
-            for name, budget in budgets.items()
-            for layout in ("padded", "shared")
-        }
-        timings = time_alternately(calls, device, repeats=repeats, warmup=1)
-        bound = FAILED_SIBLINGS * (prompt + completion) / (prompt + FAILED_SIBLINGS * completion)
-        for name, budget in budgets.items():
-            without, shared = timings[f"padded {name}"], timings[f"shared {name}"]
-            row = {"prompt": prompt, "completion": completion, "tokens per pass": f"{budget:,} ({name})"}
-            if without is None or shared is None:
-                rows.append(
-                    row | dict.fromkeys(("without", "shared", "ratio"), "does not fit") | {"tokens": ""}
-                )
-                continue
-            ratio = without.median / shared.median
-            seconds = {"without": without.median, "shared": shared.median}
-            rows.append(row | seconds | {"ratio": ratio, "tokens": bound})
-    yield Table(
-        f"Teacher pass, {FAILED_SIBLINGS} failed siblings per demonstration, {num_groups} groups: {shape} shape",
-        rows,
-        "Seconds without and with shared prompts. Tokens: how many times as many tokens are run without sharing.",
-    )
+    for name, budget in budgets.items():
+        without, shared = timings[f"padded {name}"], timings[f"shared {name}"]
+        row = {"prompt": prompt, "completion": completion, "tokens per pass": f"{budget:,} ({name})"}
+        if without is None or shared is None:
+            rows.append(row | dict.fromkeys(("without", "shared", "ratio"), "does not fit") | {"tokens": ""})
+            continue
+        seconds = {"without": without.median, "shared": shared.median}
+        rows.append(row | seconds | {"ratio": without.median / shared.median, "tokens": bound})
+    return rows
 
 
 def _sizes(device: torch.device, quick: bool) -> tuple[str, int, list[tuple[int, int]], int]:

@@ -249,7 +249,7 @@ class SRPOTrainer(HostTrainer):
         assert self._totals is not None
         self.teacher.hold_trainable()
         routed, step = trl_batch.routed_batch(inputs), self.state.global_step
-        distilling = DistillingModel(model, self._request(routed, self._totals), routed.is_policy_B)
+        distilling = DistillingModel(model, self._request(routed, self._totals), routed.policy_BT)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
         rescaling = self._batches.steps_per_generation / self.current_gradient_accumulation_steps
         num_items = self._totals.num_routed_tokens * rescaling

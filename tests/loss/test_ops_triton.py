@@ -351,7 +351,8 @@ def test_kernels_compile_for_hopper(module, kernel, constants, num_warps):
     assert "bar.sync" in compiled.asm["ptx"] or "NARROW" not in constants
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run by `make gpu`")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", SPECS)
 def test_on_a_gpu_triton_is_the_reference(mode, dtype):

@@ -15,8 +15,8 @@ sys.path.insert(
 
 from benchmarks import accuracy, loss, step, teacher_pass
 from benchmarks import loss_table as bench
-from benchmarks.common import commit
-from benchmarks.peers import FULL, TOPK, BenchmarkCase, Contender, Losses, Size
+from benchmarks.peers import ANEW, FULL, TOPK, BenchmarkCase, Contender, Losses, Size
+from benchmarks.tables import commit
 
 from srpo_trl.loss.ops import Backend
 
@@ -31,6 +31,7 @@ PEERS = {
 }
 SDPO = {("TRL SDPO", TOPK), ("TRL SDPO", FULL)}
 CONTENDERS = {(name, support) for name in OURS for support in (TOPK, FULL)} | PEERS
+CONTENDERS |= {(name + ANEW, TOPK) for name in OURS}
 
 
 def run(main, tmp_path, capsys, *arguments):
@@ -52,8 +53,11 @@ def test_command_prints_the_loss_table(tmp_path, capsys):
     assert set(environment) == {"date", "hardware", "versions"}
     assert f"torch {torch.__version__}" in environment["versions"]
     assert table["title"] == "Loss and gradients, N=16 D=32 V=1,000 float32"
-    floor, *rows = table["rows"]
-    assert floor["x floor"] == 1.0
+    *floors, rows = table["rows"][0], table["rows"][1], table["rows"][2:]
+    assert [(floor["support"], floor["x floor"]) for floor in floors] == [(TOPK, 1.0), (FULL, 1.0)]
+    assert [floor["loss"] for floor in floors] == [f"floor: {n} matrix products" for n in ("three", "four")]
+    own = {floor["support"]: floor["seconds"] for floor in floors}
+    assert all(row["x floor"] == pytest.approx(row["seconds"] / own[row["support"]]) for row in rows)
     assert {(row["loss"], row["support"]) for row in rows} == CONTENDERS
     assert all(row["seconds"] > 0 for row in rows)
 
@@ -61,7 +65,7 @@ def test_command_prints_the_loss_table(tmp_path, capsys):
 def test_loss(tmp_path, capsys):
     environment, (times, memory) = run(loss.main, tmp_path, capsys)
     assert environment["commit"] == commit()
-    assert {(row["loss"], row["support"]) for row in times["rows"][1:]} == CONTENDERS | SDPO
+    assert {(row["loss"], row["support"]) for row in times["rows"][2:]} == CONTENDERS | SDPO
     assert [list(row) for row in memory["rows"]] == [["N", *OURS]]
 
 
@@ -135,7 +139,7 @@ def test_calls_alternate_and_one_that_does_not_fit_is_left_out():
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setattr("benchmarks.peers._peer", lambda module, name: None)
     names = {contender.name for contender in bench.contenders(CPU)}
-    assert names == {*OURS, "dense, float32 logits (srpo_trl reference)"}
+    assert names == {*OURS, *(name + ANEW for name in OURS), "dense, float32 logits (srpo_trl reference)"}
 
 
 def test_what_does_not_fit_is_said():

@@ -64,5 +64,5 @@ def test_trls_loss_acts_on_policy_rows_alone():
     assert inputs["tool_mask"].tolist() == [[0, 0], [1, 0], [0, 0], [0, 0]]
     assert inputs["advantages"] is advantage_B
     assert inputs["num_items_in_batch"] == 5.0
-    assert inputs["old_per_token_logps"].tolist() == [[0, 0], [-1, -1], [0, 0], [0, 0]]
+    assert inputs["old_per_token_logps"].tolist() == [[0, 0], [-1, 0], [0, 0], [0, 0]]
     assert made["advantages"].tolist() == [0.5, -0.5, 1.0, 2.0]  # TRL's own are left alone

@@ -144,7 +144,8 @@ def routed_forward(model, scored_BT, **fields):
         teacher_log_sum_exp_N=None,
         spec=DistillationSpec(topk=5),
     )
-    distilling = DistillingModel(model, request, torch.tensor([True, False]))
+    policy_BT = torch.tensor([[True] * 3, [False] * 3])
+    distilling = DistillingModel(model, request, policy_BT)
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :-3] = -100
     outputs = distilling(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)

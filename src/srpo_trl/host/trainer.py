@@ -78,7 +78,7 @@ class HostTrainer(GRPOTrainer):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         args, output_dir = self.args, Path(str(self.args.output_dir))
-        use_own_weights(self.student)
+        use_own_weights(self.student, scores_labelled_only=not args.method_record.is_plain)
         if args.liger_layers:
             check_liger_layers(self.student, args.device)
             apply_liger_layers(self.student)

@@ -106,11 +106,13 @@ def add_distillation_head(model: PreTrainedModel) -> None:
             outputs = trl_forward(self, *args, **kwargs)
         num_completion = distillation.scored_BT.shape[1]
         hidden_BTD = captured[0][:, -num_completion - 1 : -1]
+        hidden_ND = hidden_BTD[distillation.scored_BT]
         # ZeRO-3 gathers a parameter of another module when it is read here, inside the wrapped forward.
         head = _gathered_by_fsdp(lm_head_of(self))
+        has_own_gradient = len(hidden_ND) or not bool((kwargs["labels"] != -100).any())
         result = distillation_loss(
-            hidden_BTD[distillation.scored_BT],
-            head,
+            hidden_ND,
+            head if has_own_gradient else _detached(head),
             distillation.teacher_hidden_ND,
             head if distillation.teacher_head is STUDENT_HEAD else distillation.teacher_head,
             kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
@@ -131,6 +133,12 @@ def add_distillation_head(model: PreTrainedModel) -> None:
         )
 
     model.forward = types.MethodType(forward, model)
+
+
+def _detached(head: Head) -> Head:
+    """Return the head without its gradient: zeros, where no token is distilled, and the policy loss makes one."""
+    bias_V = None if head.bias_V is None else head.bias_V.detach()
+    return head._replace(weight_VD=head.weight_VD.detach(), bias_V=bias_V)
 
 
 def _gathered_by_fsdp(head: Head) -> Head:
@@ -165,20 +173,21 @@ class DistillingModel:
     Args:
         model: the wrapped student.
         request: of this micro-batch.
-        is_policy_B: rows that the policy branch trains; TRL's head need not score the others.
+        policy_BT: bool, tokens that the policy branch trains; TRL's head need not score the others.
     """
 
     def __init__(
-        self, model: Callable[..., RoutedOutput], request: DistillationRequest, is_policy_B: Tensor
+        self, model: Callable[..., RoutedOutput], request: DistillationRequest, policy_BT: Tensor
     ) -> None:
         self._model = model
         self._request = request
-        self._is_policy_B = is_policy_B
+        self._policy_BT = policy_BT
         self.result: DistillationResult  # of the call
 
     def __call__(self, *args: Any, labels: Tensor, **kwargs: Any) -> RoutedOutput:
         """Run the student once for both branches."""
-        labels = labels.masked_fill(~self._is_policy_B.unsqueeze(1), -100)
+        labels = labels.clone()
+        labels[:, -self._policy_BT.shape[1] :].masked_fill_(~self._policy_BT, -100)
         outputs = self._model(*args, labels=labels, distillation=self._request, **kwargs)
         self.result = outputs.distillation()
         return outputs

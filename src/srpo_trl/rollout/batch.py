@@ -42,7 +42,7 @@ _IMAGE_KEYS = (
     "spatial_shapes",
 )
 
-_LOGPS_OF_POLICY_ROWS = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
+_LOGPS_OF_POLICY = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class RoutedBatch:
     def is_distilled_B(self) -> Tensor:
         """Rows that the distillation branch trains."""
         return is_distilled(self.route_B)
+
+    @property
+    def policy_BT(self) -> Tensor:
+        """Valid tokens that the policy branch trains."""
+        return self.scored_BT & self.is_policy_B.unsqueeze(1)
 
     @property
     def distilled_BT(self) -> Tensor:
@@ -229,7 +234,7 @@ def policy_inputs(
         "advantages": advantage_B,
         "num_items_in_batch": num_items_in_batch,
     }
-    for key in _LOGPS_OF_POLICY_ROWS:
-        if key in batch:  # TRL's head leaves the other rows' log-probabilities at 0: so must these be
-            inputs[key] = torch.where(policy_B1, batch[key], 0.0)
+    for key in _LOGPS_OF_POLICY:
+        if key in batch:  # TRL's head leaves the other tokens' log-probabilities at 0: so must these be
+            inputs[key] = torch.where(routed.policy_BT, batch[key], 0.0)
     return inputs

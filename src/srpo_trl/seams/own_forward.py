@@ -18,19 +18,26 @@ from srpo_trl.seams.trl import has_float32_forward, split_fused_forward
 _REPLACED = "_forward_before_fused_lm_head"  # attribute of a model whose forward was a hook's
 
 
-def use_own_weights(model: PreTrainedModel) -> None:
+def use_own_weights(model: PreTrainedModel, *, scores_labelled_only: bool = False) -> None:
     """Let a model to which TRL has given a fused LM head compute with the weights of what its forward is called on.
 
     What it returns stays the same. `copy.deepcopy`, `pickle`, `torch.save` and averaged models then give models of
     their own. Call after TRL has added the head, and before an engine or mixed precision wraps the forward.
+
+    Args:
+        model: the transformers model inside wrappers.
+        scores_labelled_only: only positions with a label go through the fused head, also where TRL gives it all and
+            drops the rest. Values then differ by the rounding of a product with other rows. Where no position has a
+            label, the head has no part in the graph: something else must give it its gradient.
     """
-    model.forward = types.MethodType(_independent_forward(model.forward, model), model)
+    forward = _independent_forward(model.forward, model, scores_labelled_only)
+    model.forward = types.MethodType(forward, model)
     head = model.get_output_embeddings()
     if head is not None and has_float32_forward(head):
         head.forward = types.MethodType(_float32_logits, head)
 
 
-def _independent_forward(method: Any, model: PreTrainedModel) -> Callable[..., Any]:
+def _independent_forward(method: Any, model: PreTrainedModel, labelled_only: bool) -> Callable[..., Any]:
     """Return the function that `method`, bound to the model, runs; it takes the model and holds none."""
     parts = split_fused_forward(method)
     if parts is None:
@@ -39,8 +46,8 @@ def _independent_forward(method: Any, model: PreTrainedModel) -> Callable[..., A
             return function
         setattr(model, _REPLACED, method)  # copied with the model, as the hook is
         return _replaced_forward
-    fused_forward = parts.fused
-    plain_forward = _independent_forward(parts.replaced, model)
+    fused_forward = parts.labelled if labelled_only else parts.fused
+    plain_forward = _independent_forward(parts.replaced, model, labelled_only)
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments by this signature
     def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:

@@ -10,9 +10,11 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import trl
+import trl.trainer.utils
 from packaging.version import Version
-from torch import nn
+from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
@@ -170,21 +172,49 @@ _REPLACED_FORWARD = (
 )
 _CAST_HEAD = "lm_head"  # of the forward of a head in float32: the module itself
 
+# Names that the forward with a fused LM head looks up in its module.
+_TAKES_LABELLED = "_use_triton"  # whether only the labelled positions go through the head, by device
+_SCORING = "_ChunkedLogProbFunction"  # from hidden states and head to log-probabilities: an autograd function
+_SCORING_PARAMETERS = ("ctx", "hidden", "weight", "bias")
+
+# Devices that run tensors of any shape as they come. On others (Neuron, XLA) a new shape is compiled anew.
+_EAGER_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
 
 class FusedForward(NamedTuple):
     """What a forward with TRL's fused LM head is made of.
 
     Attributes:
         fused: the function; takes the model, and is to be called with `fused_lm_head=True`.
+        labelled: the same, in which only the positions with a label go through the head, on every device that runs
+            tensors of any shape; TRL's does so with Triton alone. Where there is no label at all, the head takes no
+            part in the graph, and the backbone does.
         replaced: the bound forward that TRL calls without this argument.
     """
 
     fused: Callable[..., Any]
+    labelled: Callable[..., Any]
     replaced: Callable[..., Any]
 
 
+class _ScoringOfAny:
+    """Stands for TRL's autograd function where there may be no position to score."""
+
+    @staticmethod
+    def apply(hidden_ND: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+        """Score N positions; of none, TRL's backward would make zeros of the head's size."""
+        # ZeRO-3 gathers the head once more in the backward, on all ranks or none.
+        if not len(hidden_ND) and not hasattr(weight, "ds_id"):
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        return getattr(trl.trainer.utils, _SCORING).apply(hidden_ND, weight, bias, *rest)
+
+
+def _is_eager(device: torch.device) -> bool:
+    return device.type in _EAGER_DEVICES
+
+
 def split_fused_forward(method: Any) -> FusedForward | None:
-    """Return the parts of a forward that `add_fused_lm_head` made, of which `fused` holds no model; None of another."""
+    """Return the parts of a forward that `add_fused_lm_head` made, whose functions hold no model; None of another."""
     function = getattr(method, "__func__", None)
     code = getattr(function, "__code__", None)
     if function is None or code is None or code not in _codes_within(add_fused_lm_head):
@@ -192,11 +222,18 @@ def split_fused_forward(method: Any) -> FusedForward | None:
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     replaced = cells[_REPLACED_FORWARD].cell_contents
     cells[_REPLACED_FORWARD] = types.CellType(None)
-    fused = types.FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, tuple(cells.values())
+
+    def with_names(names: dict[str, Any]) -> Callable[..., Any]:
+        fused = types.FunctionType(
+            code, names, function.__name__, function.__defaults__, tuple(cells.values())
+        )
+        fused.__kwdefaults__ = function.__kwdefaults__
+        return fused
+
+    own = {_TAKES_LABELLED: _is_eager, _SCORING: _ScoringOfAny}
+    return FusedForward(
+        with_names(function.__globals__), with_names({**function.__globals__, **own}), replaced
     )
-    fused.__kwdefaults__ = function.__kwdefaults__
-    return FusedForward(fused, replaced)
 
 
 def has_float32_forward(head: nn.Module) -> bool:
@@ -217,6 +254,22 @@ def _codes_within(function: Any) -> list[types.CodeType]:
 
 def _float32_codes() -> list[types.CodeType]:
     return [code for code in _codes_within(GRPOTrainer.__init__) if code.co_freevars == (_CAST_HEAD,)]
+
+
+def _problems_of_fused_head() -> list[str]:
+    """Return what has moved in the forward with a fused LM head."""
+    forwards = [code for code in _codes_within(add_fused_lm_head) if _REPLACED_FORWARD in code.co_freevars]
+    if not forwards:
+        return [f"add_fused_lm_head keeps no {_REPLACED_FORWARD!r}"]
+    problems = [
+        f"add_fused_lm_head's forward uses no {name!r}"
+        for name in (_TAKES_LABELLED, _SCORING)
+        if not any(name in code.co_names for code in forwards)
+    ]
+    scoring = getattr(trl.trainer.utils, _SCORING, None)
+    if not problems and tuple(inspect.signature(scoring.forward).parameters)[:4] != _SCORING_PARAMETERS:  # type: ignore[union-attr]
+        problems.append(f"{_SCORING} does not take {_SCORING_PARAMETERS}")
+    return problems
 
 
 def check() -> None:
@@ -240,8 +293,7 @@ def check() -> None:
     problems += [f"GRPOTrainer's batch has no {key!r}" for key in BATCH_KEYS if f'"{key}"' not in source]
     if "fused_lm_head=True" not in source:
         problems.append("GRPOTrainer does not call its fused LM head")
-    if not any(_REPLACED_FORWARD in code.co_freevars for code in _codes_within(add_fused_lm_head)):
-        problems.append(f"add_fused_lm_head keeps no {_REPLACED_FORWARD!r}")
+    problems += _problems_of_fused_head()
     if not _float32_codes():
         problems.append(f"cast_lm_head_to_fp32 gives the LM head no forward that keeps {_CAST_HEAD!r}")
     if problems:
