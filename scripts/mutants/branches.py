@@ -4,6 +4,7 @@ from mutant import mutant
 
 OBJECTIVE = "trainer/test_objective.py::test_loss_and_gradient_equal_the_oracles"
 GAPS = "trainer/test_mutation_gaps.py"
+POLICY_TOKENS = "trainer/test_policy_tokens.py"
 
 MUTANTS = [
     mutant(
@@ -14,8 +15,48 @@ MUTANTS = [
             '"tool_mask": tool_mask * policy_B1.to(tool_mask.dtype),',
             '"tool_mask": tool_mask,',
         ),
-        ("loss/student.py", "labels = labels.masked_fill(~self._is_policy_B.unsqueeze(1), -100)", "pass"),
+        (
+            "loss/student.py",
+            "labels[:, -self._policy_BT.shape[1] :].masked_fill_(~self._policy_BT, -100)",
+            "pass",
+        ),
         tests=(f"{OBJECTIVE}[srpo]",),
+    ),
+    mutant(
+        "head_scores_every_position",
+        "TRL's head is given prompts, padding and distilled rows, too",
+        (
+            "host/trainer.py",
+            "scores_labelled_only=not args.method_record.is_plain",
+            "scores_labelled_only=False",
+        ),
+        tests=(f"{POLICY_TOKENS}::test_the_head_scores_exactly_the_policys_tokens[srpo-4]",),
+    ),
+    mutant(
+        "tools_old_logps_stay",
+        "a tool's tokens, which are not scored, keep their old log-probabilities",
+        (
+            "rollout/batch.py",
+            "inputs[key] = torch.where(routed.policy_BT, batch[key], 0.0)",
+            "inputs[key] = torch.where(policy_B1, batch[key], 0.0)",
+        ),
+        tests=(f"{POLICY_TOKENS}::test_what_is_known_of_a_tools_tokens_changes_nothing",),
+    ),
+    mutant(
+        "empty_head_makes_zeros",
+        "a micro-batch without policy tokens makes zeros of the head's size",
+        ("seams/trl.py", 'if not len(hidden_ND) and not hasattr(weight, "ds_id"):', "if False:"),
+        tests=(f"{POLICY_TOKENS}::test_without_policy_tokens_its_head_makes_no_product_and_no_zeros",),
+    ),
+    mutant(
+        "no_branch_gives_the_head_a_gradient",
+        "a micro-batch with neither policy nor distilled tokens leaves the head without a gradient",
+        (
+            "loss/student.py",
+            'has_own_gradient = len(hidden_ND) or not bool((kwargs["labels"] != -100).any())',
+            "has_own_gradient = len(hidden_ND)",
+        ),
+        tests=(f"{POLICY_TOKENS}::test_every_parameter_has_its_gradient[neither-untied]",),
     ),
     mutant(
         "tool_tokens_scored",

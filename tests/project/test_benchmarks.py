@@ -13,11 +13,14 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[2])
 )  # benchmarks are no part of the installed package
 
-from benchmarks import accuracy, loss, step, teacher_pass
+from benchmarks import accuracy, loss, step, step_measure, step_trainers, teacher_pass
 from benchmarks import loss_table as bench
 from benchmarks.peers import ANEW, FULL, TOPK, BenchmarkCase, Contender, Losses, Size
+from benchmarks.step_rollouts import Case, Replay
+from benchmarks.step_trainers import make_model, make_trainer
 from benchmarks.tables import commit
 
+from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.loss.ops import Backend
 
 CPU = torch.device("cpu")
@@ -94,20 +97,86 @@ def test_teacher_pass(tmp_path, capsys):
 
 def test_step(tmp_path, capsys):
     _, (table,) = run(step.main, tmp_path, capsys)
-    (row,) = table["rows"]
-    assert (row["tokens"], row["routed"]) == (32, "40 %")
-    assert row["SRPO s"] > row["teacher s"] > 0
-    assert row["ratio"] == pytest.approx(row["SRPO s"] / row["GRPO s"])
+    rows = {row["trainer"]: row for row in table["rows"]}
+    assert list(rows) == list(step.CONTENDERS)
+    for name, peer in step.PEERS.items():
+        assert rows[name]["x"] == pytest.approx(rows[name]["seconds"] / rows[peer]["seconds"])
+        assert rows[name]["x GB"] == pytest.approx(rows[name]["GB"] / rows[peer]["GB"])
+    for name, row in rows.items():
+        parts = [value for column, value in row.items() if column.endswith(" s")]
+        assert sum(parts) == pytest.approx(row["seconds"])  # of one step
+        assert (row["teacher s"] > 0) == (name in ("srpo", "sdpo", "TRL SDPO"))
+        assert row["forward, backward s"] > 0
+
+
+CASE = Case("tiny", 12, 50, 8, 4, num_generations=8, prompt_tokens=100)
 
 
 def test_share_of_failed_rollouts_is_exact():
-    tokenizer = step.build_byte_tokenizer()
-    rollout = step.replay(step.Case("tiny", 12, 60, 20, 10), tokenizer)
-    completions = rollout([[{"role": "user", "content": "?"}]] * 20, None)["completion_ids"]
+    tokenizer = build_byte_tokenizer()
+    completions = Replay(CASE._replace(routed_percent=60, num_generations=10), tokenizer).completions(20)
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
     assert [text[0] for text in texts] == (["r"] * 4 + ["w"] * 6) * 2
     assert {len(ids) for ids in completions} == {12}
     assert len(set(texts)) == 20
+
+
+def trained_on(name, folder):
+    """The completions and the teacher's prompts of one step in which every rollout is distilled."""
+    seen = {}
+    trainer = make_trainer(name, CASE, make_model(CASE, CPU), CPU, str(folder), 1)
+    if name == "sdpo":
+        score = trainer._score
+
+        def scored(output, rollouts):
+            seen["completions"] = output["completion_ids"].tolist()
+            seen["prompts"] = [list(prompt.ids) for prompt in rollouts.teacher_prompts]
+            return score(output, rollouts)
+
+        trainer._score = scored
+    else:
+        build = trainer.teacher_context_builder.build
+
+        def built(output, *args, **kwargs):
+            made = build(output, *args, **kwargs)
+            num_prompt = made["teacher_input_ids"].shape[1] - output["completion_ids"].shape[1]
+            seen["completions"] = output["completion_ids"].tolist()
+            seen["prompts"] = [
+                ids[:num_prompt][mask[:num_prompt].bool()].tolist()
+                for ids, mask in zip(made["teacher_input_ids"], made["teacher_attention_mask"], strict=True)
+            ]
+            assert made["self_distillation_mask"].all()
+            return made
+
+        trainer.teacher_context_builder.build = built
+    trainer.train()
+    return seen
+
+
+def test_trls_sdpo_and_ours_have_the_same_rollouts_and_teacher_prompts(tmp_path):
+    ours, trls = [trained_on(name, tmp_path / name) for name in ("sdpo", "TRL SDPO")]
+    assert ours["completions"] == trls["completions"]
+    assert [len(prompt) for prompt in ours["prompts"]] == [len(prompt) for prompt in trls["prompts"]]
+    assert len(ours["prompts"]) == 8
+
+
+def test_trainers_take_turns_in_both_orders(monkeypatch):
+    order = []
+
+    def train(name, case, device, num_steps):
+        order.append(name)
+        if name == "c":
+            raise torch.OutOfMemoryError
+        return step_measure.Run([dict.fromkeys(step_trainers.PARTS, 1.0)], len(order))
+
+    monkeypatch.setattr(step_measure, "train", train)
+    runs = step_measure.alternate(["a", "b", "c"], CASE, CPU, num_steps=1, rounds=2, apart=False)
+    assert order == ["a", "b", "c", "b", "a"]
+    assert runs["c"] is None
+    assert [run.seconds for run in runs["a"]] == [5.0, 5.0]
+    row = step._row("c", runs)
+    assert set(row.values()) == {"c", "does not fit"}
+    assert list(row) == list(step._row("a", runs))
 
 
 def holding(case: BenchmarkCase, num_bytes: int) -> Losses:

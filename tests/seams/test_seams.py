@@ -92,6 +92,24 @@ def test_a_head_whose_forward_is_made_otherwise_is_reported(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(("name", "gone"), [("_TAKES_LABELLED", "_use_tiles"), ("_SCORING", "_ScoreTokens")])
+def test_a_head_that_chooses_or_scores_its_positions_otherwise_is_reported(monkeypatch, name, gone):
+    monkeypatch.setattr(trl_seams, name, gone)
+    assert report(monkeypatch) == [f"add_fused_lm_head's forward uses no {gone!r}"]
+
+
+def test_a_head_that_scores_from_other_inputs_is_reported(monkeypatch):
+    class Other:
+        @staticmethod
+        def forward(ctx, weight, hidden, bias):
+            pass
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Other)
+    assert report(monkeypatch) == [
+        "_ChunkedLogProbFunction does not take ('ctx', 'hidden', 'weight', 'bias')"
+    ]
+
+
 def test_a_loss_that_does_not_call_the_fused_head_is_reported(monkeypatch):
     renamed = inspect.getsource(GRPOTrainer).replace("fused_lm_head=True", "")
     assert report(monkeypatch, renamed) == ["GRPOTrainer does not call its fused LM head"]

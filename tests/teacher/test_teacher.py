@@ -78,6 +78,19 @@ def test_ema_direction_is_toward_the_student_at_the_rate_given():
     torch.testing.assert_close(values(teacher), 0.75 * before + 0.25 * flat_parameters(model))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_distance_is_exact_to_six_digits(dtype):
+    """Of parameters that are a multiple of the pieces of the sum, and of others."""
+    model = tiny_model(hidden_size=96).to(dtype)
+    teacher = TeacherWeights(model, "ema", 0.5)
+    move(model, 0.1)
+    distance, norm = teacher.update()
+    student = flat_parameters(model).double()
+    assert norm.dtype == torch.float64
+    assert norm.item() == pytest.approx(student.square().sum().item(), rel=1e-6)
+    assert distance.item() == pytest.approx((values(teacher) - student).square().sum().item(), rel=1e-5)
+
+
 def test_frozen_teacher_never_moves_and_live_teacher_stores_nothing():
     model = tiny_model()
     base, live = TeacherWeights(model, "base", 0.05), TeacherWeights(model, "live", 0.05)

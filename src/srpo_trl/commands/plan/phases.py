@@ -192,17 +192,16 @@ class _Accounts:
     def _loss(self) -> LossBytes:
         run, training = self.run, self.training
         completion = self.micro_batch * run.completion_length
-        # Without Triton, TRL's head scores every position.
-        everywhere = completion + self.micro_batch * (run.prompt_length - 1)
+        # Without Triton, TRL's head scores every position; with a teacher it is given the policy's tokens alone.
+        scores_all = not (run.on_gpu or run.teacher_kind)
+        scored = completion + self.micro_batch * (run.prompt_length - 1) * scores_all
         spec = DistillationSpec(
             topk=training.distillation_topk,
             add_tail=training.distillation_add_tail,
             estimator=training.distillation_estimator,
         )
         losses = self._losses(self.trained.hidden_itemsize, self._free_at_loss())
-        return losses.both(
-            completion if run.on_gpu else everywhere, completion, spec if run.teacher_kind else None
-        )
+        return losses.both(scored, completion, spec if run.teacher_kind else None)
 
     def _forward(self) -> _PassBytes:
         """The forward ends in the losses, with autocast's copies of all weights still there."""
