@@ -125,20 +125,23 @@ def rescore_rollouts(
             images = {} if vision is None else _images(batch, prompts, completions, vision)
             states = forward_rows(sharded or model.base_model, [rows[i] for i in batch], layout, images)
             kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(batch, states, strict=True)]
-            made_2N = torch.stack(
-                token_statistics(torch.cat(kept), head, temperature, refuse_nonfinite=False)
-            )
             hidden |= {i: state.cpu() if on_cpu else state for i, state in zip(batch, kept, strict=True)}
-            statistics |= dict(zip(batch, made_2N.split([len(state) for state in kept], dim=1), strict=True))
+            statistics |= dict(zip(batch, _statistics(kept, head, temperature), strict=True))
         if sharded is not None:
             sharded.idle_until(num_calls)
     nothing = next(iter(hidden.values()), head.weight_VD).new_empty(0, head.weight_VD.shape[1])
-    none_20 = torch.stack(token_statistics(nothing.to(distilled_BT.device), head, temperature))
+    none_20 = _statistics([nothing.to(distilled_BT.device)], head, temperature)[0]
     return TeacherScores(
         [hidden.get(i, nothing) for i in range(len(completions))],
         TokenStatistics(*torch.cat([none_20, *(statistics[i] for i in chosen)], dim=1)),
         teacher_head(model, teacher, student, head if sharded is not None else None),
     )
+
+
+def _statistics(kept: Sequence[Tensor], head: Head, temperature: float) -> Sequence[Tensor]:
+    """Return the rows' entropies and log-sum-exps, (2, T_i) each, from one pass over all of them."""
+    made_2N = torch.stack(token_statistics(torch.cat(list(kept)), head, temperature, refuse_nonfinite=False))
+    return made_2N.split([len(state) for state in kept], dim=1)
 
 
 def _images(
