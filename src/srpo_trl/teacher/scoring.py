@@ -141,7 +141,7 @@ def rescore_rollouts(
 def _statistics(kept: Sequence[Tensor], head: Head, temperature: float) -> Sequence[Tensor]:
     """Return the rows' entropies and log-sum-exps, (2, T_i) each, from one pass over all of them."""
     made_2N = torch.stack(token_statistics(torch.cat(list(kept)), head, temperature, refuse_nonfinite=False))
-    return made_2N.split([len(state) for state in kept], dim=1)
+    return torch.split(made_2N, [len(state) for state in kept], dim=1)
 
 
 def _images(
