@@ -135,7 +135,7 @@ MUTANTS = [
             "entropy(torch.log_softmax(logits_CV[local].topk(5, dim=-1).values, dim=-1))",
         ),
         tests=(
-            "loss/test_ops.py::test_teacher_entropy_is_the_oracles",
+            "loss/test_ops.py::test_token_statistics_are_the_oracles",
             "trainer/test_objective.py::test_route_metrics_equal_the_oracles",
         ),
     ),
@@ -154,8 +154,8 @@ MUTANTS = [
         "the entropy of the weights is that at temperature 1",
         (
             "teacher/scoring.py",
-            "entropy_N = teacher_entropy(torch.cat(kept), head, temperature, refuse_nonfinite=False)",
-            "entropy_N = teacher_entropy(torch.cat(kept), head, 1.0, refuse_nonfinite=False)",
+            "token_statistics(torch.cat(list(kept)), head, temperature, refuse_nonfinite=False)",
+            "token_statistics(torch.cat(list(kept)), head, 1.0, refuse_nonfinite=False)",
         ),
         tests=(f"{OBJECTIVE}[temperature]",),
     ),
