@@ -126,7 +126,7 @@ class SRPOTrainer(HostTrainer):
         )
         every = args.gradient_share_steps
         self._gradients = BranchGradients(self.model, every) if every else None
-        self._totals: WindowTotals | None = None
+        self._totals: WindowTotals  # of the optimizer step, from `_count`
         self.add_callback(AtStepEnd(lambda: self._update()))  # before the step is logged or saved
         if args.run_log:
             TrainingClock.of(self)  # last of the callbacks: the update's time counts
@@ -246,10 +246,9 @@ class SRPOTrainer(HostTrainer):
         if not trl_batch.is_routed(inputs):
             trls_loss: Tensor = super()._compute_loss(model, inputs)
             return trls_loss
-        assert self._totals is not None
         self.teacher.hold_trainable()
         routed, step = trl_batch.routed_batch(inputs), self.state.global_step
-        distilling = DistillingModel(model, self._request(routed, self._totals), routed.policy_BT)
+        distilling = DistillingModel(model, self._request(routed), routed.policy_BT)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
         rescaling = self._batches.steps_per_generation / self.current_gradient_accumulation_steps
         num_items = self._totals.num_routed_tokens * rescaling
@@ -269,14 +268,14 @@ class SRPOTrainer(HostTrainer):
                 self._sums.add(**gradient_sums(self._gradients.norms(average)))
         return policy_loss + distilled_loss
 
-    def _request(self, routed: trl_batch.RoutedBatch, totals: WindowTotals) -> DistillationRequest:
+    def _request(self, routed: trl_batch.RoutedBatch) -> DistillationRequest:
         distilled_BT, step = routed.distilled_BT, self.state.global_step
         num_processes, hidden_ND = self.accelerator.num_processes, torch.cat(list(routed.teacher_hidden))
         return DistillationRequest(
             scored_BT=distilled_BT,
             teacher_hidden_ND=hidden_ND.to(distilled_BT.device, non_blocking=True),
             teacher_head=self.teacher.head,
-            coefficient_N=coefficients(routed, self._method, step, totals, num_processes),
+            coefficient_N=coefficients(routed, self._method, step, self._totals, num_processes),
             old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],
             teacher_log_sum_exp_N=routed.teacher_log_sum_exp_N,
             spec=self._spec,
