@@ -19,13 +19,14 @@ from trl import ModelConfig
 from harness import config, tiny_model
 from memory_probe import PROMPT, ROWS, SIZES, STEP, profiled, trainer
 from srpo_trl.commands.plan.engines import Engine
-from srpo_trl.commands.plan.estimate import FORWARD, PHASES, TEACHER
+from srpo_trl.commands.plan.estimate import BACKWARD, FORWARD, PHASES, TEACHER
 from srpo_trl.commands.plan.phases import estimate_memory
 from srpo_trl.commands.plan.run import RunSpec
 from srpo_trl.commands.plan.step import FakeModels
 
 PROBE = Path(__file__).parents[1] / "support" / "memory_probe.py"
 TOLERANCE = 0.15
+WORST_CASE = 0.4  # by how much a plan of forward and backward may be above a run that mixes its routes
 TEACHER_TOLERANCE = (
     0.2  # of sharded weights: a plan has all rollouts distilled, these runs have three of four
 )
@@ -96,7 +97,12 @@ def test_planned_peaks_are_the_measured_ones(name, tmp_path):
     adapter_options = {"use_peft": True, "lora_r": 2, "lora_target_modules": LORA_TARGETS} if lora else {}
     plan = planned(made[0].args, sizes=sizes, dtype=str(dtype).removeprefix("torch."), **adapter_options)
     found = errors(name, measured, plan)
-    assert max(map(abs, found.values())) <= TOLERANCE, found
+    # The losses are planned for the worst case of each, all rollouts of the policy and all distilled; here one in four
+    # is the policy's and the others are distilled.
+    assert min(found.values()) >= -TOLERANCE, found
+    above = {phase: error for phase, error in found.items() if phase not in (FORWARD, BACKWARD)}
+    assert max(above.values()) <= TOLERANCE, found
+    assert max(found.values()) <= WORST_CASE, found
     # what the forward and its losses add to what lay there before, weights and optimizer left out
     peak, before = measured[FORWARD]
     passing = sum(
@@ -105,9 +111,7 @@ def test_planned_peaks_are_the_measured_ones(name, tmp_path):
         if component.name
         in ("activations", "weights copied by autocast", "buffers of loss, sampling, update")
     )
-    # The plan is that of a step whose rollouts are all distilled; here three of four are.
-    added, share = peak - before, 0.75
-    assert (1 - TOLERANCE) * added <= passing <= (1 + TOLERANCE) * added / share
+    assert (1 - TOLERANCE) * (peak - before) <= passing <= 2 * (peak - before)
 
 
 @pytest.mark.slow
