@@ -121,9 +121,10 @@ def test_a_small_tail_has_the_float64_gradient(results, alpha):
         results["small_tails"][alpha],
         triton_worker.small_tails("reference", alpha, torch.float64),
     )
+    atol = {"gradient": 1e-7, "divergence_N": 5e-7}  # the teacher's tail is one minus a sum
     for name, value in actual.items():
         torch.testing.assert_close(
-            value.double(), exact[name], rtol=1e-4, atol=5e-7, msg=lambda m, n=name: f"{n}: {m}"
+            value.double(), exact[name], rtol=1e-4, atol=atol[name], msg=lambda m, n=name: f"{n}: {m}"
         )
 
 

@@ -174,6 +174,7 @@ def distilling_model(model, policy_BT, distilled_BT):
         teacher_head=lm_head_of(tiny_model(seed=1)),
         coefficient_N=torch.ones(num_distilled),
         old_logps_N=None,
+        teacher_log_sum_exp_N=None,
         spec=DistillationSpec(topk=5),
     )
     return DistillingModel(model, request, policy_BT)

@@ -112,7 +112,9 @@ def add_distillation_head(model: PreTrainedModel) -> None:
         has_own_gradient = len(hidden_ND) or not bool((kwargs["labels"] != -100).any())
         result = distillation_loss(
             hidden_ND,
-            head if has_own_gradient else _detached(head),
+            head
+            if has_own_gradient
+            else head.detach(),  # of no token zeros, and the policy loss makes its own
             distillation.teacher_hidden_ND,
             head if distillation.teacher_head is STUDENT_HEAD else distillation.teacher_head,
             kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
@@ -133,12 +135,6 @@ def add_distillation_head(model: PreTrainedModel) -> None:
         )
 
     model.forward = types.MethodType(forward, model)
-
-
-def _detached(head: Head) -> Head:
-    """Return the head without its gradient: zeros, where no token is distilled, and the policy loss makes one."""
-    bias_V = None if head.bias_V is None else head.bias_V.detach()
-    return head._replace(weight_VD=head.weight_VD.detach(), bias_V=bias_V)
 
 
 def _gathered_by_fsdp(head: Head) -> Head:

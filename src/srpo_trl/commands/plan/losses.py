@@ -14,7 +14,7 @@ from srpo_trl.commands.plan.storage import FP32, MIXED
 from srpo_trl.loss.ops import DistillationSpec, Head
 from srpo_trl.loss.ops.chunk_size import chunk_bound, statistics_chunk_bytes
 from srpo_trl.loss.ops.fused_plan import plan_fused, plan_fused_statistics
-from srpo_trl.loss.ops.plan import plan_distillation, plan_entropy
+from srpo_trl.loss.ops.plan import plan_distillation, plan_statistics
 
 # TRL's fused LM head (trl.kernels.chunked_logprob) takes so many tokens and columns of the vocabulary at a time.
 TILE_TOKENS, TILE_COLUMNS = 4096, 32768
@@ -38,7 +38,7 @@ class LossSizes(NamedTuple):
         product_itemsize: of TRL's products: autocast's, else the hidden states'.
         is_trainable: whether the weight gets a gradient.
         on_gpu: whether the fused kernels run.
-        free: bytes that are free when the loss begins, by which it chooses its chunks; None: not known, enough.
+        free: bytes that are free when the loss begins, by which it chooses its chunks.
     """
 
     hidden_size: int
@@ -48,7 +48,7 @@ class LossSizes(NamedTuple):
     product_itemsize: int
     is_trainable: bool
     on_gpu: bool
-    free: int | None = None
+    free: int = sys.maxsize
 
     @property
     def gradient(self) -> int:
@@ -121,9 +121,8 @@ class LossSizes(NamedTuple):
             chunk_bytes = statistics_chunk_bytes(self.on_gpu)
             if self.on_gpu:
                 return plan_fused_statistics(*side, chunk_bytes).temporary_bytes
-            return plan_entropy(*side, torch.float32, chunk_bytes).temporary_bytes
-        free = sys.maxsize if self.free is None else max(0, self.free)
-        chunk_bytes = chunk_bound(free, self.vocab_size * FP32, self.vocab_size, spec)
+            return plan_statistics(*side, torch.float32, chunk_bytes).temporary_bytes
+        chunk_bytes = chunk_bound(self.free, self.vocab_size * FP32, self.vocab_size, spec)
         if self.on_gpu:
             return plan_fused(*side, *side, spec, chunk_bytes).temporary_bytes
         return plan_distillation(*side, *side, torch.float32, spec, chunk_bytes).temporary_bytes

@@ -1,5 +1,7 @@
 """Memory of one process in each phase of a step, component by component: storage, passes and losses put together."""
 
+import functools
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -169,15 +171,15 @@ class _Accounts:
         entropy += losses.temporaries(num_tokens, None)
         return _PassBytes(0, copies, self.storage.gathered(), activations, max(0, entropy - activations))
 
-    def _free_at_loss(self) -> int | None:
-        """What a GPU of known size has left when the forward reaches the losses, which choose their chunks by it."""
+    def _free_at_loss(self) -> int:
+        """What is left when the forward reaches the losses, which choose their chunks by it; enough where not known."""
         if self.run.memory is None:
-            return None
+            return sys.maxsize
         held = [*self.lasting(), *self.of_teacher()]
         lasting = sum(c.phases.get(FORWARD, 0) for c in held if not c.on_cpu)
         return self.run.memory - lasting - self.gradients_before - self.trained.after_forward[0]
 
-    def _losses(self, hidden_itemsize: int, free: int | None = None) -> LossSizes:
+    def _losses(self, hidden_itemsize: int, free: int = sys.maxsize) -> LossSizes:
         return LossSizes(
             hidden_size=self.shape.hidden_size,
             vocab_size=self.shape.vocab_size,
@@ -189,6 +191,7 @@ class _Accounts:
             free=free,
         )
 
+    @functools.cached_property
     def _loss(self) -> LossBytes:
         run, training = self.run, self.training
         completion = self.micro_batch * run.completion_length
@@ -205,7 +208,7 @@ class _Accounts:
 
     def _forward(self) -> _PassBytes:
         """The forward ends in the losses, with autocast's copies of all weights still there."""
-        loss, (after, copies) = self._loss().forward, self.trained.after_forward
+        loss, (after, copies) = self._loss.forward, self.trained.after_forward
         total = max(after + loss, self.trained.forward_peak.total)
         return _PassBytes(0, copies, self.storage.gathered(), total - loss - copies, loss)
 
@@ -216,7 +219,7 @@ class _Accounts:
         are part of what the simulated backward held.
         """
         through_heads = _PassBytes(
-            gathered=self.storage.gathered(), activations=self.trained.kept, buffers=self._loss().backward
+            gathered=self.storage.gathered(), activations=self.trained.kept, buffers=self._loss.backward
         )
         head_waits = self.shape.head_is_tied or self.gradients_grow
         through_layers = _PassBytes(

@@ -8,7 +8,7 @@ import functools
 import importlib.util
 import logging
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -113,18 +113,25 @@ def distillation_loss(
         student_hidden_ND,
         student_head,
         teacher_hidden_ND.detach(),
-        _detach_head(teacher_head),
+        teacher_head.detach(),
         token_ids_N,
         coefficient_N.detach(),
         None if old_logps_N is None else old_logps_N.detach(),
     )
+    teacher_log_sum_exp_N = None if teacher_log_sum_exp_N is None else teacher_log_sum_exp_N.detach()
     with _without_autocast(student_hidden_ND):
         dtype = compute_dtype(
             student_hidden_ND, student_head.weight_VD, teacher_hidden_ND, teacher_head.weight_VD
         )
-        topk = spec.support_size(student_head.weight_VD.shape[0]) or 0
-        name = _resolve(backend, student_hidden_ND.device, dtype, topk)
-        log_sum_exp_N = _log_sum_exp_in_use(arguments, teacher_log_sum_exp_N, spec, name, chunk_bytes)
+        vocab_size = student_head.weight_VD.shape[0]
+        name = _resolve(backend, student_hidden_ND.device, dtype, spec.support_size(vocab_size) or 0)
+        log_sum_exp_N = None
+        if spec.needs_log_sum_exp(vocab_size):
+            log_sum_exp_N = teacher_log_sum_exp_N
+            if log_sum_exp_N is None and name != "reference":  # which has whole matrices in its place
+                log_sum_exp_N = _statistics(
+                    name, *arguments[2:4], spec.temperature, chunk_bytes
+                ).log_sum_exp_N
         if name == "reference":
             result = reference.distillation_loss(*arguments, log_sum_exp_N, spec)
         else:
@@ -173,32 +180,21 @@ def token_statistics(
     hidden_ND, head = _round_as_autocast(hidden_ND, head)
     with _without_autocast(hidden_ND):
         name = _resolve(backend, hidden_ND.device, compute_dtype(hidden_ND, head.weight_VD), 0)
-        if name == "reference":
-            statistics = reference.token_statistics(hidden_ND, head, temperature)
-        else:
-            chunk_bytes = chunk_bytes or statistics_chunk_bytes(hidden_ND.is_cuda)
-            statistics = _bounded(name).token_statistics(hidden_ND, head, temperature, chunk_bytes)
+        statistics = _statistics(name, hidden_ND, head, temperature, chunk_bytes)
     if refuse_nonfinite:
         _refuse_infinite_logits("teacher", statistics.entropy_N.isfinite().all())
     return statistics
 
 
-def _log_sum_exp_in_use(
-    arguments: tuple[Any, ...],
-    given_N: Tensor | None,
-    spec: DistillationSpec,
-    name: str,
-    chunk_bytes: int | None,
-) -> Tensor | None:
-    """The teacher's log-sum-exp where the loss reads one: the given one, or made here; the reference needs none."""
-    _, student_head, hidden_ND, head, *_ = arguments
-    if spec.needs_whole_teacher(student_head.weight_VD.shape[0]) or not spec.needs_log_sum_exp:
-        return None
-    if given_N is not None or name == "reference":
-        return None if given_N is None else given_N.detach()
+def _statistics(
+    name: str, hidden_ND: Tensor, head: Head, temperature: float, chunk_bytes: int | None
+) -> TokenStatistics:
+    """`token_statistics` by the backend of that name, of inputs that were checked."""
+    if name == "reference":
+        return reference.token_statistics(hidden_ND, head, temperature)
     chunk_bytes = chunk_bytes or statistics_chunk_bytes(hidden_ND.is_cuda)
-    made: TokenStatistics = _bounded(name).token_statistics(hidden_ND, head, spec.temperature, chunk_bytes)
-    return made.log_sum_exp_N
+    statistics: TokenStatistics = _bounded(name).token_statistics(hidden_ND, head, temperature, chunk_bytes)
+    return statistics
 
 
 def _refuse_infinite_logits(side: str, is_finite: Tensor) -> None:
@@ -274,11 +270,6 @@ def _announce(name: str, reason: str) -> None:
     """Log what "auto" chose, once for each reason; losing the kernels on a GPU is worth a warning."""
     level = logging.WARNING if name == "chunked" and torch.cuda.is_available() else logging.INFO
     _logger.log(level, "backend 'auto' of the distillation loss is %r: %s.", name, reason)
-
-
-def _detach_head(head: Head) -> Head:
-    bias_V = None if head.bias_V is None else head.bias_V.detach()
-    return head._replace(weight_VD=head.weight_VD.detach(), bias_V=bias_V)
 
 
 def _round_as_autocast(hidden_ND: Tensor, head: Head) -> tuple[Tensor, Head]:

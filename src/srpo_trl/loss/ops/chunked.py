@@ -25,7 +25,7 @@ from srpo_trl.loss.ops.interface import (
     TokenStatistics,
     compute_dtype,
 )
-from srpo_trl.loss.ops.plan import ChunkPlan, plan_distillation, plan_entropy, slices
+from srpo_trl.loss.ops.plan import ChunkPlan, plan_distillation, plan_statistics, slices
 from srpo_trl.loss.ops.projection import (
     add_weight_gradient_,
     gradient_view,
@@ -129,7 +129,7 @@ def token_statistics(hidden_ND: Tensor, head: Head, temperature: float, chunk_by
     """See `srpo_trl.loss.ops.token_statistics`."""
     with torch.no_grad():
         dtype = compute_dtype(hidden_ND, head.weight_VD)
-        plan = plan_entropy(hidden_ND, head, dtype, chunk_bytes)
+        plan = plan_statistics(hidden_ND, head, dtype, chunk_bytes)
         precision = matmul_precision(hidden_ND, head.weight_VD, dtype)
         entropy_N, log_sum_exp_N = hidden_ND.new_empty((2, hidden_ND.shape[0]), dtype=dtype)
         buffer_CV = hidden_ND.new_empty((plan.chunk_tokens, head.weight_VD.shape[0]), dtype=dtype)
@@ -174,32 +174,34 @@ class _DistillationLoss(torch.autograd.Function):
 
 def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: Inputs) -> ChunkedResult:
     """Loss, statistics and the gradients that `inputs` ask for, chunk by chunk."""
-    teacher = (inputs.teacher_hidden_ND, inputs.teacher_head)
+    teacher_ND, teacher_head = inputs.teacher_hidden_ND, inputs.teacher_head
     head = Head(weight_VD, bias_V, inputs.student_logit_scale, inputs.student_softcap)
-    dtype = compute_dtype(hidden_ND, weight_VD, teacher[0], teacher[1].weight_VD)
+    dtype = compute_dtype(hidden_ND, weight_VD, teacher_ND, teacher_head.weight_VD)
     precision = matmul_precision(hidden_ND, weight_VD, dtype)
+    teacher_precision = matmul_precision(teacher_ND, teacher_head.weight_VD, dtype)
     (num_tokens, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
-    plan = plan_distillation(hidden_ND, head, *teacher, dtype, inputs.spec, inputs.chunk_bytes)
+    plan = plan_distillation(
+        hidden_ND, head, teacher_ND, teacher_head, dtype, inputs.spec, inputs.chunk_bytes
+    )
     sweep = empty_result(hidden_ND, weight_VD, dtype, inputs)
-    is_whole = inputs.spec.needs_whole_teacher(vocab_size)
-    buffers = hidden_ND.new_empty((1 + is_whole, plan.chunk_tokens, vocab_size), dtype=dtype)
+    is_whole, temperature = inputs.spec.needs_whole_teacher(vocab_size), inputs.spec.temperature
+    buffer_CV = hidden_ND.new_empty((plan.chunk_tokens, vocab_size), dtype=dtype)
+    teacher_buffer_CV = torch.empty_like(buffer_CV) if is_whole else buffer_CV[:0]
     for tokens in slices(0, num_tokens, plan.chunk_tokens):
-        logits_CV, *teacher_logits = buffers[:, : tokens.stop - tokens.start]
-        temperature, tile_rows = inputs.spec.temperature, plan.tile_rows
-        project_(logits_CV, hidden_ND[tokens], head, temperature, precision, tile_rows)
-        for teacher_CV in teacher_logits:
-            teacher_precision = matmul_precision(teacher[0], teacher[1].weight_VD, dtype)
-            project_(teacher_CV, teacher[0][tokens], teacher[1], temperature, teacher_precision, tile_rows)
+        logits_CV, teacher_CV = (b[: tokens.stop - tokens.start] for b in (buffer_CV, teacher_buffer_CV))
+        project_(logits_CV, hidden_ND[tokens], head, temperature, precision, plan.tile_rows)
+        if is_whole:
+            teacher_CD = teacher_ND[tokens]
+            project_(teacher_CV, teacher_CD, teacher_head, temperature, teacher_precision, plan.tile_rows)
         gradient_CV = gradient_view(logits_CV, weight_VD, precision)
         for block in slices(tokens.start, tokens.stop, plan.block_tokens):
             local = slice(block.start - tokens.start, block.stop - tokens.start)
             if is_whole:
-                terms = full_losses(
-                    logits_CV[local], teacher_logits[0][local], inputs.token_ids_N[block], inputs.spec.alpha
-                )
+                sides = (logits_CV[local], teacher_CV[local])
+                terms = full_losses(*sides, inputs.token_ids_N[block], inputs.spec.alpha)
             else:
                 terms = _support_losses(logits_CV[local], inputs, block, plan)
-            factor_R = record_(sweep.statistics_6N[:, block], terms, inputs, block)
+            factor_R = _record_(sweep.statistics_6N[:, block], terms, inputs, block)
             if inputs.needs_gradient and terms.grad_logits_RV is not None:
                 _product_gradient_(terms.grad_logits_RV, logits_CV[local], factor_R, head, inputs.spec)
                 gradient_CV[local] = terms.grad_logits_RV
@@ -250,7 +252,7 @@ def _support_losses(logits_RV: Tensor, inputs: Inputs, block: slice, plan: Chunk
     )
 
 
-def record_(statistics_6R: Tensor, terms: TokenTerms, inputs: Inputs, block: slice) -> Tensor:
+def _record_(statistics_6R: Tensor, terms: TokenTerms, inputs: Inputs, block: slice) -> Tensor:
     """Fill the block's statistics; returns coefficient times importance ratio."""
     dtype = statistics_6R.dtype
     ratio_R = torch.ones_like(terms.student_logps_R)

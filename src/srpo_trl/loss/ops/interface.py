@@ -27,6 +27,11 @@ class Head(NamedTuple):
     logit_scale: float = 1.0
     softcap: float | None = None
 
+    def detach(self) -> "Head":
+        """Return the same head, of which nothing receives a gradient."""
+        bias_V = None if self.bias_V is None else self.bias_V.detach()
+        return self._replace(weight_VD=self.weight_VD.detach(), bias_V=bias_V)
+
 
 @dataclasses.dataclass(frozen=True)
 class DistillationSpec:
@@ -81,10 +86,9 @@ class DistillationSpec:
         """Whether the teacher's logits are needed at all tokens, not at those of a support alone."""
         return self.estimator == "exact" and self.support_size(vocab_size) is None
 
-    @property
-    def needs_log_sum_exp(self) -> bool:
+    def needs_log_sum_exp(self, vocab_size: int) -> bool:
         """Whether a support needs the teacher's probabilities, not their ratios within the top K alone."""
-        return self.estimator == "sampled" or self.add_tail
+        return not self.needs_whole_teacher(vocab_size) and (self.estimator == "sampled" or self.add_tail)
 
 
 class TokenStatistics(NamedTuple):

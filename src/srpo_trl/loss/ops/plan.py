@@ -18,7 +18,7 @@ _BLOCK_BYTES = 16 * 2**20  # a block's temporaries are read again while they are
 _WEIGHT_TILE_SHARE = (
     4  # one part in so many of the bytes is for the raised tile of a weight, where one is needed
 )
-_ENTROPY_ROWS = 1  # probabilities
+_STATISTICS_ROWS = 1  # probabilities
 _TOKEN_SCALARS = 32  # per-token numbers: coefficients, ratios, losses, maxima
 
 
@@ -38,7 +38,7 @@ class ChunkPlan(NamedTuple):
     temporary_bytes: int
 
 
-def plan_entropy(hidden_ND: Tensor, head: Head, dtype: torch.dtype, chunk_bytes: int) -> ChunkPlan:
+def plan_statistics(hidden_ND: Tensor, head: Head, dtype: torch.dtype, chunk_bytes: int) -> ChunkPlan:
     """The plan of `token_statistics`: one matrix of logits, and blocks for the entropy.
 
     Args:
@@ -51,7 +51,7 @@ def plan_entropy(hidden_ND: Tensor, head: Head, dtype: torch.dtype, chunk_bytes:
         The plan.
     """
     row_bytes = head.weight_VD.shape[0] * dtype.itemsize
-    return _plan(hidden_ND, head, dtype, chunk_bytes, row_bytes, _ENTROPY_ROWS * row_bytes)
+    return _plan(hidden_ND, head, dtype, chunk_bytes, row_bytes, _STATISTICS_ROWS * row_bytes)
 
 
 def plan_distillation(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
+from srpo_trl.loss.ops.plan import slices
 from srpo_trl.loss.ops.projection import finish_, matmul_precision, project_
 
 # How much an error of the teacher's tail may grow in a loss before the tail is summed up.
@@ -73,7 +74,8 @@ def teacher_tail(
         return tail_R
     precision = matmul_precision(hidden_RD, head.weight_VD, tail_R.dtype)
     felt_U = _feels_subtraction(student_tail_R, tail_R, spec.alpha).nonzero().squeeze(-1)
-    for rows_U in felt_U.split(rows_at_a_time):
+    for chosen in slices(0, len(felt_U), rows_at_a_time):
+        rows_U = felt_U[chosen]
         logits_UV = tail_R.new_empty((len(rows_U), head.weight_VD.shape[0]))
         project_(logits_UV, hidden_RD[rows_U], head, spec.temperature, precision, tile_rows)
         logits_UV.scatter_(-1, top_ids_RK[rows_U].long(), -torch.inf)
@@ -94,7 +96,5 @@ def _feels_subtraction(student_tail_R: Tensor, teacher_tail_R: Tensor, alpha: fl
     an error e of q_tail makes one of about e p_tail / m_tail,   m = (1 - alpha) p + alpha q
     """
     mixture_R = (1.0 - alpha) * student_tail_R + alpha * teacher_tail_R
-    least = (
-        2 * torch.finfo(student_tail_R.dtype).eps
-    )  # with less in the student's tail, no error of it is felt
+    least = 2 * torch.finfo(student_tail_R.dtype).eps  # of a smaller tail no error is felt
     return (student_tail_R > least) & (student_tail_R > _MAX_GROWTH * mixture_R)
