@@ -69,13 +69,12 @@ MUTANTS = [
         tests=("loss/test_losses.py::test_support_is_the_students_not_the_teachers",),
     ),
     mutant(
-        "teachers_topk_in_closed_form",
-        "the same in the chunked operator",
+        "not_the_topk_in_closed_form",
+        "the support of the chunked operator is not the student's top K",
         (
             "loss/ops/token_losses.py",
-            "student_top_RK, indices_RK = student_logps_RV.topk(topk, dim=-1)",
-            "indices_RK = teacher_logits_RV.topk(topk, dim=-1).indices\n"
-            "        student_top_RK = student_logps_RV.gather(-1, indices_RK)",
+            "logits_RV.topk(topk, dim=-1).indices",
+            "(-logits_RV).topk(topk, dim=-1).indices",
         ),
         tests=("loss/test_ops.py::test_chunked_is_the_reference[5-33-7]", f"{OBJECTIVE}[srpo]"),
     ),
@@ -84,8 +83,8 @@ MUTANTS = [
         "the top K is renormalized although the tail was asked for",
         (
             "loss/ops/token_losses.py",
-            "        if spec.add_tail:\n",
-            "        if False:\n",
+            "    if not spec.add_tail:\n",
+            "    if True:\n",
         ),
         tests=("loss/test_ops.py::test_chunked_is_the_reference[5-33-7]", f"{OBJECTIVE}[srpo]"),
     ),
@@ -94,8 +93,8 @@ MUTANTS = [
         "no gradient reaches the tokens outside the top K",
         (
             "loss/ops/token_losses.py",
-            "return divergence_R, grad_top_RK, grad_tail_R / bounded_tail_R - total_R",
-            "return divergence_R, grad_top_RK, torch.zeros_like(divergence_R)",
+            "grad_top_RK, grad_tail_R / bounded_tail_R - total_R)",
+            "grad_top_RK, torch.zeros_like(divergence_R))",
         ),
         tests=(
             "loss/test_ops.py::test_gradient_is_the_numerical_one[3-True-0.5-chunked]",
@@ -121,8 +120,8 @@ MUTANTS = [
         "the same in the chunked operator",
         (
             "loss/ops/token_losses.py",
-            "return probs_RV.scatter_(-1, indices_RK, 0.0).sum(-1)",
-            "return 1 - probs_RV.gather(-1, indices_RK).sum(-1)",
+            "tail_R = tail_R / denominator_R",
+            "tail_R = 1 - (logits_RW[:, 1:] - largest_R1).exp().sum(-1) / denominator_R",
         ),
         tests=("loss/test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
     ),
@@ -131,8 +130,8 @@ MUTANTS = [
         "the teacher's entropy is that of its top 5 tokens, not of the full vocabulary",
         (
             "loss/ops/chunked.py",
-            "entropy(torch.log_softmax(logits_CV[local], dim=-1))",
-            "entropy(torch.log_softmax(logits_CV[local].topk(5, dim=-1).values, dim=-1))",
+            "row_statistics_(logits_CV[local])",
+            "row_statistics_(logits_CV[local].topk(5, dim=-1).values)",
         ),
         tests=(
             "loss/test_ops.py::test_token_statistics_are_the_oracles",
@@ -140,12 +139,63 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "row_constant_without_the_support",
+        "the tokens off the support do not feel that the support's probabilities sum up with theirs",
+        (
+            "loss/ops/token_losses.py",
+            "grad_tail_R / bounded_tail_R - total_R)",
+            "grad_tail_R / bounded_tail_R)",
+        ),
+        tests=("loss/test_ops.py::test_gradient_is_the_numerical_one[3-True-0.5-chunked]",),
+    ),
+    mutant(
+        "supports_own_gradient_dropped",
+        "the support's tokens have no gradient beside the row constant's",
+        (
+            "loss/ops/chunked.py",
+            "        grad_RV.scatter_(-1, gradient_ids(rows), terms.grad_RK)\n",
+            "",
+        ),
+        tests=(
+            "loss/test_ops.py::test_gradient_is_the_numerical_one[3-True-0.5-chunked]",
+            f"{OBJECTIVE}[srpo]",
+        ),
+    ),
+    mutant(
+        "teachers_tail_never_summed",
+        "the teacher's tail is one minus a sum where reverse KL divides by it",
+        ("loss/ops/teacher_rows.py", "if not may_sum_tails(spec.alpha):", "if True:"),
+        tests=("loss/test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
+    ),
+    mutant(
+        "log_sum_exp_of_other_tokens",
+        "the log-sum-exp that the rollouts carry is another token's",
+        (
+            "rollout/batch.py",
+            "return None if log_sum_exp_BT is None else log_sum_exp_BT[self.distilled_BT]",
+            "return None if log_sum_exp_BT is None else log_sum_exp_BT[self.distilled_BT].flip(0)",
+        ),
+        tests=(f"{OBJECTIVE}[srpo]",),
+    ),
+    mutant(
+        "log_sum_exp_of_the_teacher_in_hand",
+        "the log-sum-exp is made anew by a head that the teacher's update has moved since",
+        (
+            "trainer.py",
+            "teacher_log_sum_exp_N=routed.teacher_log_sum_exp_N,",
+            "teacher_log_sum_exp_N=routed.teacher_log_sum_exp_N * (1 + 0.01 * self.teacher.weights.num_updates),",
+        ),
+        tests=(
+            "trainer/test_objective.py::test_a_later_step_equals_the_oracles_with_the_teacher_by_its_law",
+        ),
+    ),
+    mutant(
         "teachers_temperature_ignored",
         "the divergence divides the student's logits by the temperature, the teacher's not",
         (
             "loss/ops/chunked.py",
-            "                inputs.spec.temperature,\n",
-            "                inputs.spec.temperature if side_head is head else 1.0,\n",
+            "logps_RW = teacher_logps(hidden_RD, head, rows.ids_RW, log_sum_exp_R, spec.temperature,",
+            "logps_RW = teacher_logps(hidden_RD, head, rows.ids_RW, log_sum_exp_R, 1.0,",
         ),
         tests=(f"{OBJECTIVE}[temperature]",),
     ),
@@ -206,7 +256,11 @@ MUTANTS = [
     mutant(
         "infinite_teacher_logits_are_taken",
         "an infinite teacher logit is not refused when the rollouts are scored",
-        ("loss/ops/__init__.py", '_refuse_infinite_logits("teacher", entropy_N.isfinite().all())', "pass"),
+        (
+            "loss/ops/__init__.py",
+            '_refuse_infinite_logits("teacher", statistics.entropy_N.isfinite().all())',
+            "pass",
+        ),
         tests=("loss/test_ops.py::test_infinite_logits_are_refused",),
     ),
     mutant(

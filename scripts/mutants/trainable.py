@@ -190,7 +190,11 @@ MUTANTS = [
     mutant(
         "copy_runs_trls_first_model",
         "TRL's forward keeps the model it was made for",
-        ("host/trainer.py", "        use_own_weights(self.student)\n", ""),
+        (
+            "host/trainer.py",
+            "        use_own_weights(self.student, scores_labelled_only=not args.method_record.is_plain)\n",
+            "",
+        ),
         tests=(f"{COPIES}[plain]", f"{COPIES}[grpo]"),
     ),
     mutant(
