@@ -15,7 +15,8 @@ _MOST_OF_A_REASON = 160  # characters
 
 def parts(setting: Setting) -> list[Part]:
     """One part a file."""
-    files = sorted(path for path in TESTS.rglob("test_*.py") if path.parent.name == "gpu" or _is_marked(path))
+    found = [p for p in TESTS.rglob("test_*.py") if p.parent.name == "gpu" or _is_marked(p, "gpu")]
+    files = sorted(found, key=_order)
     if setting.device == "cpu":
         files = [path for path in files if path.parent.name == "gpu"]
     if setting.tiny:
@@ -24,8 +25,15 @@ def parts(setting: Setting) -> list[Part]:
     return [Part(path.stem, "Tests", lambda path=path: run_tests(path, marks)) for path in files]
 
 
-def _is_marked(path: Path) -> bool:
-    return re.search(r"^@pytest\.mark\.gpu$", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+def _order(path: Path) -> tuple[bool, bool, str]:
+    """The tests of a device first; those of them that compile, which is slow, last of all."""
+    is_of_device = path.parent.name == "gpu"
+    return is_of_device and _is_marked(path, "slow"), not is_of_device, path.name
+
+
+def _is_marked(path: Path, mark: str) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return re.search(rf"^@pytest\.mark\.{mark}$", text, re.MULTILINE) is not None
 
 
 def run_tests(path: Path, marks: str) -> Iterator[Row]:
