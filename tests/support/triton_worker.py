@@ -99,14 +99,10 @@ def make_cases() -> dict[str, Case]:
     cases["frozen head"] = Case(_spec("tail"), trained=(True, False), num_tokens=3)
     cases["head alone"] = Case(_spec("tail"), trained=(False, True), num_tokens=3)
     for mode in ("tail", "renormalized", "sampled", "full"):
-        bfloat16 = {
-            "dtype": torch.bfloat16,
-            "noise": 0.05,
-            "vocab_size": 301,
-            "head": {"bias": True, "old": False},
-        }
-        cases[f"bfloat16 {mode}"] = Case(_spec(mode, 1.0), **bfloat16)
-        cases[f"mixed {mode}"] = Case(_spec(mode, 1.0), mixed=True, **bfloat16)
+        narrow = {"noise": 0.05, "vocab_size": 301, "head": {"bias": True, "old": False}}
+        cases[f"bfloat16 {mode}"] = Case(_spec(mode, 1.0), dtype=torch.bfloat16, **narrow)
+        cases[f"float16 {mode}"] = Case(_spec(mode, 1.0), dtype=torch.float16, **narrow)
+        cases[f"mixed {mode}"] = Case(_spec(mode, 1.0), dtype=torch.bfloat16, mixed=True, **narrow)
     for mode in ("tail", "renormalized", "full"):
         for alpha in ALPHAS:
             spec, head = _spec(mode, alpha), {"old": False}
