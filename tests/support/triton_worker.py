@@ -102,7 +102,8 @@ def make_cases() -> dict[str, Case]:
         narrow = {"noise": 0.05, "vocab_size": 301, "head": {"bias": True, "old": False}}
         cases[f"bfloat16 {mode}"] = Case(_spec(mode, 1.0), dtype=torch.bfloat16, **narrow)
         cases[f"float16 {mode}"] = Case(_spec(mode, 1.0), dtype=torch.float16, **narrow)
-        cases[f"mixed {mode}"] = Case(_spec(mode, 1.0), dtype=torch.bfloat16, mixed=True, **narrow)
+        for name, dtype in (("mixed", torch.bfloat16), ("mixed float16", torch.float16)):
+            cases[f"{name} {mode}"] = Case(_spec(mode, 1.0), dtype=dtype, mixed=True, **narrow)
     for mode in ("tail", "renormalized", "full"):
         for alpha in ALPHAS:
             spec, head = _spec(mode, alpha), {"old": False}
@@ -175,7 +176,7 @@ def entropy_problems() -> dict[str, tuple[Problem, float, int]]:
 
 
 def _stand_in_for_cuda() -> None:
-    """CPUs have no bfloat16 product in float32: here one stands in for it, in everything around it."""
+    """CPUs have no narrow product in float32: here one stands in for it, in everything around it."""
     from srpo_trl.loss.ops import chunked, fused_plan, fused_steps, teacher_rows
 
     def mixed_mm(left, right, *, out, accumulate=False):
@@ -183,7 +184,7 @@ def _stand_in_for_cuda() -> None:
         out.copy_(out + product if accumulate else product)
 
     def matmul_precision(hidden, weight, dtype):
-        return "mixed" if hidden.dtype == weight.dtype == torch.bfloat16 else "convert"
+        return "mixed" if hidden.dtype == weight.dtype != dtype == torch.float32 else "convert"
 
     projection._mixed_mm = mixed_mm
     for module in (chunked, fused_plan, fused_steps, teacher_rows):
