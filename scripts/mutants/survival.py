@@ -31,6 +31,36 @@ MUTANTS = [
         tests=(f"{FAULTS}::test_a_step_that_is_not_finite_leaves_everything_but_the_counters",),
     ),
     mutant(
+        "float16_without_a_scaler_is_loss_scaling",
+        "with fp16=True on a CPU, a gradient that is not finite is taken for the search for a scale",
+        ("host/finite_steps.py", "if scaler is None and not is_engines:", "if False:"),
+        tests=("host/test_finite_steps.py::test_float16_without_a_scaler_scales_no_loss",),
+    ),
+    mutant(
+        "teacher_follows_a_step_that_overflows",
+        "the teacher is updated after a step that the gradient scaler has skipped",
+        ("trainer.py", "num_complete and not (finite is not None and finite.was_skipped)", "num_complete"),
+        tests=(
+            "trainer/test_float16_training.py::test_step_that_overflows_is_skipped_and_the_teacher_waits",
+        ),
+    ),
+    mutant(
+        "gradient_is_rounded_to_float16_before_its_scale",
+        "a token's hidden gradient is rounded to float16 before the loss scale is multiplied in",
+        (
+            "loss/ops/chunked.py",
+            "hidden_dtype = torch.bfloat16 if hidden_ND.dtype == torch.bfloat16 else dtype",
+            "hidden_dtype = hidden_ND.dtype",
+        ),
+        tests=("loss/test_float16.py::test_scale_saves_gradients_that_float16_would_lose",),
+    ),
+    mutant(
+        "emulated_bfloat16_is_not_told",
+        "nobody hears that a T4 emulates bfloat16",
+        ("host/arguments.py", "if major < 8:", "if major < 7:"),
+        tests=("host/test_arguments.py::test_emulated_bfloat16_is_told_once_with_the_remedy",),
+    ),
+    mutant(
         "nonfinite_steps_without_end",
         "steps that are not finite are never too many",
         (

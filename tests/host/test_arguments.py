@@ -3,10 +3,12 @@
 import inspect
 
 import pytest
+import torch
 from trl import GRPOTrainer
 
 from harness import chat_dataset, config, contains_answer, tiny_model
 from srpo_trl import SRPOTrainer
+from srpo_trl.host import arguments
 from srpo_trl.host.arguments import bound_arguments, correctness_problems
 
 
@@ -81,3 +83,45 @@ def test_the_reward_that_decides_is_named_once():
     assert not list(correctness_problems(None, [])) + list(correctness_problems("a", ["a", "b"]))
     assert "the trainer has 'a', 'a'." in next(correctness_problems("a", ["a", "a"]))
     assert "the trainer has none." in next(correctness_problems("a", []))
+
+
+# --- A GPU that emulates bfloat16 ---
+
+
+@pytest.fixture
+def said_on(tmp_path, monkeypatch, caplog):
+    """What binding the arguments says twice on a device of the given capability."""
+
+    def said(capability, device="cuda:0", process_index=0, **options):
+        args = config(tmp_path, **options)
+        for name, value in {"device": torch.device(device), "process_index": process_index}.items():
+            monkeypatch.setattr(type(args), name, value)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+        arguments._warn_of_slow_bfloat16.cache_clear()
+        for _ in range(2):
+            bound_arguments(("a model that is not loaded", contains_answer, args, chat_dataset()), {})
+        return [record.message for record in caplog.records]
+
+    yield said
+    arguments._warn_of_slow_bfloat16.cache_clear()
+
+
+def test_emulated_bfloat16_is_told_once_with_the_remedy(said_on):
+    (message,) = said_on((7, 5), bf16=True)
+    assert "Tesla T4 (compute capability 7.5)" in message
+    assert message.endswith("Set bf16=False, fp16=True.")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"capability": (8, 0), "bf16": True},
+        {"capability": (7, 5), "bf16": False},
+        {"capability": (7, 5), "bf16": True, "device": "cpu"},
+        {"capability": (7, 5), "bf16": True, "process_index": 1},
+    ],
+    ids=["Ampere", "float32", "CPU", "another process"],
+)
+def test_nothing_is_told_where_bfloat16_is_not_emulated(said_on, case):
+    assert not said_on(**case)

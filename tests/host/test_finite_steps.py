@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from srpo_trl.host.finite_steps import FiniteSteps, NonFiniteStepsError
 
@@ -83,6 +84,17 @@ def test_a_step_that_is_not_finite_is_skipped_saved_and_told(accelerator, tmp_pa
     ):
         assert said in text
     assert "policy loss" not in text
+
+
+def test_float16_without_a_scaler_scales_no_loss(accelerator, tmp_path, monkeypatch):
+    """On a CPU accelerate trains in float32 then: no scale can have made the infinity. DeepSpeed scales by itself."""
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    steps = made(accelerator, tmp_path)
+    steps.decide(math.inf, step=1)
+    assert steps.is_nonfinite
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    steps.decide(math.inf, step=2)
+    assert not steps.is_nonfinite
 
 
 def test_without_a_value_to_blame_the_advice_is_general(accelerator, tmp_path, caplog):

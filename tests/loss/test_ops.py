@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -498,26 +499,55 @@ def test_autocast_does_not_round_the_product(backend):
     assert torch.equal(entropy, expected_entropy)
 
 
-def test_mixed_products_of_cuda_meet_float64_too(monkeypatch):
-    """CPUs have no bfloat16 product in float32: here one stands in for it, in everything around it."""
+@pytest.fixture
+def mixed(monkeypatch):
+    """CPUs have no narrow product in float32: here one stands in for it, in everything around it."""
 
     def mixed_mm(left, right, *, out, accumulate=False):
-        assert left.dtype == right.dtype == torch.bfloat16
+        assert left.dtype == right.dtype
+        assert left.dtype in (torch.bfloat16, torch.float16)
         product = left.float() @ right.float()
         out.copy_(out + product if accumulate else product)
 
     def matmul_precision(hidden, weight, dtype):
-        return "mixed" if hidden.dtype == weight.dtype == torch.bfloat16 else "convert"
+        return "mixed" if hidden.dtype == weight.dtype != dtype == torch.float32 else "convert"
 
     monkeypatch.setattr(projection, "_mixed_mm", mixed_mm)
     for module in ("srpo_trl.loss.ops.chunked", "srpo_trl.loss.ops.plan", "srpo_trl.loss.ops.teacher_rows"):
         monkeypatch.setattr(f"{module}.matmul_precision", matmul_precision)
-    problem = rounded_problem(50, 301, torch.bfloat16, torch.bfloat16)
-    exact, exact_gradients = in_float64(problem).gradients(SPECS["tail"], "reference")
-    result, gradients = problem.gradients(SPECS["tail"], "chunked", 40_000)
+
+
+@pytest.mark.parametrize("mode", SPECS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_mixed_products_of_cuda_meet_float64_too(mixed, mode, dtype, tolerance):
+    """Also where the products' gradient, of coefficients below 1e-7, is smaller than float16 can be."""
+    problem = rounded_problem(50, 301, dtype, dtype)
+    problem.coefficient = problem.coefficient * 1e-7
+    exact, exact_gradients = in_float64(problem).gradients(SPECS[mode], "reference", upstream=1.0)
+    result, gradients = problem.gradients(SPECS[mode], "chunked", 40_000, upstream=2.0**24)
     torch.testing.assert_close(result.divergence_N.double(), exact.divergence_N, rtol=0.02, atol=1e-6)
+    torch.testing.assert_close(result.loss.double(), exact.loss, rtol=1e-3, atol=0)
     for gradient, expected in zip(gradients, exact_gradients, strict=True):
-        assert (gradient.double() - expected).norm() < 0.01 * expected.norm()
+        assert (gradient.double() / 2.0**24 - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e6])
+def test_no_coefficient_overflows_the_products_gradient(mixed, scale):
+    problem = rounded_problem(50, 301, torch.float16, torch.float16)
+    problem.coefficient = problem.coefficient * scale
+    _, gradients = problem.gradients(SPECS["full"], "chunked", 40_000, upstream=1 / scale)
+    _, exact = in_float64(problem).gradients(SPECS["full"], "reference", upstream=1 / scale)
+    for gradient, expected in zip(gradients, exact, strict=True):
+        assert (gradient.double() - expected).norm() < 2e-3 * expected.norm()
+
+
+def test_lift_is_a_power_of_two_that_brings_the_largest_coefficient_to_256():
+    coefficients = torch.tensor([1e-3, -3e-5, 0.0])
+    for scale, temperature, clip in ((1.0, 1.0, None), (0.5, 2.0, 2.0), (30.0, 0.6, 8.0)):
+        lift = float(projection.gradient_lift(coefficients, scale, temperature, clip))
+        assert math.log2(lift).is_integer()
+        assert 128 <= lift * 1e-3 * scale / temperature * (clip or 1.0) < 256
+    assert float(projection.gradient_lift(torch.zeros(0), 1.0, 1.0, None)) > 0
 
 
 # --- Refusals ---
@@ -611,12 +641,13 @@ def test_the_importance_ratio_is_exactly_1_where_it_is_off():
 # --- Autocast ---
 
 
-def test_bfloat16_autocast_on_a_gpu_rounds_the_factors_and_not_on_a_cpu(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_on_a_gpu_rounds_the_factors_and_not_on_a_cpu(monkeypatch, dtype):
     from srpo_trl.loss.ops import _round_as_autocast
 
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: True)
-    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device_type: torch.bfloat16)
-    for device, expected in (("meta", torch.bfloat16), ("cpu", torch.float32)):
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device_type: dtype)
+    for device, expected in (("meta", dtype), ("cpu", torch.float32)):
         hidden, weight = torch.zeros(2, 3, device=device), torch.zeros(4, 3, device=device)
         rounded, head = _round_as_autocast(hidden, Head(weight))
         assert (rounded.dtype, head.weight_VD.dtype) == (expected, expected)

@@ -99,14 +99,11 @@ def make_cases() -> dict[str, Case]:
     cases["frozen head"] = Case(_spec("tail"), trained=(True, False), num_tokens=3)
     cases["head alone"] = Case(_spec("tail"), trained=(False, True), num_tokens=3)
     for mode in ("tail", "renormalized", "sampled", "full"):
-        bfloat16 = {
-            "dtype": torch.bfloat16,
-            "noise": 0.05,
-            "vocab_size": 301,
-            "head": {"bias": True, "old": False},
-        }
-        cases[f"bfloat16 {mode}"] = Case(_spec(mode, 1.0), **bfloat16)
-        cases[f"mixed {mode}"] = Case(_spec(mode, 1.0), mixed=True, **bfloat16)
+        narrow = {"noise": 0.05, "vocab_size": 301, "head": {"bias": True, "old": False}}
+        cases[f"bfloat16 {mode}"] = Case(_spec(mode, 1.0), dtype=torch.bfloat16, **narrow)
+        cases[f"float16 {mode}"] = Case(_spec(mode, 1.0), dtype=torch.float16, **narrow)
+        for name, dtype in (("mixed", torch.bfloat16), ("mixed float16", torch.float16)):
+            cases[f"{name} {mode}"] = Case(_spec(mode, 1.0), dtype=dtype, mixed=True, **narrow)
     for mode in ("tail", "renormalized", "full"):
         for alpha in ALPHAS:
             spec, head = _spec(mode, alpha), {"old": False}
@@ -179,7 +176,7 @@ def entropy_problems() -> dict[str, tuple[Problem, float, int]]:
 
 
 def _stand_in_for_cuda() -> None:
-    """CPUs have no bfloat16 product in float32: here one stands in for it, in everything around it."""
+    """CPUs have no narrow product in float32: here one stands in for it, in everything around it."""
     from srpo_trl.loss.ops import chunked, fused_plan, fused_steps, teacher_rows
 
     def mixed_mm(left, right, *, out, accumulate=False):
@@ -187,7 +184,7 @@ def _stand_in_for_cuda() -> None:
         out.copy_(out + product if accumulate else product)
 
     def matmul_precision(hidden, weight, dtype):
-        return "mixed" if hidden.dtype == weight.dtype == torch.bfloat16 else "convert"
+        return "mixed" if hidden.dtype == weight.dtype != dtype == torch.float32 else "convert"
 
     projection._mixed_mm = mixed_mm
     for module in (chunked, fused_plan, fused_steps, teacher_rows):

@@ -1,9 +1,12 @@
 """Checks of the trainer's arguments against each other, made before a model is loaded where that is possible."""
 
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
@@ -19,6 +22,8 @@ from srpo_trl.seams.trl import get_callable_name, get_config_model_id
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _REMEDY = "Use method='grpo' there, or"
 _SAVED_HEAD = "modules_to_save=['lm_head'] trains a whole copy of it."
@@ -49,7 +54,23 @@ def bound_arguments(args: Sequence[Any], keywords: Mapping[str, Any]) -> dict[st
     if problems:
         raise ValueError("\n".join(problems))
     check_reference_model(config.beta, arguments["model"], arguments["peft_config"])
+    if config.bf16 and config.process_index == 0 and config.device.type == "cuda":
+        _warn_of_slow_bfloat16(config.device)
     return arguments
+
+
+@functools.cache  # once a process
+def _warn_of_slow_bfloat16(device: torch.device) -> None:
+    """Warn where torch says that a GPU has bfloat16 and emulates it."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        logger.warning(
+            "bf16=True, TRL's default, but %s (compute capability %d.%d) has no arithmetic in bfloat16: torch emulates "
+            "it, slowly. Set bf16=False, fp16=True.",
+            torch.cuda.get_device_name(device),
+            major,
+            minor,
+        )
 
 
 def default_config(model: "str | PreTrainedModel | PeftModel") -> SRPOConfig:

@@ -100,8 +100,9 @@ class FiniteSteps:
 
     def _is_loss_scaling(self) -> bool:
         """Return whether the step is one of those with which float16's loss scaling finds its scale."""
-        scaler = self._accelerator.scaler
-        if scaler is None and self._accelerator.mixed_precision != "fp16":
+        scaler, engine = self._accelerator.scaler, self._accelerator.distributed_type
+        is_engines = engine == DistributedType.DEEPSPEED and self._accelerator.mixed_precision == "fp16"
+        if scaler is None and not is_engines:
             return False
         has_scale_to_lose = scaler is None or scaler.get_scale() >= 1.0
         return has_scale_to_lose and not sum(self._num_nonfinite_losses())

@@ -62,7 +62,7 @@ def distillation_loss(
                                            (SDPO, arXiv:2601.20802; SRPO, arXiv:2604.02288, sec. 3.3, table 3)
 
     The product with the head, the log-softmax and everything after it is float32 (float64 where any hidden
-    state or weight is). Under bfloat16 autocast on a GPU its factors are rounded to bfloat16, as autocast rounds
+    state or weight is). Under autocast on a GPU its factors are rounded to bfloat16 or float16, as autocast rounds
     them everywhere, and the product is not. No gradient flows to the teacher, even where both sides share a
     tensor, nor through the ratio, the coefficients or the choice of the top K. Student logits must be finite: others
     make the loss and its gradient NaN.
@@ -273,15 +273,15 @@ def _announce(name: str, reason: str) -> None:
 
 
 def _round_as_autocast(hidden_ND: Tensor, head: Head) -> tuple[Tensor, Head]:
-    """Under bfloat16 autocast on a GPU: both factors of the head's product in bfloat16, else as they are."""
+    """Under autocast on a GPU both factors of the head's product in its dtype, else as they are."""
     device_type = hidden_ND.device.type
-    if device_type == "cpu" or not torch.is_autocast_enabled(device_type):
+    is_rounded = device_type != "cpu" and torch.is_autocast_enabled(device_type)
+    if not is_rounded or hidden_ND.dtype == torch.float64:
         return hidden_ND, head
-    if torch.get_autocast_dtype(device_type) != torch.bfloat16 or hidden_ND.dtype == torch.float64:
-        return hidden_ND, head
-    return hidden_ND.bfloat16(), head._replace(weight_VD=head.weight_VD.bfloat16())
+    dtype = torch.get_autocast_dtype(device_type)
+    return hidden_ND.to(dtype), head._replace(weight_VD=head.weight_VD.to(dtype))
 
 
 def _without_autocast(tensor: Tensor) -> torch.autocast:
-    """Autocast would round the product with the head to bfloat16."""
+    """Autocast would round the product with the head."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)

@@ -28,6 +28,7 @@ from srpo_trl.loss.ops.interface import (
 from srpo_trl.loss.ops.plan import ChunkPlan, plan_distillation, plan_statistics, slices
 from srpo_trl.loss.ops.projection import (
     add_weight_gradient_,
+    gradient_lift,
     gradient_view,
     hidden_gradient_,
     matmul_precision,
@@ -154,7 +155,13 @@ class _DistillationLoss(torch.autograd.Function):
         inputs: Inputs,
         make_sweep: Callable[[Tensor, Tensor, Tensor | None, Inputs], ChunkedResult],
     ) -> tuple[Tensor, Tensor]:
+        lift = _lift(hidden_ND, weight_VD, inputs)
+        if lift is not None:
+            inputs = inputs._replace(coefficient_N=inputs.coefficient_N.float() * lift)
         sweep = make_sweep(hidden_ND, weight_VD, bias_V, inputs)
+        if lift is not None:
+            sweep.statistics_6N[0].div_(lift)
+        ctx.lift = lift
         ctx.save_for_backward(sweep.grad_hidden_ND, sweep.grad_weight_VD, sweep.grad_bias_V)
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.chunk_bytes = inputs.chunk_bytes
@@ -165,11 +172,25 @@ class _DistillationLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if upstream is not None and ctx.lift is not None:
+            upstream = upstream / ctx.lift
         gradients = [
             None if saved is None or upstream is None else _scaled(saved, upstream, dtype, ctx.chunk_bytes)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*gradients, None, None)
+
+
+def _lift(hidden_ND: Tensor, weight_VD: Tensor, inputs: Inputs) -> Tensor | None:
+    """What the coefficients are multiplied by, and loss and gradients divided by; None where nothing has to be."""
+    dtype = compute_dtype(hidden_ND, weight_VD, inputs.teacher_hidden_ND, inputs.teacher_head.weight_VD)
+    is_mixed = matmul_precision(hidden_ND, weight_VD, dtype) == "mixed"
+    if not is_mixed or weight_VD.dtype != torch.float16 or not inputs.needs_gradient:
+        return None
+    spec = inputs.spec
+    return gradient_lift(
+        inputs.coefficient_N, inputs.student_logit_scale, spec.temperature, spec.importance_clip
+    )
 
 
 def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: Inputs) -> ChunkedResult:

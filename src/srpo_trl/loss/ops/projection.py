@@ -1,7 +1,7 @@
 """Matrix products with an LM head that are never rounded below float32, in bounded memory, without autograd.
 
 Three precisions, by dtype and device: "direct" where hidden states and weight already have the dtype of the
-computation; "mixed" for bfloat16 on CUDA, where the product itself is made in float32; "convert" for the
+computation; "mixed" for bfloat16 and float16 on CUDA, where the product itself is made in float32; "convert" for the
 rest, where the weight is upcast to that dtype, one tile of vocabulary rows at a time.
 
 Shapes: C tokens of a chunk, D hidden, V vocabulary.
@@ -17,13 +17,16 @@ from srpo_trl.loss.ops.interface import Head
 
 MatmulPrecision = Literal["direct", "mixed", "convert"]
 
+_NARROW = (torch.bfloat16, torch.float16)
+_LIFTED = 8  # the exponent that `gradient_lift` gives the largest coefficient: 2^8, of float16's 2^16
+
 
 def matmul_precision(hidden_ND: Tensor, weight_VD: Tensor, dtype: torch.dtype) -> MatmulPrecision:
     """How products of these two are made in `dtype`."""
     if hidden_ND.dtype == weight_VD.dtype == dtype:
         return "direct"
-    both_bfloat16 = hidden_ND.dtype == weight_VD.dtype == torch.bfloat16
-    if both_bfloat16 and dtype == torch.float32 and weight_VD.is_cuda:
+    is_narrow = hidden_ND.dtype == weight_VD.dtype and weight_VD.dtype in _NARROW
+    if is_narrow and dtype == torch.float32 and weight_VD.is_cuda:
         return "mixed"
     return "convert"
 
@@ -85,6 +88,31 @@ def gradient_view(products_CV: Tensor, weight_VD: Tensor, precision: MatmulPreci
     return products_CV[:, : weight_VD.shape[0]]
 
 
+def gradient_lift(
+    coefficient_N: Tensor, logit_scale: float, temperature: float, clip: float | None
+) -> Tensor:
+    """The power of two that the coefficients are multiplied by where the products' gradient is rounded to float16.
+
+        |d loss / d product| <= |coefficient| * ratio * logit_scale / temperature * |d l / d logit|
+
+    The first three factors become at most 2^8. That leaves room for |d l / d logit| up to 255, which only a
+    log-ratio of so many nats makes, and normal numbers down to 2^-22 of the largest coefficient. As it is a gradient
+    lies around 1e-7, where float16 has few digits or none. A power of two changes no digit of anything else.
+
+    Args:
+        coefficient_N: of the tokens.
+        logit_scale, temperature: of the student's logits.
+        clip: the cap of the importance ratio; None: it is 1.
+
+    Returns:
+        () float32, no gradient.
+    """
+    factor = abs(logit_scale) / temperature * (1.0 if clip is None else clip)
+    largest = torch.cat([coefficient_N.abs(), coefficient_N.new_zeros(1)]).max().float() * factor
+    _, exponent = torch.frexp(largest)
+    return torch.ldexp(torch.ones_like(largest), (_LIFTED - exponent).clamp(-126, 126))
+
+
 def softcap_slope_(logits_CV: Tensor, softcap: float, temperature: float) -> None:
     """Replace finished logits by the derivative of the softcap that made them.
 
@@ -144,7 +172,7 @@ def add_weight_gradient_(
 
 
 def _mixed_mm(left: Tensor, right: Tensor, *, out: Tensor, accumulate: bool = False) -> None:
-    """The float32 product of two bfloat16 matrices, stored in `out` or added to it; only CUDA has it."""
+    """The float32 product of two matrices of bfloat16 or float16, stored in `out` or added to it; only CUDA has it."""
     if accumulate:
         torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
     else:
