@@ -41,8 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup ## Train a tiny model with GRPO, SDPO and SRPO in minutes on a CPU
 	$(BIN)/srpo-trl quickstart
 
-bench: setup ## Time ours and its peers at CPU sizes, on one thread (minutes; a GPU: python -m benchmarks)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --device cpu
+bench: setup ## Time ours and its peers at CPU sizes, on one thread (an hour), and BEFORE=COMMIT beside them
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --device cpu $(if $(BEFORE),--before $(BEFORE))
 
 gpu: setup ## Measure everything on one GPU in MINUTES=8, into OUT; again to go on (docs/gpu.md)
 	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES) --out $(OUT) $(if $(MODEL),--model $(MODEL))

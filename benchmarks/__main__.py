@@ -1,4 +1,4 @@
-"""All benchmarks, one after another: `python -m benchmarks [--device cpu] [--quick] [--json PATH]`."""
+"""All benchmarks, one after another: `python -m benchmarks [--device cpu] [--quick] [--before COMMIT] [--json F]`."""
 
 import sys
 from collections.abc import Sequence

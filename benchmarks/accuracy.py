@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.common import run
+from benchmarks.common import Options, run
 from benchmarks.loss import all_contenders
 from benchmarks.peers import FAR, NEAR, QWEN3_VOCABULARY, TOPK, BenchmarkCase, Contender, Size, make_case
 from benchmarks.tables import Table
@@ -91,8 +91,9 @@ def _relative(found: Tensor, true: Tensor) -> float:
     return float((found.double() - true).norm() / true.norm())
 
 
-def tables(device: torch.device, quick: bool) -> Iterator[Table]:
+def tables(options: Options) -> Iterator[Table]:
     """One table near the self-teacher, one far from it."""
+    device, quick = options.device, options.quick
     numbers = (256, 2560, QWEN3_VOCABULARY) if device.type == "cuda" else (256, 256, 32_000)
     size = Size(*((32, 32, 1000) if quick else numbers), torch.bfloat16)
     for distance, title in TITLES.items():

@@ -1,7 +1,7 @@
 """What all benchmarks have: options, the header with hardware, versions and commit, and random Qwen3 models."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -9,7 +9,22 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from benchmarks.peers import QWEN3_VOCABULARY
 from benchmarks.tables import Table, commit, environment, parser, report
 
-Tables = Callable[[torch.device, bool], Iterator[Table]]
+
+class Options(NamedTuple):
+    """What a benchmark is asked for.
+
+    Attributes:
+        device: that it runs on.
+        quick: only whether it runs, at tiny sizes.
+        before: a commit whose package is measured beside this tree's, where there is something to compare.
+    """
+
+    device: torch.device
+    quick: bool = False
+    before: str | None = None
+
+
+Tables = Callable[[Options], Iterator[Table]]
 
 # What differs between the published Qwen3 models; the rest is the same.
 QWEN3_SHAPES: dict[str, dict[str, int]] = {
@@ -40,9 +55,12 @@ CPU_SHAPES = {
 
 def run(description: str, table_makers: Sequence[Tables], argv: Sequence[str] | None) -> int:
     """Print the tables that the makers give for the options in `argv`."""
-    options = parser(description).parse_args(argv)
-    tables = (table for make in table_makers for table in make(options.device, options.quick))
-    report(tables, environment(options.device) | {"commit": commit()}, options.json)
+    arguments = parser(description)
+    arguments.add_argument("--before", metavar="COMMIT", help="measure loss and steps of this commit as well")
+    given = arguments.parse_args(argv)
+    options = Options(given.device, given.quick, given.before)
+    tables = (table for make in table_makers for table in make(options))
+    report(tables, environment(given.device) | {"commit": commit()}, given.json)
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.common import run
+from benchmarks.common import Options, run
 from benchmarks.loss_table import loss_table
 from benchmarks.measure import extra_bytes
 from benchmarks.peers import (
@@ -27,6 +27,7 @@ from benchmarks.peers import (
     Losses,
     Size,
     contenders,
+    earlier_losses,
 )
 from benchmarks.tables import Table, gigabytes
 
@@ -40,26 +41,33 @@ def sdpo_losses(case: BenchmarkCase, helper: Any, options: dict[str, Any]) -> Lo
     return Losses((case.coefficient_N * divergence_N).sum(), divergence_N.detach())
 
 
-def all_contenders(device: torch.device) -> list[Contender]:
-    """Those of `srpo-trl bench`, and TRL's SDPO."""
+def all_contenders(device: torch.device, before: str | None = None) -> list[Contender]:
+    """Ours, the peers, TRL's SDPO, and ours of the commit `before`."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.sdpo import loss_utils
 
     topk_options = {"distillation_topk": 100, "distillation_add_tail": True}
     topk = partial(sdpo_losses, helper=loss_utils.compute_topk_self_distillation_loss, options=topk_options)
     full = partial(sdpo_losses, helper=loss_utils.compute_full_logit_self_distillation_loss, options={})
-    return [
+    found = [
         *contenders(device),
         Contender("TRL SDPO", TOPK, topk, has_accumulator=False),
         Contender("TRL SDPO", FULL, full, has_accumulator=False),
     ]
+    if before is not None:
+        name = f"srpo_trl chunked at {before}"
+        found += [
+            Contender(name, support, partial(earlier_losses, commit=before, topk=k))
+            for support, k in ((TOPK, 100), (FULL, None))
+        ]
+    return found
 
 
-def tables(device: torch.device, quick: bool) -> Iterator[Table]:
+def tables(options: Options) -> Iterator[Table]:
     """One table of times for each size, then memory over N."""
-    found = all_contenders(device)
-    for num_tokens, hidden_size in _time_sizes(device, quick):
-        size = _size(num_tokens, hidden_size, device, quick)
+    device, quick = options.device, options.quick
+    found = all_contenders(device, options.before)
+    for size in _time_sizes(device, quick):
         repeats = 1 if quick else 7 if device.type == "cuda" else 3
         yield loss_table(found, size, device, repeats=repeats, memory=device.type == "cuda")
     yield memory_curve(found, device, quick)
@@ -71,11 +79,11 @@ def memory_curve(found: Sequence[Contender], device: torch.device, quick: bool) 
     fused = [c for c in found if c.support == TOPK and c.name.startswith("srpo_trl") and ANEW not in c.name]
     peers = [c for c in found if c.support == FULL and c.name.startswith(("TRL chunked", "Liger"))]
     chosen = fused if quick else [*fused, *dense, *peers]
-    numbers, hidden_size = _memory_sizes(device, quick)
     rows = []
-    for num_tokens in numbers:
-        size = _size(num_tokens, hidden_size, device, quick)
-        rows.append({"N": num_tokens} | {c.name: gigabytes(extra_bytes(c, size, device)) for c in chosen})
+    for size in _memory_sizes(device, quick):
+        rows.append(
+            {"N": size.num_tokens} | {c.name: gigabytes(extra_bytes(c, size, device)) for c in chosen}
+        )
     how = "the allocator's peak" if device.type == "cuda" else "growth of a fresh process's resident memory"
     return Table(
         f"Memory beyond inputs, gradients and the head gradient's accumulator, GB: {str(size).partition(' ')[2]}",
@@ -84,26 +92,31 @@ def memory_curve(found: Sequence[Contender], device: torch.device, quick: bool) 
     )
 
 
-def _size(num_tokens: int, hidden_size: int, device: torch.device, quick: bool) -> Size:
-    if device.type == "cuda":
-        return Size(num_tokens, hidden_size, 10_000 if quick else QWEN3_VOCABULARY, torch.bfloat16)
-    return Size(num_tokens, hidden_size, 1000 if quick else 32_000, torch.float32)
-
-
-def _time_sizes(device: torch.device, quick: bool) -> list[tuple[int, int]]:
+def _time_sizes(device: torch.device, quick: bool) -> list[Size]:
     if quick:
-        return [(64, 32)]
+        return [_quick_size(device)]
     if device.type == "cuda":
-        return list(itertools.product((8192, 32_768), (1024, 2560, 4096)))
-    return [(256, 256), (512, 256)]
+        return [_gpu_size(n, d) for n, d in itertools.product((8192, 32_768), (1024, 2560, 4096))]
+    small = [Size(n, 256, 32_000, torch.float32) for n in (256, 512)]
+    return [*small, Size(512, 1024, QWEN3_VOCABULARY, torch.float32)]
 
 
-def _memory_sizes(device: torch.device, quick: bool) -> tuple[list[int], int]:
+def _memory_sizes(device: torch.device, quick: bool) -> list[Size]:
     if quick:
-        return [64], 32
+        return [_quick_size(device)]
     if device.type == "cuda":
-        return [1024 * 2**power for power in range(7)], 4096
-    return [256, 512, 1024], 256
+        return [_gpu_size(1024 * 2**power, 4096) for power in range(7)]
+    return [Size(n, 256, 32_000, torch.float32) for n in (256, 512, 1024)]
+
+
+def _gpu_size(num_tokens: int, hidden_size: int) -> Size:
+    return Size(num_tokens, hidden_size, QWEN3_VOCABULARY, torch.bfloat16)
+
+
+def _quick_size(device: torch.device) -> Size:
+    if device.type == "cuda":
+        return Size(64, 32, 10_000, torch.bfloat16)
+    return Size(64, 32, 1000, torch.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

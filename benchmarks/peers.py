@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from benchmarks import earlier
 from srpo_trl.loss.ops import Backend, DistillationSpec, Head, distillation_loss, token_statistics
 
 QWEN3_VOCABULARY = 151_936
@@ -135,6 +136,22 @@ def srpo_losses(
         spec=DistillationSpec(alpha=0.5, topk=topk),
         backend=backend,
         chunk_bytes=chunk_bytes,
+    )
+    return Losses(result.loss, result.divergence_N)
+
+
+def earlier_losses(case: BenchmarkCase, commit: str, topk: int | None) -> Losses:
+    """The chunked backend of a commit, from before the teacher's log-sum-exp was carried."""
+    ops = earlier.operators(commit)
+    result = ops.distillation_loss(
+        case.student_hidden_ND,
+        ops.Head(case.student_weight_VD),
+        case.teacher_hidden_ND,
+        ops.Head(case.teacher_weight_VD),
+        case.token_ids_N,
+        case.coefficient_N,
+        spec=ops.DistillationSpec(alpha=0.5, topk=topk),
+        backend="chunked",
     )
     return Losses(result.loss, result.divergence_N)
 

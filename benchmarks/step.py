@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import run
-from benchmarks.step_measure import Run, alternate, medians
+from benchmarks.common import Options, run
+from benchmarks.step_measure import AT, Run, alternate, medians
 from benchmarks.step_rollouts import Case
 from benchmarks.step_trainers import CONTENDERS, PEERS
 from benchmarks.tables import DOES_NOT_FIT, Table
@@ -43,6 +43,7 @@ def compare(
     num_steps: int,
     rounds: int,
     contenders: Sequence[str] = tuple(CONTENDERS),
+    before: str | None = None,
     apart: bool | None = None,
 ) -> list[dict[str, Any]]:
     """One row a contender: seconds, also by part, peak memory, and both as a multiple of the peer's.
@@ -53,8 +54,11 @@ def compare(
         num_steps: that are timed of each run, after one that warms up.
         rounds: runs of each contender, which take turns.
         contenders: keys of `CONTENDERS`; a peer that is left out leaves ratios empty.
+        before: a commit whose trainers take turns with this tree's.
         apart: whether each run has a process of its own; None: on a CPU.
     """
+    if before is not None:
+        contenders = (*contenders, *(f"{name}{AT}{before}" for name in contenders if name in PEERS))
     runs = alternate(contenders, case, device, num_steps=num_steps, rounds=rounds, apart=apart)
     return [_row(name, runs) for name in contenders]
 
@@ -66,7 +70,7 @@ def _row(name: str, runs: dict[str, list[Run] | None]) -> dict[str, Any]:
     row: dict[str, Any] = {"trainer": name, "seconds": statistics.median(r.seconds for r in own)}
     peak = statistics.median(r.peak_bytes for r in own)
     row |= {"x": "", "rounds": "", "GB": peak / 1e9, "x GB": ""}
-    peers = runs.get(PEERS.get(name, ""))
+    peers = runs.get(PEERS.get(name.partition(AT)[0], ""))
     if peers:
         ratios = [r.seconds / p.seconds for r, p in zip(own, peers, strict=True)]
         row["x"] = row["seconds"] / statistics.median(p.seconds for p in peers)
@@ -79,16 +83,19 @@ def _row(name: str, runs: dict[str, list[Run] | None]) -> dict[str, Any]:
 _PART_COLUMNS = ("rollouts s", "teacher s", "forward, backward s", "update s", "rest s")
 
 
-def tables(device: torch.device, quick: bool) -> Iterator[Table]:
+def tables(options: Options) -> Iterator[Table]:
     """All trainers at the main size, then over vocabulary, length and batch."""
-    if quick:
+    device, before = options.device, options.before
+    if options.quick:
         case = Case("tiny", 32, 50, 8, 4, num_generations=4, prompt_tokens=100)
-        yield _table("Training step", compare(case, device, num_steps=1, rounds=1, apart=False))
+        yield _table(
+            "Training step", compare(case, device, num_steps=1, rounds=1, before=before, apart=False)
+        )
         return
     on_gpu = device.type == "cuda"
     for case in _gpu_cases() if on_gpu else [SMALL]:
         title = f"Training step, {case.shape}, {case.routed_percent} % routed, {_sizes(case)}"
-        yield _table(title, compare(case, device, num_steps=3 if on_gpu else 2, rounds=2))
+        yield _table(title, compare(case, device, num_steps=3 if on_gpu else 2, rounds=2, before=before))
     for name, cases in _scaling(on_gpu).items():
         rows = [
             _sizes_of(case) | row
@@ -122,9 +129,9 @@ def _scaling(on_gpu: bool) -> dict[str, list[Case]]:
         return {"length": lengths, "routed share": shares}
     lengths = [_of_length(length) for length in (128, 512, 2048)]
     return {
-        "vocabulary": [SMALL._replace(vocabulary=size) for size in (8_192, 32_768, 131_072)],
+        "vocabulary": [SMALL._replace(vocabulary=size) for size in (8_192, 131_072)],
         "length": lengths,
-        "batch": [SMALL._replace(num_rows=rows, micro_batch=min(8, rows)) for rows in (8, 16, 32)],
+        "batch": [SMALL._replace(num_rows=rows, micro_batch=min(8, rows)) for rows in (8, 32)],
     }
 
 

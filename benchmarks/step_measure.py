@@ -2,16 +2,20 @@
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
 
+from benchmarks.earlier import found_first
 from benchmarks.measure import free_memory, resident_bytes
 from benchmarks.step_rollouts import Case
 from benchmarks.step_trainers import PARTS, make_model, make_trainer
+
+AT = " at "  # between a contender's name and a commit
 
 
 class Run(NamedTuple):
@@ -51,9 +55,13 @@ def train(contender: str, case: Case, device: torch.device, num_steps: int) -> R
 
 
 def train_apart(contender: str, case: Case, device: torch.device, num_steps: int) -> Run:
-    """Do the same in a process of its own, so that the peak is this trainer's."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh_process:
-        return fresh_process.submit(train, contender, case, device, num_steps).result()
+    """Do the same in a process of its own, so that the peak is this trainer's, or that of another commit."""
+    name, _, commit = contender.partition(AT)
+    with (
+        found_first(commit) if commit else nullcontext(),
+        ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh_process,
+    ):
+        return fresh_process.submit(train, name, case, device, num_steps).result()
 
 
 def alternate(
@@ -68,18 +76,18 @@ def alternate(
     """Train all contenders in turn, every second round in the opposite order.
 
     Args:
-        contenders: keys of `CONTENDERS`.
+        contenders: keys of `CONTENDERS`, each with `AT` and a commit behind it where another commit's is meant.
         case: what they train on.
         device: to run on.
         num_steps: that are timed of each run.
         rounds: runs of each contender.
         apart: whether each run has a process of its own; None: on a CPU, where memory is measured by process.
+
     Returns:
         The runs by contender, in the order of the rounds; None: it ran out of memory.
     """
-    run: Callable[..., Run] = train
-    if apart or (apart is None and device.type == "cpu"):
-        run = train_apart
+    if apart is None:
+        apart = device.type == "cpu"
     runs: dict[str, list[Run] | None] = {name: [] for name in contenders}
     for number in range(rounds):
         for name in contenders[:: -1 if number % 2 else 1]:
@@ -87,6 +95,7 @@ def alternate(
             if taken is None:
                 continue
             try:
+                run = train_apart if apart or AT in name else train
                 taken.append(run(name, case, device, num_steps))
             except torch.OutOfMemoryError:
                 runs[name] = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import random_qwen3, run
+from benchmarks.common import Options, random_qwen3, run
 from benchmarks.measure import time_alternately
 from benchmarks.tables import Table
 from srpo_trl.config import SRPOConfig
@@ -41,9 +41,10 @@ def random_rows(num_groups: int, prompt: int, completion: int, vocab_size: int) 
     return [TeacherRow(ids, tokens(completion)) for ids in prompts for _ in range(FAILED_SIBLINGS)]
 
 
-def tables(device: torch.device, quick: bool) -> Iterator[Table]:
+def tables(options: Options) -> Iterator[Table]:
     """Seconds and their ratio for several lengths and token budgets."""
-    shape, num_groups, lengths, repeats = _sizes(device, quick)
+    device = options.device
+    shape, num_groups, lengths, repeats = _sizes(device, options.quick)
     model = random_qwen3(shape, device, longest=2 * max(map(sum, lengths))).eval()
     rows = [
         row

@@ -90,9 +90,9 @@ def tried(
 
 
 MEMORY_NOTE = (
-    "x floor: time as a multiple of the matrix products that no such loss can do without, three for a support and four "
-    "for the full vocabulary. GB beyond: the allocator's peak beyond inputs, gradients and a float32 accumulator of "
-    "the head's gradient where the contender keeps one."
+    "x three, x four: time as a multiple of the matrix products that no such loss can do without, three for a support "
+    "and four for the full vocabulary. GB beyond: the allocator's peak beyond inputs, gradients and a float32 "
+    "accumulator of the head's gradient where the contender keeps one."
 )
 CHUNK_NOTE = (
     f"{TOPK}. The bound of the temporary memory is that of so many tokens' float32 logits; the other buffers come out "
@@ -120,7 +120,7 @@ def chunked(size: Size, device: torch.device, backend: Backend, tokens: int, tin
     floor = floor.times(max(1.0, size.num_tokens / FLOOR_TOKENS.get(device.type, 512)))
     row: Row = {"backend": backend, "bound, tokens": tokens, "bound, MiB": bound / 2**20}
     if loss is None:
-        yield row | dict.fromkeys(("seconds", "x floor", "GB beyond"), "does not fit")
+        yield row | dict.fromkeys(("seconds", "x three", "GB beyond"), "does not fit")
         return
     memory = gigabytes(extra_bytes(contender, size, device)) if device.type == "cuda" else ""
-    yield row | {"seconds": loss.median, "x floor": loss.median / floor.median, "GB beyond": memory}
+    yield row | {"seconds": loss.median, "x three": loss.median / floor.median, "GB beyond": memory}

@@ -1,8 +1,11 @@
 """Every benchmark runs at its smallest sizes and gives the rows it is to give; no timing is asserted."""
 
+import importlib
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +16,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[2])
 )  # benchmarks are no part of the installed package
 
-from benchmarks import accuracy, loss, step, step_measure, step_trainers, teacher_pass
+from benchmarks import accuracy, earlier, loss, step, step_measure, step_trainers, teacher_pass
 from benchmarks import loss_table as bench
 from benchmarks.peers import ANEW, FULL, TOPK, BenchmarkCase, Contender, Losses, Size
 from benchmarks.step_rollouts import Case, Replay
@@ -21,7 +24,7 @@ from benchmarks.step_trainers import make_model, make_trainer
 from benchmarks.tables import commit
 
 from srpo_trl.data.smoke_model import build_byte_tokenizer
-from srpo_trl.loss.ops import Backend
+from srpo_trl.loss.ops import Backend, distillation_loss
 
 CPU = torch.device("cpu")
 SMALL = Size(16, 8, 300, torch.float32)
@@ -57,10 +60,11 @@ def test_command_prints_the_loss_table(tmp_path, capsys):
     assert f"torch {torch.__version__}" in environment["versions"]
     assert table["title"] == "Loss and gradients, N=16 D=32 V=1,000 float32"
     *floors, rows = table["rows"][0], table["rows"][1], table["rows"][2:]
-    assert [(floor["support"], floor["x floor"]) for floor in floors] == [(TOPK, 1.0), (FULL, 1.0)]
+    three, four = floors
+    assert (three["support"], three["x three"], four["support"], four["x four"]) == (TOPK, 1.0, FULL, 1.0)
     assert [floor["loss"] for floor in floors] == [f"floor: {n} matrix products" for n in ("three", "four")]
-    own = {floor["support"]: floor["seconds"] for floor in floors}
-    assert all(row["x floor"] == pytest.approx(row["seconds"] / own[row["support"]]) for row in rows)
+    assert all(row["x three"] == pytest.approx(row["seconds"] / three["seconds"]) for row in rows)
+    assert all(row["x four"] == pytest.approx(row["seconds"] / four["seconds"]) for row in rows)
     assert {(row["loss"], row["support"]) for row in rows} == CONTENDERS
     assert all(row["seconds"] > 0 for row in rows)
 
@@ -70,6 +74,27 @@ def test_loss(tmp_path, capsys):
     assert environment["commit"] == commit()
     assert {(row["loss"], row["support"]) for row in times["rows"][2:]} == CONTENDERS | SDPO
     assert [list(row) for row in memory["rows"]] == [["N", *OURS]]
+
+
+def test_an_earlier_commit_is_measured_beside_this_tree(tmp_path, capsys):
+    _, (times, memory) = run(loss.main, tmp_path, capsys, "--before", "HEAD")
+    added = {("srpo_trl chunked at HEAD", support) for support in (TOPK, FULL)}
+    assert {(row["loss"], row["support"]) for row in times["rows"][2:]} == CONTENDERS | SDPO | added
+    assert "srpo_trl chunked at HEAD" in memory["rows"][0]
+
+
+def package_file():
+    return importlib.import_module("srpo_trl").__file__
+
+
+def test_an_earlier_package_leaves_this_one_in_place():
+    ops = earlier.operators("HEAD")
+    assert ops.distillation_loss is not distillation_loss
+    assert ops.__file__ != sys.modules["srpo_trl.loss.ops"].__file__
+    assert sys.modules["srpo_trl.loss.ops"].distillation_loss is distillation_loss
+    with earlier.found_first("HEAD"), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        assert Path(process.submit(package_file).result()).parents[1] == Path(ops.__file__).parents[3]
+    assert not any(str(Path(ops.__file__).parents[3]) == path for path in sys.path)
 
 
 def test_accuracy_meets_its_bar(tmp_path, capsys):

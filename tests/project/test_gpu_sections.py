@@ -152,7 +152,7 @@ def test_calls_that_differ_are_seen():
 def test_losses():
     made = rows_of(losses)
     floors = [row for row in made["D = 32"] if row["loss"].startswith("floor")]
-    assert [row["x floor"] for row in floors] == [1.0, 1.0]
+    assert (floors[0]["x three"], floors[1]["x four"]) == (1.0, 1.0)
     assert {"TRL chunked_divergence", "TRL SDPO", "srpo_trl chunked"} <= {
         row["loss"] for row in made["D = 32"]
     }
