@@ -95,7 +95,7 @@ class LossSizes(NamedTuple):
     def _distillation(self, num_tokens: int, spec: DistillationSpec) -> LossBytes:
         """This package's loss: both sides' packed hidden states, a chunk's temporaries, gradients made in the forward.
 
-        Under autocast on a GPU, hidden states and heads are copied to bf16. The head's gradient is fp32 until the
+        Under autocast on a GPU, hidden states and heads are copied to 16 bits. The head's gradient is fp32 until the
         backward scales it into the weight's format, which takes both at once.
         """
         rounds = self.on_gpu and self.product_itemsize < self.weight_itemsize
@@ -130,7 +130,7 @@ class LossSizes(NamedTuple):
     def _side(self, num_tokens: int) -> tuple[Tensor, Head]:
         """Hidden states and head without data, for the operators' own plans.
 
-        On a GPU in float32: bfloat16 factors are not upcast there, so a plan needs no room for that.
+        On a GPU in float32: factors of 16 bits are not upcast there, so a plan needs no room for that.
         """
 
         def empty(rows: int, itemsize: int) -> Tensor:
