@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import earlier
-from srpo_trl.loss.ops import Backend, DistillationSpec, Head, distillation_loss, token_statistics
+from srpo_trl.loss.ops import Backend, DistillationSpec, Head, distillation_loss
 
 QWEN3_VOCABULARY = 151_936
 NEAR, FAR = 0.022, 1.0  # see make_case: a divergence of about 1e-3 and of about 0.5 nats
@@ -72,6 +72,8 @@ def make_case(size: Size, device: torch.device, distance: float = NEAR, seed: in
         distance: from the student's hidden states to the teacher's, in units of their deviation.
         seed: of all random numbers.
     """
+    from srpo_trl.loss.ops import token_statistics  # an earlier commit, whose steps are measured, has none
+
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -50,6 +50,9 @@ SCENARIOS = {
     "adamw": (STRADDLING, 2, TWO_STEPS | ADAMW),
     "adamw, lora": (STRADDLING, 2, TWO_STEPS | ADAMW | {"peft_config": LORA}),
     "one sided, lora": (ONE_SIDED, 2, TWO_STEPS | {"peft_config": LORA}),
+    # no token is the policy's, and some micro-batches have none at all: a head of its own gets no gradient there
+    "sdpo": (STRADDLING, 2, TWO_STEPS | {"method": "sdpo", "sizes": UNTIED}),
+    "one sided, sdpo": (ONE_SIDED, 2, TWO_STEPS | {"method": "sdpo", "sizes": UNTIED}),
     "saved head": (
         STRADDLING,
         6,
