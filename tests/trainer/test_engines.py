@@ -212,7 +212,7 @@ def test_deepspeed_refuses_its_checkpoint_on_another_number_of_processes(engine_
 def test_rollouts_of_two_processes_are_refused_on_one(engine_run, tmp_path):
     checkpoint = engine_run("ddp")[1] / "inside a rollout batch" / "checkpoint-2"
     with pytest.raises(
-        ValueError, match="saved under .*num_processes=2, and cannot be resumed under .*num_processes=1"
+        ValueError, match=r"saved under .*num_processes=2, and cannot be resumed under .*num_processes=1"
     ):
         continued(tmp_path, 1, str(checkpoint))
 
