@@ -252,7 +252,7 @@ def reduce_support_(
         SUPPORT=plan.support,
         DIVERGENCE=_divergence_name(inputs.spec),
         BLOCK=block,
-        num_warps=max(4, block // 512),
+        **_with_all_registers(max(4, block // 512)),
     )
     if not inputs.needs_gradient:
         return
