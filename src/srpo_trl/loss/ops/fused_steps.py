@@ -22,7 +22,7 @@ from srpo_trl.loss.ops.triton_terms import scatter_support, softmax_gradient, to
 _ROW_BLOCK = 8192  # columns that a row kernel reads at a time
 _FULL_BLOCK = 4096  # with both sides' logits in registers
 _HELD_GROUPS, _HELD_TOKENS = 4096, 8192  # candidates for a top K that registers hold
-_CHOICE_TILE = 4096  # of more, so many at a time
+_CHOICE_TILE = 2048  # of more, so many at a time
 _MAX_WARPS = 16
 _REGISTERS = 65_536  # of a GPU's multiprocessor, from Turing to Blackwell
 _GATHER_IDS, _GATHER_COLUMNS = 16, 256  # rows of a head that a program reads, and columns at a time
