@@ -17,14 +17,13 @@ from peft import LoraConfig
 from trl import ModelConfig
 
 from harness import config, tiny_model
-from memory_probe import PROMPT, ROWS, SIZES, STEP, profiled, trainer
+from memory_probe import PROMPT, ROWS, SIZES, STEP, note_routes, profiled, trainer
 from srpo_trl.commands.plan.engines import Engine
 from srpo_trl.commands.plan.estimate import FORWARD, PHASES, TEACHER
 from srpo_trl.commands.plan.losses import LossSizes
 from srpo_trl.commands.plan.phases import estimate_memory
 from srpo_trl.commands.plan.run import RunSpec
 from srpo_trl.commands.plan.step import FakeModels
-from srpo_trl.rollout.batch import routed_batch
 
 PROBE = Path(__file__).parents[1] / "support" / "memory_probe.py"
 TOLERANCE = 0.15
@@ -66,18 +65,6 @@ def planned(training, engine=None, *, sizes=None, **model_options):
     model = tiny_model(**(SIZES | (sizes or {}))).config
     run = RunSpec(training, model_config, model, engine or Engine(), PROMPT, on_gpu=False, memory=None)
     return estimate_memory(run, FakeModels(), run.training.per_device_train_batch_size)
-
-
-def note_routes(trainer, routes):
-    """Append the policy's and the distilled tokens of every micro-batch of the trainer."""
-    compute_loss = trainer._compute_loss
-
-    def noting(model, inputs):
-        routed = routed_batch(inputs)
-        routes.append((int(routed.policy_BT.sum()), int(routed.distilled_BT.sum())))
-        return compute_loss(model, inputs)
-
-    trainer._compute_loss = noting
 
 
 def plan_for_routes(monkeypatch, routes):
@@ -139,7 +126,8 @@ def test_planned_peaks_are_the_measured_ones(name, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
-def test_planned_peaks_of_engines_are_the_measured_ones(name, tmp_path):
+def test_planned_peaks_of_engines_are_the_measured_ones(name, tmp_path, monkeypatch):
+    """Planned for the routes of the first process, whose storages are measured."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command += [str(PROBE), name, "4", "bf16", str(tmp_path)]
@@ -148,6 +136,7 @@ def test_planned_peaks_of_engines_are_the_measured_ones(name, tmp_path):
     measured = json.loads((tmp_path / "measured.json").read_text())
     assert measured["mixed_precision"] == "bf16"
     options = ROWS | STEP | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    plan_for_routes(monkeypatch, measured["routes"])
     plan = planned(config(tmp_path, **options, bf16=True), ENGINES[name], dtype="float32")
     found = errors(name, measured["phases"], plan)
     assert 0 <= found.pop(TEACHER) <= TEACHER_TOLERANCE

@@ -45,6 +45,7 @@ from torch.utils._pytree import tree_map_only  # noqa: E402
 from harness import make_trainer, tiny_model  # noqa: E402
 from srpo_trl import SRPOTrainer  # noqa: E402
 from srpo_trl.commands.plan.estimate import BACKWARD, FORWARD, SAMPLING, TEACHER, UPDATE  # noqa: E402
+from srpo_trl.rollout.batch import routed_batch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
@@ -104,6 +105,18 @@ def trainer(folder, *, sizes=None, dtype=torch.float32, **options):
     return make_trainer(
         folder, model=tiny_model(dtype=dtype, **(SIZES | (sizes or {}))), **(defaults | options)
     )
+
+
+def note_routes(trainer, routes):
+    """Append the policy's and the distilled tokens of every micro-batch of the trainer."""
+    compute_loss = trainer._compute_loss
+
+    def noting(model, inputs):
+        routed = routed_batch(inputs)
+        routes.append((int(routed.policy_BT.sum()), int(routed.distilled_BT.sum())))
+        return compute_loss(model, inputs)
+
+    trainer._compute_loss = noting
 
 
 @contextmanager
@@ -206,7 +219,7 @@ class LivingStorages(TorchDispatchMode):
 
 
 def main(accumulation, folder):
-    counter = LivingStorages()
+    counter, routes = LivingStorages(), []
     with counter, watched(counter.phase):
         made = trainer(
             folder / "run",
@@ -214,12 +227,14 @@ def main(accumulation, folder):
             gradient_accumulation_steps=accumulation,
             **OPTIONS,
         )
+        note_routes(made, routes)
         made.train()
     assert made.accelerator.num_processes == 2
     found = {
         "engine": made.accelerator.distributed_type.value,
         "mixed_precision": made.accelerator.mixed_precision,
         "phases": last_step(counter.phases),
+        "routes": routes,
     }
     if torch.distributed.get_rank() == 0:
         (folder / "measured.json").write_text(json.dumps(found))
