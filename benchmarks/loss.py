@@ -21,13 +21,14 @@ from benchmarks.peers import (
     ANEW,
     FULL,
     QWEN3_VOCABULARY,
+    SUPPORTS,
     TOPK,
     BenchmarkCase,
     Contender,
     Losses,
     Size,
     contenders,
-    earlier_losses,
+    srpo_losses,
 )
 from benchmarks.tables import Table, gigabytes
 
@@ -56,10 +57,8 @@ def all_contenders(device: torch.device, before: str | None = None) -> list[Cont
     ]
     if before is not None:
         name = f"srpo_trl chunked at {before}"
-        found += [
-            Contender(name, support, partial(earlier_losses, commit=before, topk=k))
-            for support, k in ((TOPK, 100), (FULL, None))
-        ]
+        own = partial(srpo_losses, backend="chunked", carries=False, commit=before)
+        found += [Contender(name, support, partial(own, topk=k)) for support, k in SUPPORTS.items()]
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import earlier
-from srpo_trl.loss.ops import Backend, DistillationSpec, Head, distillation_loss
+from srpo_trl.loss import ops
 
 QWEN3_VOCABULARY = 151_936
 NEAR, FAR = 0.022, 1.0  # see make_case: a divergence of about 1e-3 and of about 0.5 nats
@@ -24,6 +24,7 @@ FLOOR_TOKENS = {"cuda": 8192, "cpu": 512}  # enough for a product's best rate; m
 _STATISTICS_BYTES = 2**24  # of the teacher's pass: too few to be a process's peak
 
 TOPK, FULL = "top 100 + tail", "full vocabulary"
+SUPPORTS = {TOPK: 100, FULL: None}  # K of each
 ANEW = ", teacher's product anew"  # where the log-sum-exp of the teacher's pass is not used
 
 
@@ -72,8 +73,6 @@ def make_case(size: Size, device: torch.device, distance: float = NEAR, seed: in
         distance: from the student's hidden states to the teacher's, in units of their deviation.
         seed: of all random numbers.
     """
-    from srpo_trl.loss.ops import token_statistics  # an earlier commit, whose steps are measured, has none
-
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -89,8 +88,8 @@ def make_case(size: Size, device: torch.device, distance: float = NEAR, seed: in
         teacher_weight_VD=weight_VD,
         token_ids_N=torch.randint(size.vocab_size, (size.num_tokens,), generator=generator, device=device),
         coefficient_N=torch.full((size.num_tokens,), 1 / size.num_tokens, device=device),
-        teacher_log_sum_exp_N=token_statistics(
-            teacher_ND, Head(weight_VD), 1.0, chunk_bytes=_STATISTICS_BYTES
+        teacher_log_sum_exp_N=ops.token_statistics(
+            teacher_ND, ops.Head(weight_VD), 1.0, chunk_bytes=_STATISTICS_BYTES
         ).log_sum_exp_N,
     )
 
@@ -120,40 +119,30 @@ class Contender(NamedTuple):
 
 def srpo_losses(
     case: BenchmarkCase,
-    backend: Backend,
+    backend: ops.Backend,
     topk: int | None,
     *,
     carries: bool = True,
     chunk_bytes: int | None = None,
+    commit: str | None = None,
 ) -> Losses:
-    """Ours; it carries the teacher's log-sum-exp as training does, or makes the teacher's product anew."""
-    result = distillation_loss(
+    """Ours; it carries the teacher's log-sum-exp as training does, or makes the teacher's product anew.
+
+    `commit`: of another commit; one from before anything was carried takes part with `carries=False`.
+    """
+    own: Any = ops if commit is None else earlier.operators(commit)
+    carried = {"teacher_log_sum_exp_N": case.teacher_log_sum_exp_N} if carries else {}
+    result = own.distillation_loss(
         case.student_hidden_ND,
-        Head(case.student_weight_VD),
+        own.Head(case.student_weight_VD),
         case.teacher_hidden_ND,
-        Head(case.teacher_weight_VD),
+        own.Head(case.teacher_weight_VD),
         case.token_ids_N,
         case.coefficient_N,
-        teacher_log_sum_exp_N=case.teacher_log_sum_exp_N if carries else None,
-        spec=DistillationSpec(alpha=0.5, topk=topk),
+        **carried,
+        spec=own.DistillationSpec(alpha=0.5, topk=topk),
         backend=backend,
         chunk_bytes=chunk_bytes,
-    )
-    return Losses(result.loss, result.divergence_N)
-
-
-def earlier_losses(case: BenchmarkCase, commit: str, topk: int | None) -> Losses:
-    """The chunked backend of a commit, from before the teacher's log-sum-exp was carried."""
-    ops = earlier.operators(commit)
-    result = ops.distillation_loss(
-        case.student_hidden_ND,
-        ops.Head(case.student_weight_VD),
-        case.teacher_hidden_ND,
-        ops.Head(case.teacher_weight_VD),
-        case.token_ids_N,
-        case.coefficient_N,
-        spec=ops.DistillationSpec(alpha=0.5, topk=topk),
-        backend="chunked",
     )
     return Losses(result.loss, result.divergence_N)
 
@@ -197,11 +186,11 @@ def contenders(device: torch.device) -> list[Contender]:
     has_kernels = importlib.util.find_spec("triton") is not None
     has_kernels &= on_gpu or os.environ.get("TRITON_INTERPRET") == "1"
     fused = [
-        b for b in get_args(Backend) if b not in ("auto", "reference") and (has_kernels or b != "triton")
+        b for b in get_args(ops.Backend) if b not in ("auto", "reference") and (has_kernels or b != "triton")
     ]
     found = [
         Contender(f"srpo_trl {backend}", support, partial(srpo_losses, backend=backend, topk=topk))
-        for support, topk in ((TOPK, 100), (FULL, None))
+        for support, topk in SUPPORTS.items()
         for backend in fused
     ]
     found += [

@@ -302,10 +302,8 @@ def test_gradient_of_a_small_tail_is_the_float64_one(backend, alpha, teacher_mas
     relative = (gradient - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert relative.max() < 1e-5, str(relative.tolist())
     assert (divergence - exact_divergence).abs().max() < 5e-6
-    if teacher_mass in (
-        0.2,
-        3e-8,
-    ):  # each part by itself; with a carried log-sum-exp where the tail has digits
+    # Each part by itself; with a carried log-sum-exp where the tail has digits.
+    if teacher_mass in (0.2, 3e-8):
         if teacher_mass == 3e-8:
             gradient, _ = run(torch.float32, "reference", carries=False)
         for part in (slice(0, 10), slice(10, None)):

@@ -52,8 +52,7 @@ def test_it_is_the_requested_teachers_in_every_step(tmp_path, options):
     trainer.train()
     assert len(carried) == 4
     assert all(len(log_sum_exp_N) for log_sum_exp_N in carried)
-    if (
-        options.get("teacher_model_kind") != "base"
-    ):  # the teacher has moved between the batches, never within one
+    # The teacher has moved between the batches, never within one.
+    if options.get("teacher_model_kind") != "base":
         assert not torch.equal(carried[0].sort().values, carried[2].sort().values)
     assert torch.equal(carried[0].sort().values, carried[1].sort().values)
