@@ -42,7 +42,12 @@ _CHUNK_BYTES = 512 * 2**20
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SHOWN = ("DIVERGENCE", "SUPPORT", "BLOCK", "GROUP", "HIDDEN")
-_OTHER_SIZES = ((4097, 20), (5, 1), (QWEN3_VOCABULARY, 2048))
+_LARGE_TOPK = (200, 500, 1000, fused.MAX_TOPK - 1, fused.MAX_TOPK)
+_OTHER_SIZES = (
+    (4097, 20),
+    (5, 1),
+    *((v, k) for v in (50_257, 128_256, 262_144) for k in (20, 100, 1000, fused.MAX_TOPK)),
+)
 
 
 class Case(NamedTuple):
@@ -157,6 +162,13 @@ def all_cases() -> list[Case]:
         for dtype in (torch.bfloat16, torch.float16, torch.float32)
         for bias, softcap in heads
     ]
+    for k in _LARGE_TOPK:
+        cases += [Case(DistillationSpec(topk=k), bias=bias, softcap=softcap) for bias, softcap in heads]
+        cases += [
+            Case(DistillationSpec(topk=k, alpha=alpha, add_tail=tail), softcap=30.0)
+            for alpha in (0.0, 0.5, 1.0)
+            for tail in (True, False)
+        ]
     cases += [Case(DistillationSpec(topk=k), vocab_size=v) for v, k in _OTHER_SIZES]
     cases += [Case(DistillationSpec(), hidden_size=size) for size in (64, 2560, 4096)]
     cases += [Case(spec, with_gradient=False) for spec in specs]

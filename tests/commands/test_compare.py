@@ -372,4 +372,4 @@ def test_two_tiny_variants_are_trained_and_compared(tmp_path):
         assert [point["step"] for point in run["points"]] == [0, 1, 2]
         seconds = [point["seconds"] for point in run["points"]]
         assert seconds[0] == 0 < seconds[1] < seconds[2]
-    assert facts["variants"]["srpo"]["options"] == {"method": "srpo"}
+    assert facts["variants"]["srpo"]["options"] == {"method": "srpo", "entropy_weight_beta": 1.0}

@@ -20,7 +20,7 @@ from harness import config, tiny_model
 from memory_probe import PROMPT, ROWS, SIZES, STEP, note_routes, profiled, trainer
 from srpo_trl.commands.plan.engines import Engine
 from srpo_trl.commands.plan.estimate import FORWARD, PHASES, TEACHER
-from srpo_trl.commands.plan.losses import LossSizes
+from srpo_trl.commands.plan.losses import LossBytes, LossSizes
 from srpo_trl.commands.plan.phases import estimate_memory
 from srpo_trl.commands.plan.run import RunSpec
 from srpo_trl.commands.plan.step import FakeModels
@@ -68,13 +68,13 @@ def planned(training, engine=None, *, sizes=None, **model_options):
 
 
 def plan_for_routes(monkeypatch, routes):
-    """Let plans have as many tokens of each loss as the micro-batch with most of them."""
-    both, most = LossSizes.both, tuple(map(max, zip(*routes, strict=True)))
+    """Let plans have the tokens of each loss as the run's micro-batches have them."""
+    both = LossSizes.both
 
     def of_routes(self, policy_tokens, distilled_tokens, spec):
-        assert most[0] <= policy_tokens
-        assert most[1] <= distilled_tokens
-        return both(self, *most, spec)
+        assert all(policy <= policy_tokens and distilled <= distilled_tokens for policy, distilled in routes)
+        held = [both(self, *tokens, spec) for tokens in set(map(tuple, routes))]
+        return LossBytes(*map(max, zip(*held, strict=True)))
 
     monkeypatch.setattr(LossSizes, "both", of_routes)
 

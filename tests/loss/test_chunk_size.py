@@ -63,6 +63,15 @@ def test_what_is_free_on_the_device_decides(monkeypatch):
         bounds[free] = default_chunk_bytes(hidden, head, torch.float32, SUPPORT)
     assert bounds[100 * GIB] == chunk_bound(100 * GIB, 120_000, 30_000, SUPPORT)
     assert bounds[1 * GIB] < bounds[100 * GIB]
+    trained = Head(torch.zeros(30_000, 4, requires_grad=True))
+    monkeypatch.setattr(chunk_size, "_free_bytes", lambda device: GIB)
+    assert default_chunk_bytes(hidden, trained, torch.float32, SUPPORT) == chunk_bound(
+        GIB - 480_000, 120_000, 30_000, SUPPORT
+    )
+    monkeypatch.setattr(chunk_size, "_free_bytes", lambda device: 4 * 512 * 120_000)
+    assert default_chunk_bytes(hidden, trained, torch.float32, SUPPORT) < default_chunk_bytes(
+        hidden, head, torch.float32, SUPPORT
+    )
     monkeypatch.undo()
     assert 0 < chunk_size._free_bytes(torch.device("cpu")) < 2**50
 

@@ -74,14 +74,18 @@ STEP = {
     "learning_rate": 1e-5,
     "max_grad_norm": 1.0,
 }
-WATCHED = (
+WATCHED = [
     (SRPOTrainer, "_generate", SAMPLING),
     (SRPOTrainer, "_score", TEACHER),
     (SRPOTrainer, "_compute_loss", FORWARD),
     (Accelerator, "backward", BACKWARD),
     (AcceleratedOptimizer, "step", UPDATE),
     (SRPOTrainer, "_update", UPDATE),
-)
+]
+if ENGINE and "deepspeed" in OPTIONS:  # accelerate's backward makes its step, the optimizer's does nothing
+    from deepspeed import DeepSpeedEngine
+
+    WATCHED.append((DeepSpeedEngine, "step", UPDATE))
 
 
 def one_right_of_four(completions, **kwargs):
@@ -211,11 +215,14 @@ class LivingStorages(TorchDispatchMode):
 
     @contextmanager
     def phase(self, name):
+        """Within another phase, what it holds does not count for that one."""
         self._add_up()
-        before = self.peak = self.total
+        outer, before = self.peak, self.total
+        self.peak = before
         yield
         self._add_up()
         self.phases.append((name, before, self.peak))
+        self.peak = max(outer, self.total)
 
 
 def main(accumulation, folder):

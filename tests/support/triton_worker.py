@@ -9,8 +9,8 @@ import sys
 
 import torch
 
-from loss_problems import CountLiveBytes, Problem, make_problem
-from srpo_trl.loss.ops import DistillationSpec, Head, projection, token_statistics
+from loss_problems import SPECS, CountLiveBytes, Problem, make_problem
+from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, projection, token_statistics
 
 ALPHAS = (0.0, 0.3, 1.0)
 MODES = {
@@ -19,6 +19,9 @@ MODES = {
     "full": {"topk": None},
     "topk_of_V": {"topk": 10**6},
 }
+TIED = ((700, 100), (33_003, 2048))  # vocabulary and top K; the latter's candidates are read in tiles
+LOSS_SCALE = 1024.0
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = (
     {"bias": True},
     {"softcap": 5.0, "scale": 0.7},
@@ -92,6 +95,10 @@ def make_cases() -> dict[str, Case]:
     cases["one token a chunk"] = Case(_spec("tail", topk=3), 4, 33, chunk_bytes=1)
     for vocab_size, topk in ((5, 1), (5, 4), (1001, 1), (1001, 100), (1001, 1000), (4099, 100)):
         cases[f"V={vocab_size} K={topk}"] = Case(_spec("tail", topk=topk), 3, vocab_size)
+    # More groups, or more tokens of them, than registers hold: they are chosen from in tiles.
+    cases["tiled groups"] = Case(_spec("tail", topk=500), 2, 33_003)
+    cases["tiled groups and tokens"] = Case(_spec("tail", topk=2048), 2, 33_003, head=HEADS[2])
+    cases["tiled tokens"] = Case(_spec("renormalized", topk=1025), 2, 9001, head=HEADS[0])
     # Several segments to a row, and several tiles of the teacher's products.
     for mode in ("tail", "sampled", "full"):
         cases[f"segments {mode}"] = Case(_spec(mode), 2, 20_011, head=HEADS[1])
@@ -149,22 +156,63 @@ def tail_logits(masses: list[float]) -> torch.Tensor:
     return torch.cat([outside + mass.log(), inside + torch.log1p(-mass)], dim=1)
 
 
-def tied_problem() -> Problem:
+def tied_problem(vocab_size: int) -> Problem:
     """Equal logits at the threshold of the top K, within and across the groups that it is chosen from."""
     generator = torch.Generator().manual_seed(3)
-    logits = torch.randint(0, 5, (6, 700), generator=generator).float()
+    logits = torch.randint(-2, 3, (6, vocab_size), generator=generator).float()
     logits[0], logits[1] = 0.0, -0.0
-    teacher_logits = torch.randn(6, 700, generator=generator)
-    # One column of the weight for each token: the products are the logits.
+    teacher_logits = torch.randn(6, vocab_size, generator=generator)
+    # One column of the weight for each row: the products are the logits.
+    rows = torch.eye(6)
     return Problem(
-        logits,
-        Head(torch.eye(700)),
-        teacher_logits,
-        Head(torch.eye(700)),
+        rows,
+        Head(logits.T.contiguous()),
+        rows,
+        Head(teacher_logits.T.contiguous()),
         torch.zeros(6, dtype=torch.int64),
         torch.ones(6),
         None,
     )
+
+
+def errors_at_size(
+    mode: str, dtype: torch.dtype, device: str, size: tuple[int, int, int], chunk_bytes: int
+) -> dict[str, float]:
+    """Relative errors against the float64 reference, of N scored tokens, D hidden and V vocabulary.
+
+    Inputs are rounded to `dtype` for both. The loss is scaled as a float16 run's, whose gradients would be too small.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, device=device)
+
+    num_tokens, hidden_size, vocab_size = size
+    hidden = randn(num_tokens, hidden_size).to(dtype)
+    weight = (randn(vocab_size, hidden_size) * 0.1).to(dtype)
+    teacher_hidden = (hidden + 0.05 * randn(num_tokens, hidden_size)).to(dtype)
+    token_ids = torch.randint(vocab_size, (num_tokens,), generator=generator, device=device)
+    coefficient = randn(num_tokens)
+    outcomes = []
+    for backend, run_dtype in (("reference", torch.float64), ("triton", dtype)):
+        leaves = [t.to(run_dtype).requires_grad_() for t in (hidden, weight)]
+        result = distillation_loss(
+            leaves[0],
+            Head(leaves[1]),
+            teacher_hidden.to(run_dtype),
+            Head(weight.to(run_dtype)),
+            token_ids,
+            coefficient,
+            spec=SPECS[mode],
+            backend=backend,
+            chunk_bytes=chunk_bytes,
+        )
+        outcomes.append((result.divergence_N, torch.autograd.grad(LOSS_SCALE * result.loss, leaves)))
+    (expected, expected_gradients), (actual, gradients) = outcomes
+    errors = {"divergence": float((actual - expected).abs().mean() / expected.abs().mean())}
+    for name, gradient, exact in zip(("hidden", "weight"), gradients, expected_gradients, strict=True):
+        errors[f"gradient of {name}"] = float((gradient - exact).norm() / exact.norm())
+    return errors
 
 
 def entropy_problems() -> dict[str, tuple[Problem, float, int]]:
@@ -246,7 +294,10 @@ def main(path: str) -> None:
         results["cases"][name] = case.run(case.problem(), "triton")
     results["small_tails"] = {alpha: small_tails("triton", alpha) for alpha in ALPHAS}
     results["tail_clamp"] = {alpha: tail_clamp("triton", alpha) for alpha in ALPHAS}
-    results["tied"] = tied_problem().run(DistillationSpec(topk=100), "triton")._asdict()
+    results["tied"] = {
+        (vocab_size, topk): tied_problem(vocab_size).run(DistillationSpec(topk=topk), "triton").divergence_N
+        for vocab_size, topk in TIED
+    }
     with torch.no_grad():
         problem = make_problem(3, 33, bias=True, dtype=torch.float32)
         results["no_grad"] = problem.run(_spec("tail", topk=3), "triton")._asdict()
@@ -274,6 +325,11 @@ def main(path: str) -> None:
         if case.mixed:
             torch.manual_seed(0)
             results["cases"][name] = case.run(case.problem(), "triton")
+    results["at_size"] = {
+        (mode, dtype): errors_at_size(mode, dtype, "cpu", (9, 64, 4003), 100_000)
+        for mode in SPECS
+        for dtype in NARROW
+    }
     torch.save(results, path)
 
 

@@ -22,6 +22,7 @@ from srpo_trl.commands.plan.storage import OPTIMIZERS
 from srpo_trl.commands.plan.table import GIB
 from srpo_trl.commands.train import read_arguments
 from srpo_trl.config import SRPOConfig
+from srpo_trl.loss.ops.chunk_size import MARGIN
 
 
 class PlanRequest(NamedTuple):
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every option of `srpo-trl train` can follow, and replaces the file's value.",
         allow_abbrev=False,
     )
-    margin = "of the memory to leave free, for the CUDA context, libraries and fragmentation [0.1]"
+    margin = "of the memory to leave free, for the CUDA context, libraries and fragmentation [%(default)s]"
     parser.add_argument("--config", metavar="FILE", help="YAML file of srpo-trl train")
     parser.add_argument(
         "--model", metavar="NAME", help="folder or hub id whose config.json is read [the file's]"
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompt_length", type=int, default=1024, metavar="N", help="longest prompt, tokens [1024]"
     )
-    parser.add_argument("--margin", type=float, default=0.1, metavar="FRACTION", help=margin)
+    parser.add_argument("--margin", type=float, default=MARGIN, metavar="FRACTION", help=margin)
     parser.add_argument("--use_cpu", nargs="?", const="true", help=argparse.SUPPRESS)  # of srpo-trl train
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
     return parser

@@ -76,18 +76,19 @@ class LossSizes(NamedTuple):
     def _policy(self, num_tokens: int) -> LossBytes:
         """TRL's fused head: one tile of products, of TILE_COLUMNS columns whatever the vocabulary.
 
-        Tokens and columns of a tile are copied where their format is not the products'. The backward sums the gradients
-        of hidden states and head in fp32.
+        Tokens and columns of a tile are copied where their format is not the products'; in the forward the columns for
+        the product alone. The backward sums the gradients of hidden states and head in fp32.
         """
         tokens, columns = min(num_tokens, TILE_TOKENS), min(self.vocab_size, TILE_COLUMNS)
-        copied_rows = tokens * (self.product_itemsize != self.hidden_itemsize)
-        copied_rows += columns * (self.product_itemsize != self.weight_itemsize)
-        tile = (tokens * TILE_COLUMNS + copied_rows * self.hidden_size) * self.product_itemsize
+        rows = tokens * (self.product_itemsize != self.hidden_itemsize)
+        tile = (tokens * TILE_COLUMNS + rows * self.hidden_size) * self.product_itemsize
+        copied_columns = columns * (self.product_itemsize != self.weight_itemsize)
+        columns_copy = copied_columns * self.hidden_size * self.product_itemsize
         torch_tile = 0 if self.on_gpu else tokens * columns * FP32
         copy = self.gradient if self.weight_itemsize < FP32 else 0
         return LossBytes(
-            math.ceil(tile + _TORCH_TILES_FORWARD * torch_tile),
-            math.ceil(tile + _TORCH_TILES_BACKWARD * torch_tile)
+            math.ceil(tile + max(columns_copy, _TORCH_TILES_FORWARD * torch_tile)),
+            math.ceil(tile + columns_copy + _TORCH_TILES_BACKWARD * torch_tile)
             + copy
             + self._fp32_gradients(num_tokens, FP32),
         )
@@ -122,7 +123,8 @@ class LossSizes(NamedTuple):
             if self.on_gpu:
                 return plan_fused_statistics(*side, chunk_bytes).temporary_bytes
             return plan_statistics(*side, torch.float32, chunk_bytes).temporary_bytes
-        chunk_bytes = chunk_bound(self.free, self.vocab_size * FP32, self.vocab_size, spec)
+        free = self.free - self._fp32_gradients(0, FP32)
+        chunk_bytes = chunk_bound(free, self.vocab_size * FP32, self.vocab_size, spec)
         if self.on_gpu:
             return plan_fused(*side, *side, spec, chunk_bytes).temporary_bytes
         return plan_distillation(*side, *side, torch.float32, spec, chunk_bytes).temporary_bytes

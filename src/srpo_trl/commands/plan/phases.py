@@ -22,6 +22,7 @@ from srpo_trl.commands.plan.run import RunSpec
 from srpo_trl.commands.plan.step import FakeModels
 from srpo_trl.commands.plan.storage import FP32, MIXED, Storage
 from srpo_trl.loss.ops import DistillationSpec
+from srpo_trl.loss.ops.chunk_size import MARGIN
 
 _PASS_NAMES = (
     "key-value cache",
@@ -177,7 +178,12 @@ class _Accounts:
             return sys.maxsize
         held = [*self.lasting(), *self.of_teacher()]
         lasting = sum(c.phases.get(FORWARD, 0) for c in held if not c.on_cpu)
-        return self.run.memory - lasting - self.gradients_before - self.trained.after_forward[0]
+        return (
+            int(self.run.memory * (1 - MARGIN))
+            - lasting
+            - self.gradients_before
+            - self.trained.after_forward.total
+        )
 
     def _losses(self, hidden_itemsize: int, free: int = sys.maxsize) -> LossSizes:
         return LossSizes(

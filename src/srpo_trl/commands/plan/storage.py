@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from srpo_trl.commands.plan.engines import Engine
 from srpo_trl.commands.plan.model import Parameter
 
-FP64, FP32, MIXED = 8, 4, 2  # bytes of one number
+FP32, MIXED = 4, 2  # bytes of one number
 # Bytes of optimizer state per parameter: fixed ones, and numbers in the parameter's own format.
 OPTIMIZERS: dict[str, tuple[float, int]] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused"), (0, 2)),
@@ -157,8 +157,8 @@ class Storage:
         """Temporaries of the optimizer's step, or of the teacher's update and distance, before which `freed` is let go.
 
         A fused optimizer's step has none. ZeRO upcasts its part of the gradients to fp32, ZeRO-3 in groups of
-        `sub_group` elements; in CPU memory it does so where the optimizer is. The teacher squares one parameter at a
-        time and copies it to float64; a student of another format is copied first.
+        `sub_group` elements; in CPU memory it does so where the optimizer is. The teacher is compared one
+        parameter at a time, its squares in fp32; a student of another format is copied first.
         """
         engine, step = self._engine, 0
         if engine.is_zero and not engine.optimizer_on_cpu:
@@ -169,7 +169,7 @@ class Storage:
 
         def of_one(p: Parameter) -> float:
             teacher = self._of_teacher(p)
-            return p.numel * (teacher + FP64 + teacher * (teacher != self.stored(p)))
+            return p.numel * (teacher + FP32 * (teacher < FP32) + teacher * (teacher != self.stored(p)))
 
         update = math.ceil(max(map(of_one, self._trainable), default=0) / self.num_shards)
         return max(step, update - freed)

@@ -11,11 +11,12 @@ from srpo_trl.loss.ops.interface import DistillationSpec, Head
 
 _MOST_TOKENS, _LEAST_TOKENS = 4096, 128
 _FREE_SHARE = 4  # at most one part in so many of what is free
+MARGIN = 0.1  # of a device's memory that is left to its context, libraries and fragmentation
 _BLOCK_BYTES = 32 * 2**20  # beside the logits: temporaries of a block of tokens
 
 
 def default_chunk_bytes(hidden_ND: Tensor, head: Head, dtype: torch.dtype, spec: DistillationSpec) -> int:
-    """The bound of `distillation_loss` for these inputs, by what is free on their device now.
+    """The bound of `distillation_loss` for these inputs, by what is free on their device beside the head's gradient.
 
     Args:
         hidden_ND: the student's, for its device.
@@ -23,8 +24,10 @@ def default_chunk_bytes(hidden_ND: Tensor, head: Head, dtype: torch.dtype, spec:
         dtype: of the computation.
         spec: what is computed.
     """
-    vocab_size = head.weight_VD.shape[0]
-    return chunk_bound(_free_bytes(hidden_ND.device), vocab_size * dtype.itemsize, vocab_size, spec)
+    weight_VD, vocab_size = head.weight_VD, head.weight_VD.shape[0]
+    gradient_bytes = weight_VD.numel() * torch.float32.itemsize * weight_VD.requires_grad
+    free_bytes = _free_bytes(hidden_ND.device) - gradient_bytes
+    return chunk_bound(free_bytes, vocab_size * dtype.itemsize, vocab_size, spec)
 
 
 def chunk_bound(free_bytes: int, row_bytes: int, vocab_size: int, spec: DistillationSpec) -> int:
@@ -45,10 +48,14 @@ def statistics_chunk_bytes(on_gpu: bool) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """What could still be allocated, the allocator's own reserve included."""
+    """What could still be allocated, the allocator's own reserve included and the margin left out."""
     if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return int(psutil.virtual_memory().available)
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    elif device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        free = total - torch.mps.driver_allocated_memory()
+    else:
+        memory = psutil.virtual_memory()
+        free, total = memory.available, memory.total
+    return int(free - MARGIN * total)

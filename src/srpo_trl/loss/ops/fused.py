@@ -39,7 +39,7 @@ from srpo_trl.loss.ops.projection import gradient_view
 from srpo_trl.loss.ops.teacher_rows import teacher_tail
 from srpo_trl.loss.ops.triton_scan import merge_segments
 
-# The choice holds the candidates of a row in the registers of one program.
+# The loss holds the support of a row in the registers of one program.
 MAX_TOPK = 2048
 
 

@@ -14,19 +14,17 @@ from srpo_trl.loss.ops.chunked import Inputs
 from srpo_trl.loss.ops.fused_plan import FusedPlan
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
 from srpo_trl.loss.ops.projection import MatmulPrecision, gradient_view, matmul_precision, project_
+from srpo_trl.loss.ops.triton_choice import choose_groups, choose_tokens
 from srpo_trl.loss.ops.triton_full import full_vocab_loss
-from srpo_trl.loss.ops.triton_scan import (
-    choose_groups,
-    choose_tokens,
-    gather_support,
-    merge_segments,
-    scan_segments,
-    support_products,
-)
+from srpo_trl.loss.ops.triton_scan import gather_support, merge_segments, scan_segments, support_products
 from srpo_trl.loss.ops.triton_terms import scatter_support, softmax_gradient, topk_loss
 
 _ROW_BLOCK = 8192  # columns that a row kernel reads at a time
 _FULL_BLOCK = 4096  # with both sides' logits in registers
+_HELD_GROUPS, _HELD_TOKENS = 4096, 8192  # candidates for a top K that registers hold
+_CHOICE_TILE = 2048  # of more, so many at a time
+_MAX_WARPS = 16
+_REGISTERS = 65_536  # of a GPU's multiprocessor, from Turing to Blackwell
 _GATHER_IDS, _GATHER_COLUMNS = 16, 256  # rows of a head that a program reads, and columns at a time
 
 
@@ -144,7 +142,6 @@ def merge_(partial_CS3: Tensor, sums_C3: Tensor) -> None:
 def choose_(chunk: Buffers, student: DistributionStats, topk: int, plan: FusedPlan) -> None:
     """Fill the top K's columns of the chunk's ids, and the sum over the tokens outside."""
     num_tokens, num_chosen = chunk.chosen_CK.shape
-    block = _block(plan.num_groups)
     choose_groups[(num_tokens,)](
         chunk.groups_C2G,
         plan.num_groups,
@@ -155,10 +152,8 @@ def choose_(chunk: Buffers, student: DistributionStats, topk: int, plan: FusedPl
         num_chosen,
         chunk.outside_C,
         GROUPS_OF_SEGMENT=plan.segment // plan.group,
-        BLOCK=block,
-        num_warps=_num_warps(block),
+        **_choice(plan.num_groups, _HELD_GROUPS),
     )
-    block = _block(num_chosen) * plan.group
     choose_tokens[(num_tokens,)](
         chunk.student_CV,
         chunk.student_CV.stride(0),
@@ -174,8 +169,7 @@ def choose_(chunk: Buffers, student: DistributionStats, topk: int, plan: FusedPl
         chunk.outside_C,
         **_flags(student),
         GROUP=plan.group,
-        BLOCK=block,
-        num_warps=_num_warps(block),
+        **_choice(num_chosen * plan.group, _HELD_TOKENS),
     )
 
 
@@ -258,7 +252,7 @@ def reduce_support_(
         SUPPORT=plan.support,
         DIVERGENCE=_divergence_name(inputs.spec),
         BLOCK=block,
-        num_warps=4,
+        **_with_all_registers(max(4, block // 512)),
     )
     if not inputs.needs_gradient:
         return
@@ -342,7 +336,7 @@ def reduce_full_(
         WITH_GRADIENT=inputs.needs_gradient,
         NARROW=gradient_CV.dtype != torch.float32,
         BLOCK=row_block,
-        num_warps=_num_warps(2 * row_block),
+        **_with_all_registers(_num_warps(4 * row_block)),
     )
 
 
@@ -366,4 +360,21 @@ def _block(size: int) -> int:
 
 def _num_warps(block: int) -> int:
     """About 32 elements a thread."""
-    return min(16, max(1, block // 1024))
+    return min(_MAX_WARPS, max(1, block // 1024))
+
+
+def _with_all_registers(num_warps: int) -> dict[str, int]:
+    """So many warps, which may take all registers there are.
+
+    By itself the assembler takes fewer and spills some bytes, so that more programs fit on a processor.
+    """
+    return {"num_warps": num_warps, "maxnreg": min(255, _REGISTERS // (32 * num_warps))}
+
+
+def _choice(size: int, held: int) -> dict[str, int]:
+    """How `size` candidates are chosen from: up to `held` in registers, where more would spill, else in tiles."""
+    if size > held:
+        tiles = triton.cdiv(size, _CHOICE_TILE)
+        return {"TILES": tiles, "BLOCK": _CHOICE_TILE, **_with_all_registers(_MAX_WARPS)}
+    block = _block(size)  # with all registers asked for, the assembler of Triton 3.6 spills
+    return {"TILES": 1, "BLOCK": block, "num_warps": min(8, _num_warps(2 * block))}
