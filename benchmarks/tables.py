@@ -72,10 +72,11 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
+        command = ["git", "-C", str(root), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # no git here
+            return ""
 
     revision = git("rev-parse", "--short", "HEAD") or "unknown"
     return f"{revision} and uncommitted changes" if git("status", "--porcelain") else revision

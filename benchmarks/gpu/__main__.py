@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sections", default="", help="letters of the sections to run, such as abf [all of them]"
     )
     given = parser.parse_args(argv)
+    if not 0 < given.minutes < float("inf"):
+        parser.error(f"--minutes {given.minutes:g} must be a number above 0")
     if given.model is not None and not (given.model / "config.json").is_file():
         parser.error(f"--model {given.model} is no folder with a config.json")
     chosen = [s for s in sections.SECTIONS if not given.sections or s.name[0] in given.sections]

@@ -1,10 +1,11 @@
 """One section in this process: waits for a line on standard input, then measures part by part.
 
-    python -m benchmarks.gpu.child NAME MODULE OUT DEVICE TINY MODEL
+    python -m benchmarks.gpu.child PARENT NAME MODULE OUT DEVICE TINY MODEL
 
 What it imports is imported before the line comes, while another section is still measured; the device is touched
 afterwards. The line is JSON: the seconds that the section has, and the call that it belongs to. Started by
-`benchmarks.gpu.runner`, as the leader of a process group, which ends with the process that started it.
+`benchmarks.gpu.runner`, as the leader of a process group, which ends with the process that started it, PARENT: by its
+number, since it can be gone before this process has one line behind it.
 """
 
 import importlib
@@ -27,8 +28,8 @@ _MOST_OF_A_REASON = 300  # characters
 
 def main(arguments: Sequence[str]) -> int:
     """Measure what is missing in the section's record; return 0, `NO_DEVICE` or `BROKEN`."""
-    name, module, out, device, tiny, model = arguments
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent, name, module, out, device, tiny, model = arguments
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     import torch
 
     from benchmarks.tables import commit, environment

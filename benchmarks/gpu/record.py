@@ -34,6 +34,16 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the content of a section's JSON file; None where it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    is_section = isinstance(content, dict) and {"section", "status", "reason", "parts"} <= content.keys()
+    return content if is_section else None
+
+
 class Record:
     """The figures of one section in a folder.
 
@@ -53,7 +63,11 @@ class Record:
             "parts": {},
         }
         if self.path.exists():
-            self.content = json.loads(self.path.read_text(encoding="utf-8"))
+            held = read(self.path)
+            if held is None:  # by another program, or a disk that was full: kept, and measured anew
+                self.path.replace(self.path.with_suffix(".json.damaged"))
+            else:
+                self.content = held
 
     @property
     def status(self) -> str:

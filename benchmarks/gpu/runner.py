@@ -12,10 +12,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from benchmarks.gpu.child import NO_DEVICE
-from benchmarks.gpu.record import CUT_OFF, DONE, FAILED, MISSING, RUNNING, SKIPPED, Record, write_whole
+from benchmarks.gpu.record import CUT_OFF, DONE, FAILED, MISSING, RUNNING, SKIPPED, Record, read, write_whole
 from benchmarks.gpu.sections import FULL_MINUTES, Section, Setting
 from benchmarks.tables import Table, commit, markdown
 
@@ -52,16 +57,21 @@ class _NoDeviceError(Exception):
 def run(sections: Sequence[Section], options: Options) -> int:
     """Measure what is missing in the folder; return 0 where all is there, 1 where not, 2 where nothing was begun."""
     deadline = time.monotonic() + 60 * options.minutes
-    options.out.mkdir(parents=True, exist_ok=True)
     try:
-        _claim(options)
-        with _terminated_as_exception():
-            _run_all(sections, options, deadline)
+        options.out.mkdir(parents=True, exist_ok=True)
+        with _alone(options.out):
+            _claim(options)
+            try:
+                with _terminated_as_exception():
+                    _run_all(sections, options, deadline)
+            finally:
+                write_report(sections, options.out)
     except (_OtherRunError, _NoDeviceError) as error:
         print(error, file=sys.stderr)
         return 2
-    finally:
-        write_report(sections, options.out)
+    except (FileExistsError, NotADirectoryError, PermissionError, FileNotFoundError) as error:
+        print(f"--out {options.out} cannot be written: {error}. Give another folder.", file=sys.stderr)
+        return 2
     print(f"Report: {options.out / 'report.md'}", flush=True)
     statuses = {Record(options.out, section.name).status for section in sections}
     return 0 if statuses <= {DONE, SKIPPED} else 1
@@ -71,7 +81,12 @@ def _claim(options: Options) -> None:
     """Write what the folder's figures are measured on, or refuse to mix them with others."""
     path = options.out / "run.json"
     facts = {"device": options.device, "tiny": options.tiny, "commit": commit().split()[0], "card": _card()}
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else facts
+    facts["model"] = str(options.model or "")
+    held = _facts(options.out) or facts
+    facts["model"] = facts["model"] or held.get("model", "")
+    held["model"] = held.get("model") or facts["model"]  # the first one that is given
+    if missing := facts.keys() - held.keys():
+        raise _OtherRunError(f"{path} lacks {', '.join(sorted(missing))}. Remove it, or give another --out.")
     if differing := [
         f"{name} {held[name]!r}, now {facts[name]!r}" for name in facts if held[name] != facts[name]
     ]:
@@ -80,6 +95,34 @@ def _claim(options: Options) -> None:
             "Give another --out."
         )
     write_whole(path, json.dumps(facts, indent=1) + "\n")
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return what the folder's figures were measured on; empty where there are none."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise _OtherRunError(
+            f"{path} is damaged ({error}), so nobody knows what the figures beside it were measured on. Remove it, or "
+            "give another --out."
+        ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse to measure while another run does: both would have half of the device, and each other's figures."""
+    if fcntl is None:
+        yield
+        return
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _OtherRunError(f"Another run measures into {folder}. Wait for its end.") from error
+        yield
 
 
 def _card() -> str:
@@ -189,6 +232,7 @@ class _Child:
             sys.executable,
             "-m",
             "benchmarks.gpu.child",
+            str(os.getpid()),
             section.name,
             section.module,
             str(options.out),
@@ -258,7 +302,7 @@ def _terminated_as_exception() -> Iterator[None]:
 
 def write_report(sections: Sequence[Section], folder: Path) -> None:
     """Write `report.md`: what was measured and what not, then the tables, also of sections measured before."""
-    written = {path.stem for path in folder.glob("*.json")} - {"run"}
+    written = {path.stem for path in folder.glob("*.json") if read(path) is not None}
     records = [Record(folder, name) for name in sorted({section.name for section in sections} | written)]
     rows = [
         {
@@ -275,7 +319,6 @@ def write_report(sections: Sequence[Section], folder: Path) -> None:
 
 
 def _place(folder: Path) -> str:
-    path = folder / "run.json"
-    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    facts = _facts(folder)
     size = ", tiny sizes" if facts.get("tiny") else ""
     return f"on {facts.get('card') or facts.get('device', 'nothing')}{size}"

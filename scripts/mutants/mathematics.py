@@ -164,8 +164,34 @@ MUTANTS = [
     mutant(
         "teachers_tail_never_summed",
         "the teacher's tail is one minus a sum where reverse KL divides by it",
-        ("loss/ops/teacher_rows.py", "if not may_sum_tails(spec.alpha):", "if True:"),
+        ("loss/ops/teacher_rows.py", "if may_sum_tails(spec.alpha):", "if False:"),
         tests=("loss/test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
+    ),
+    mutant(
+        "noise_of_a_tail_is_a_divergence",
+        "what rounding leaves of one minus a sum is the teacher's tail where both sides are sure",
+        (
+            "loss/ops/teacher_rows.py",
+            "torch.where(is_noise_R, student_tail_R.to(tail_R.dtype), tail_R)",
+            "tail_R",
+        ),
+        tests=("loss/test_ops.py::test_tokens_that_both_sides_are_sure_of_have_no_divergence",),
+    ),
+    mutant(
+        "teachers_support_is_not_normalized",
+        "the teacher's masses on the support and outside do not sum to 1",
+        (
+            "loss/ops/teacher_rows.py",
+            "top_logps_RK.sub_((top_R + tail_R)",
+            "top_logps_RK.clone().sub_((top_R + tail_R)",
+        ),
+        tests=("loss/test_ops.py::test_tokens_that_both_sides_are_sure_of_have_no_divergence",),
+    ),
+    mutant(
+        "level_of_the_teachers_logits_stays",
+        "logits of a high level are renormalized by a log-sum-exp of their size",
+        ("loss/ops/teacher_rows.py", "logits_RW.amax(-1) if", "torch.zeros_like(logits_RW[:, 0]) if"),
+        tests=("loss/test_ops.py::test_a_level_that_all_logits_share_costs_no_digits",),
     ),
     mutant(
         "log_sum_exp_of_other_tokens",

@@ -15,6 +15,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[2])
 )  # benchmarks are no part of the installed package
 
+from benchmarks import tables
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import record as records
 from benchmarks.gpu import runner, sections
@@ -198,7 +199,74 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
+def test_a_section_whose_run_is_gone_before_it_began_measures_nothing(tmp_path, log):
+    """Killed while its first section still imported: the parent that the section then sees is another one."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-m", "benchmarks.gpu.child", str(gone.pid), "a_good", "gpu_parts"]
+    line = json.dumps({"seconds": 60, "call": "1"}) + "\n"
+    done = subprocess.run(
+        [*command, str(tmp_path), "cpu", "1", ""], input=line, text=True, cwd=ROOT, start_new_session=True
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert begun(log) == []
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("text", ['{"section": "a_go', "[]", '{"x": 1}'])
+def test_a_damaged_file_is_kept_aside_and_measured_anew(tmp_path, log, text):
+    assert run([section("a_good", "good"), section("b_good", "good")], options(tmp_path)) == 0
+    begun(log)
+    (tmp_path / "out" / "a_good.json").write_text(text)
+    (tmp_path / "out" / "notes.json").write_text('{"x": 1}')
+    assert run([section("a_good", "good"), section("b_good", "good")], options(tmp_path)) == 0
+    assert begun(log) == ["first", "second", "third"]
+    assert (tmp_path / "out" / "a_good.json.damaged").read_text() == text
+    assert "| a good | done | 3 of 3 |" in (tmp_path / "out" / "report.md").read_text()
+
+
 # --- What is refused ---
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("", "is damaged"), ('{"tiny": true}', "lacks card"), ("[1]", "is damaged")]
+)
+def test_what_the_figures_were_measured_on_must_be_known(tmp_path, log, capsys, text, why):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(text)
+    assert run([section("a_good", "good")], options(tmp_path)) == 2
+    assert why in capsys.readouterr().err
+    assert begun(log) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, log, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert run([section("a_good", "good")], options(tmp_path)) == 2
+    assert "Give another folder" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, log, capsys):
+    script = Path(gpu_parts.__file__)
+    first = subprocess.Popen([sys.executable, script, tmp_path / "out", "a_slow=hangs"])
+    wait_until(log.with_suffix(".pid").exists)
+    assert run([section("a_slow", "good")], options(tmp_path)) == 2
+    assert "Another run measures into" in capsys.readouterr().err
+    first.send_signal(signal.SIGTERM)
+    first.wait(timeout=30)
+    assert run([section("a_slow", "good")], options(tmp_path)) == 0
+
+
+def test_figures_of_two_models_are_not_mixed(tmp_path, log, capsys):
+    assert run([section("a_good", "good")], options(tmp_path)) == 0
+    assert run([section("a_good", "good")], options(tmp_path, model=Path("one"))) == 0
+    assert run([section("a_good", "good")], options(tmp_path)) == 0
+    assert run([section("a_good", "good")], options(tmp_path, model=Path("other"))) == 2
+    assert "model 'one', now 'other'" in capsys.readouterr().err
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert tables.commit() == "unknown"
 
 
 def test_figures_of_another_run_are_not_mixed(tmp_path, log, capsys):
@@ -223,7 +291,12 @@ def test_without_a_gpu_nothing_is_begun(tmp_path, log, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
-    [(["--sections", "xy"], "no section x, y"), (["--model", "nowhere"], "no folder with a config.json")],
+    [
+        (["--sections", "xy"], "no section x, y"),
+        (["--model", "nowhere"], "no folder with a config.json"),
+        (["--minutes", "0"], "must be a number above 0"),
+        (["--minutes", "nan"], "must be a number above 0"),
+    ],
 )
 def test_wrong_options_are_named(tmp_path, capsys, arguments, why):
     with pytest.raises(SystemExit):

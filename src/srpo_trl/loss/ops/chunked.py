@@ -35,7 +35,7 @@ from srpo_trl.loss.ops.projection import (
     project_,
     softcap_slope_,
 )
-from srpo_trl.loss.ops.teacher_rows import teacher_logps, teacher_tail
+from srpo_trl.loss.ops.teacher_rows import teacher_logps, teacher_tail_
 from srpo_trl.loss.ops.token_losses import (
     TokenTerms,
     full_losses,
@@ -257,7 +257,7 @@ def _support_losses(logits_RV: Tensor, inputs: Inputs, block: slice, plan: Chunk
     tail_R = torch.zeros_like(rows.tail_R)
     if log_sum_exp_R is not None and spec.estimator == "exact":
         sums = (hidden_RD, head, rows.ids_RW[:, 1:], log_sum_exp_R, spec, plan.tile_rows, plan.block_tokens)
-        tail_R = teacher_tail(logps_RW[:, 1:], rows.tail_R, *sums)
+        tail_R = teacher_tail_(logps_RW[:, 1:], rows.tail_R, *sums)
     terms = support_terms(rows.logps_RW, logps_RW, rows.tail_R, tail_R, spec)
     grad_RV = None
     if inputs.needs_gradient:

@@ -36,7 +36,7 @@ from srpo_trl.loss.ops.fused_steps import (
 from srpo_trl.loss.ops.interface import DistillationResult, DistillationSpec, Head, TokenStatistics
 from srpo_trl.loss.ops.plan import slices
 from srpo_trl.loss.ops.projection import gradient_view
-from srpo_trl.loss.ops.teacher_rows import teacher_tail
+from srpo_trl.loss.ops.teacher_rows import teacher_tail_
 from srpo_trl.loss.ops.triton_scan import merge_segments
 
 # The loss holds the support of a row in the registers of one program.
@@ -155,7 +155,7 @@ def _reduce_chunk_(
         chunk.teacher_CW.sub_(log_sum_exp_N[tokens].unsqueeze(-1))
     if plan.support == "tail" and log_sum_exp_N is not None:
         chunk.teacher_tail_C.copy_(
-            teacher_tail(
+            teacher_tail_(
                 chunk.teacher_CW[:, 1:],
                 chunk.outside_C / chunk.student_sums_C3[:, 1],
                 teacher.hidden_ND[tokens],

@@ -23,7 +23,7 @@ from srpo_trl.loss.ops.interface import (
     TokenStatistics,
     compute_dtype,
 )
-from srpo_trl.loss.ops.teacher_rows import teacher_logps, teacher_tail
+from srpo_trl.loss.ops.teacher_rows import teacher_logps, teacher_tail_
 
 
 def log_probabilities(hidden_ND: Tensor, head: Head, temperature: float, dtype: torch.dtype) -> Tensor:
@@ -92,7 +92,7 @@ def distillation_loss(
         ids_NK, teacher_NK, whole = ids_NW[:, 1:], teacher_NW[:, 1:], teacher_head.weight_VD.shape[0]
         student_NK = topk_and_tail(student_logps_NV, ids_NK)
         sums = (teacher_hidden_ND, teacher_head, ids_NK, teacher_log_sum_exp_N, spec, whole, whole)
-        tail_N = teacher_tail(teacher_NK, student_NK[:, -1].detach().exp(), *sums)
+        tail_N = teacher_tail_(teacher_NK, student_NK[:, -1].detach().exp(), *sums)
         log_tail_N1 = tail_N.clamp(min=MIN_TAIL_MASS).log().unsqueeze(-1)
         token_loss_N = divergence(student_NK, torch.cat([teacher_NK, log_tail_N1], dim=-1), spec.alpha)
         divergence_N = token_loss_N
