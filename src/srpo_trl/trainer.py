@@ -39,6 +39,8 @@ from srpo_trl.rollout import batch as trl_batch
 from srpo_trl.rollout.batch_counter import BatchOptions, RolloutBatchCounter
 from srpo_trl.rollout.coefficients import coefficients, step_totals, token_weights
 from srpo_trl.rollout.graded import RoutedRollouts, context_record, rollout_counts
+from srpo_trl.rollout.method_rows import method_rows
+from srpo_trl.rollout.policy_branch import PolicyBranch
 from srpo_trl.rollout.router import Router, prompt_encoder
 from srpo_trl.rollout.step_window import StepWindow
 from srpo_trl.teacher.in_use import TeacherInUse
@@ -106,7 +108,6 @@ class SRPOTrainer(HostTrainer):
         )
 
     def _prepare_teacher(self, args: SRPOConfig) -> None:
-        self._spec = distillation_spec(args)
         add_distillation_head(self.student)
         self.teacher = TeacherInUse(
             lambda: self.model,
@@ -227,6 +228,7 @@ class SRPOTrainer(HostTrainer):
         trl_batch.add_routing(output, rollouts.route_B, distilled_BT, scores.statistics, scores.hidden)
         shown = context_record(rollouts) if self._rollout_log.keeps_shown else None
         trl_batch.add_rollouts(output, self._rollout_log.numbers_B, shown)
+        trl_batch.add_rows(output, method_rows(self._method, rollouts.scored, self.graded.own_rows))
         tokens = trl_batch.routed_batch(output).tokens(self.state.global_step)
         self._sums.add(**teacher_sums(scores.statistics, self._method.raw_weights(tokens)[distilled_BT]))
 
@@ -237,36 +239,34 @@ class SRPOTrainer(HostTrainer):
         micro_batches = [trl_batch.routed_batch(micro_batch) for micro_batch in window]
         step = self.state.global_step
         self._totals = step_totals(micro_batches, self._method, step, self.sum_over_processes)
-        self._sums.add(optimizer_steps=1)
+        self._sums.add(optimizer_steps=1, pulled_steps=self._method.pull is not None)
 
     # ---------------------------------------------------------------- 7 loss
 
     def _compute_loss(self, model: nn.Module, inputs: trl_batch.TrlBatch) -> Tensor:
         """Return `sum(z_grpo * l_grpo) + sum(z_sdpo * w * l_sdpo)` over one joint denominator (SRPO, section 3.3)."""
         if not trl_batch.is_routed(inputs):
-            trls_loss: Tensor = super()._compute_loss(model, inputs)
-            return trls_loss
+            return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
         self.teacher.hold_trainable()
         routed, step = trl_batch.routed_batch(inputs), self.state.global_step
-        distilling = DistillingModel(model, self._request(routed), routed.policy_BT)
         # TRL divides by num_items * accumulation / steps_per_generation / processes; the window has its own count.
         rescaling = self._batches.steps_per_generation / self.current_gradient_accumulation_steps
         num_items = self._totals.num_routed_tokens * rescaling
-        advantages = self._method.advantages_of(routed.tokens(step))
-        policy_inputs = trl_batch.policy_inputs(inputs, routed, num_items, advantages)
-        policy_loss: Tensor = super()._compute_loss(distilling, policy_inputs)
+        branch = PolicyBranch(self._method, routed, inputs, num_items, step)
+        distilling = DistillingModel(model, self._request(routed), routed.policy_BT, branch.take)
+        policy_loss: Tensor = super()._compute_loss(distilling, branch.inputs)
         result = distilling.result
-        distilled_loss = result.loss.to(policy_loss.dtype)
-        self.part_losses = {"policy": policy_loss.detach(), "distilled": distilled_loss.detach()}
-        self._sums.add(**loss_sums(policy_loss, distilled_loss, result))
+        losses = branch.losses(policy_loss, result.loss, self._totals, self.accelerator.num_processes)
+        self.part_losses = {name: loss.detach() for name, loss in losses.items()}
+        self._sums.add(**loss_sums(losses, result))
         weights = partial(token_weights, routed, self._method, step, self._totals)
         self._rollout_log.add(step, inputs, routed, result, weights, self.teacher.whole_head)
         if self._gradients is not None and self._gradients.wants(step):
-            self._gradients.add(policy=policy_loss, distilled=distilled_loss)
+            self._gradients.add(**losses)
             if self._window.is_used_up:
                 average = partial(self.accelerator.reduce, reduction="mean")
                 self._sums.add(**gradient_sums(self._gradients.norms(average)))
-        return policy_loss + distilled_loss
+        return sum(losses.values(), start=torch.zeros_like(policy_loss))
 
     def _request(self, routed: trl_batch.RoutedBatch) -> DistillationRequest:
         distilled_BT, step = routed.distilled_BT, self.state.global_step
@@ -278,7 +278,7 @@ class SRPOTrainer(HostTrainer):
             coefficient_N=coefficients(routed, self._method, step, self._totals, num_processes),
             old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],
             teacher_log_sum_exp_N=routed.teacher_log_sum_exp_N,
-            spec=self._spec,
+            spec=distillation_spec(self.args, step),
         )
 
     # ---------------------------------------------------------------- 8 update

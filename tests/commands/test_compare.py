@@ -41,7 +41,7 @@ def test_curves_are_averaged_where_every_seed_was_evaluated():
 
 
 def test_variants_are_the_papers_seven():
-    assert {options["method"] for options in VARIANTS.values()} == set(METHODS)
+    assert {options["method"] for options in VARIANTS.values()} <= set(METHODS)
     assert len(VARIANTS) == 7
     weighted = {name for name, options in VARIANTS.items() if "entropy_weight_beta" not in options}
     assert weighted == {"srpo", "grpo"}  # which has no token weights to leave out

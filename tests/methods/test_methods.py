@@ -10,17 +10,19 @@ import torch
 
 import oracle
 from srpo_trl import methods
-from srpo_trl.methods import METHODS, VARIANTS
-from srpo_trl.methods.record import ROUTE_NAMES, Graded, Route, Tokens, TokenScores, is_distilled, is_policy
+from srpo_trl.methods import METHODS, VARIANTS, testing
+from srpo_trl.methods.record import ROUTE_NAMES, Graded, Route, TokenScores, is_distilled, is_policy
 from srpo_trl.methods.routers import ROUTERS, needs_context, scored_routes
 
 OPTIONS = {"entropy_weight_beta": 1.5, "advantage_mix_lambda": 0.3}
+PAPER = tuple(dict.fromkeys(options["method"] for options in VARIANTS.values()))  # SRPO's own comparison
 KINDS = list(itertools.product([True, False], repeat=3))  # correct, has context, scored
 
 
 def make(name):
     factory = METHODS[name].factory
-    return factory(**{option: OPTIONS[option] for option in inspect.signature(factory).parameters})
+    parameters = inspect.signature(factory).parameters
+    return factory(**{option: OPTIONS[option] for option in parameters if option in OPTIONS})
 
 
 def graded(kinds=KINDS):
@@ -32,10 +34,12 @@ def graded(kinds=KINDS):
 def tokens():
     entropy_BT = torch.tensor([[0.5, 2.0], [1.0, 0.0]])
     mask_BT = torch.tensor([[True, True], [True, False]])
-    return Tokens(mask_BT, torch.tensor([0.25, -0.75]), {"teacher": TokenScores(entropy_BT)}, step=3)
+    advantage_B = torch.tensor([0.25, -0.75])
+    scores = {"teacher": TokenScores(entropy_BT)}
+    return testing.tokens()._replace(mask_BT=mask_BT, advantage_B=advantage_B, scores=scores)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PAPER)
 def test_routes_equal_the_oracles_table(name):
     routes = scored_routes(make(name).route, graded())
     for (correct, context, scored), route in zip(KINDS, routes.flatten().tolist(), strict=True):
@@ -48,7 +52,7 @@ def test_a_router_by_name_is_the_methods(name):
     assert torch.equal(scored_routes(ROUTERS[name], graded()), scored_routes(make(name).route, graded()))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PAPER)
 def test_context_is_needed_where_it_would_be_used(name):
     needed = needs_context(make(name).route, graded())
     expected = [
@@ -66,7 +70,7 @@ def test_routes_are_sets_of_branches():
     assert [ROUTE_NAMES[route] for route in routes.tolist()] == ["skipped", "policy", "distilled", "both"]
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != methods.GRPO])
+@pytest.mark.parametrize("name", [name for name in PAPER if name != methods.GRPO])
 def test_weights_are_the_entropy_weights(name):
     raw_BT = make(name).raw_weights(tokens())
     assert raw_BT.dtype == torch.float64
@@ -81,10 +85,11 @@ def test_weights_that_a_method_leaves_out_are_1():
 
 
 def test_the_mix_shares_the_loss_and_the_others_have_all_of_it():
-    for name in METHODS:
+    for name in PAPER:
         share = 0.3 if name == "advantage_mix" else 1.0
         method = make(name)
-        assert torch.equal(method.advantages_of(tokens()), share * tokens().advantage_B)
+        advantages = method.advantages(tokens()) if method.advantages else tokens().advantage_B
+        assert torch.equal(advantages, share * tokens().advantage_B)
         assert method.strength(7) == (1.0 - share if name == "advantage_mix" else 1.0)
 
 
@@ -99,7 +104,7 @@ def test_methods_are_immutable():
 
 def test_variants_are_the_papers_seven():
     assert len(VARIANTS) == 7
-    assert {options["method"] for options in VARIANTS.values()} == set(METHODS)
+    assert {options["method"] for options in VARIANTS.values()} == set(PAPER)
     weighted = {name for name, options in VARIANTS.items() if "entropy_weight_beta" not in options}
     assert weighted == {"srpo", "grpo"}  # which has no token weights to leave out
 

@@ -5,7 +5,7 @@ import torch
 
 from srpo_trl.loss.ops import TokenStatistics
 from srpo_trl.methods.record import Route
-from srpo_trl.rollout.batch import add_routing, is_routed, policy_inputs, routed_batch
+from srpo_trl.rollout.batch import add_rollouts, add_routing, is_routed, policy_inputs, routed_batch
 
 
 def batch(**fields):
@@ -18,6 +18,7 @@ def batch(**fields):
     assert not is_routed(made)
     hidden = [torch.ones(2, 3), torch.ones(0, 3), torch.ones(1, 3), torch.ones(0, 3)]
     add_routing(made, routes, distilled, statistics, hidden)
+    add_rollouts(made, torch.arange(4), None)
     assert is_routed(made)
     return made
 
@@ -59,10 +60,8 @@ def test_trls_loss_acts_on_policy_rows_alone():
     made = batch(
         old_per_token_logps=torch.full((4, 2), -1.0), tool_mask=torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]])
     )
-    advantage_B = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    inputs = policy_inputs(made, routed_batch(made), torch.tensor(5.0), advantage_B)
+    inputs = policy_inputs(made, routed_batch(made), torch.tensor(5.0))
     assert inputs["tool_mask"].tolist() == [[0, 0], [1, 0], [0, 0], [0, 0]]
-    assert inputs["advantages"] is advantage_B
     assert inputs["num_items_in_batch"] == 5.0
     assert inputs["old_per_token_logps"].tolist() == [[0, 0], [-1, 0], [0, 0], [0, 0]]
     assert made["advantages"].tolist() == [0.5, -0.5, 1.0, 2.0]  # TRL's own are left alone

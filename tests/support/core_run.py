@@ -1,6 +1,6 @@
 """A step from graded rollouts to the distillation loss, from values alone; a script that imports no trainer.
 
-Every method of `METHODS` is compared with the oracle: routes, teacher prompts, counts, advantages and the loss.
+Every method of the paper is compared with the oracle: routes, teacher prompts, counts, advantages and the loss.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from srpo_trl.data.tiny_model import build_tokenizer
 from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, token_statistics
 from srpo_trl.loss.step_totals import distillation_coefficients, local_totals, window_totals
 from srpo_trl.loss.token_weights import mean_one_weights
-from srpo_trl.methods import METHODS
+from srpo_trl.methods import METHODS, VARIANTS
 from srpo_trl.methods.record import Method, Tokens, TokenScores, is_distilled, is_policy
 from srpo_trl.rewards.correctness import correctness_score
 from srpo_trl.rollout.graded import GradedRollouts, RoutedRollouts, RoutingOptions, route_rollouts
@@ -27,6 +27,8 @@ COMPLETIONS = ("2#2", "33;12", "0", "=", "4#4", "#4;4", "9", "8;8", "7", "1;2", 
 REWARDS = (1.0, 0.0, 0.0, math.nan, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 OPTIONS = {"entropy_weight_beta": 1.5, "advantage_mix_lambda": 0.3}
 HIDDEN, VOCABULARY = 8, 17
+
+PAPER = tuple(dict.fromkeys(options["method"] for options in VARIANTS.values()))
 
 
 def method_of(name: str) -> Method:
@@ -123,7 +125,16 @@ def loss_of(method: Method, route_B: torch.Tensor) -> torch.Tensor:
     entropy_BT = torch.zeros(distilled_BT.shape, dtype=torch.float64)
     entropy_BT[distilled_BT] = token_statistics(teacher_ND, head(), 1.0).entropy_N
     advantage_B = torch.arange(len(rows), dtype=torch.float64)
-    tokens = Tokens(mask_BT, advantage_B, {"teacher": TokenScores(entropy_BT)}, step=0)
+    tokens = Tokens(
+        mask_BT,
+        route_B,
+        advantage_B,
+        None,
+        {"teacher": TokenScores(entropy_BT)},
+        {},
+        torch.arange(len(rows)),
+        step=0,
+    )
 
     raw_BT = method.raw_weights(tokens)
     totals = window_totals([local_totals(routed_BT, distilled_BT, raw_BT)], lambda tensor: tensor)
@@ -138,7 +149,8 @@ def loss_of(method: Method, route_B: torch.Tensor) -> torch.Tensor:
         spec=DistillationSpec(topk=5),
         backend="reference",
     )
-    advantages = (method.advantages_of(tokens) * is_policy(route_B)).sum()
+    advantage_B = method.advantages(tokens) if method.advantages else advantage_B
+    advantages = (advantage_B * is_policy(route_B)).sum()
     return torch.stack([result.loss, totals.num_routed_tokens, totals.num_distilled_tokens, advantages])
 
 
@@ -167,6 +179,6 @@ def oracle_of(name: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    for method_name in METHODS:
+    for method_name in PAPER:
         check(method_name)
         print(method_name)

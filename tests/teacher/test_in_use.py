@@ -25,6 +25,7 @@ class Run:
         self.student.lm_head.requires_grad_(head_trains)
         args = SimpleNamespace(
             teacher_model_kind=kind,
+            method_record=SimpleNamespace(scorers=("teacher",)),
             teacher_update_rate=0.5,
             teacher_tokens_per_pass=100,
             temperature=1.0,

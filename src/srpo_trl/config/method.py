@@ -148,8 +148,14 @@ def _problem(method: Method) -> str:
         )
     if distills and not method.scorers:
         return "distills rollouts that no teacher scores. Leave routing out, or give a method with a scorer."
-    if method.advantages is not None and not has_policy:
-        return "has advantages, and no rollout takes the policy loss. Give a router that lets some take it."
+    for name in ("advantages", "pull"):
+        if getattr(method, name) is not None and not has_policy:
+            return f"has {name}, and no rollout takes the policy loss. Give a router that lets some take it."
+    for step in _TRIED_STEPS:
+        try:
+            method.divergence_at(step)
+        except (TypeError, ValueError) as error:
+            return f"has a divergence that cannot be: {error}"
     return ""
 
 

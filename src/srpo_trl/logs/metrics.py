@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -34,12 +34,14 @@ RATIOS: dict[str, tuple[str, str]] = {
     "srpo/distillation/share": ("distilled_fraction", "rollout_batches"),
     "srpo/loss/policy": ("loss_policy", "optimizer_steps"),
     "srpo/loss/distilled": ("loss_distilled", "optimizer_steps"),
+    "srpo/loss/pull": ("loss_pull", "pulled_steps"),
     "srpo/distillation/divergence": ("divergence", "distilled_tokens"),
     "srpo/distillation/student_entropy": ("student_entropy", "distilled_tokens"),
     "srpo/distillation/topk_mass": ("topk_mass", "distilled_tokens"),
     "srpo/distillation/importance_ratio": ("importance_ratio", "distilled_tokens"),
     "srpo/gradient/policy_norm": ("gradient_norm_policy", "gradient_measurements"),
     "srpo/gradient/distilled_norm": ("gradient_norm_distilled", "gradient_measurements"),
+    "srpo/gradient/pull_norm": ("gradient_norm_pull", "pull_measurements"),
     "srpo/nonfinite_steps": ("nonfinite_steps", "processes"),
     "srpo/seconds/generation": ("seconds_generation", "rollout_batches"),
     "srpo/seconds/rewards": ("seconds_rewards", "rollout_batches"),
@@ -106,13 +108,10 @@ def teacher_sums(statistics: TokenStatistics, raw_weight_N: Tensor) -> dict[str,
     }
 
 
-def loss_sums(
-    policy_loss: Tensor, distilled_loss: Tensor, result: DistillationResult
-) -> dict[str, float | Tensor]:
-    """Return the sums of a micro-batch's loss."""
+def loss_sums(losses: Mapping[str, Tensor], result: DistillationResult) -> dict[str, float | Tensor]:
+    """Return the sums of a micro-batch's losses, by branch, and of its distilled tokens."""
     return {
-        "loss_policy": policy_loss,
-        "loss_distilled": distilled_loss,
+        **{f"loss_{name}": loss for name, loss in losses.items()},
         "distilled_tokens": len(result.divergence_N),
         "divergence": result.divergence_N,
         "student_entropy": result.student_entropy_N,
@@ -123,7 +122,8 @@ def loss_sums(
 
 def gradient_sums(norms: dict[str, Tensor]) -> dict[str, float | Tensor]:
     """Return the sums of a step whose branches' gradients were measured, from their norms by branch."""
-    return {"gradient_measurements": 1, **{f"gradient_norm_{name}": norm for name, norm in norms.items()}}
+    measured = {f"gradient_norm_{name}": norm for name, norm in norms.items()}
+    return {"gradient_measurements": 1, "pull_measurements": "pull" in norms, **measured}
 
 
 def distance_sums(distance: tuple[Tensor, Tensor] | None) -> dict[str, float | Tensor]:

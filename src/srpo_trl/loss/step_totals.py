@@ -56,6 +56,32 @@ def window_totals(
     return WindowTotals(*sum_over_processes(torch.stack(list(micro_batches)).sum(0)).unbind())
 
 
+def pull_loss(
+    pull_BT: Tensor,
+    logps_BT: Tensor,
+    sampler_ratio_BT: Tensor | None,
+    totals: WindowTotals,
+    num_processes: int,
+) -> Tensor:
+    """Return the loss whose gradient is -k grad log pi of each token, outside of any clip.
+
+        L = -sum_it k_it sampler_ratio_it log pi(y_it) / (num_routed_tokens / num_processes)
+
+    Args:
+        pull_BT: k, detached; 0 where the policy branch does not train.
+        logps_BT: log pi of the student's pass, with its gradient.
+        sampler_ratio_BT: pi_old / pi_sampler, broadcastable; None without.
+        totals: of the optimizer step.
+        num_processes: that average their gradients.
+    Returns:
+        () in the dtype of the log-probabilities.
+    """
+    if sampler_ratio_BT is not None:
+        pull_BT = pull_BT * sampler_ratio_BT
+    denominator = totals.num_routed_tokens.clamp(min=1) / num_processes
+    return -(pull_BT * logps_BT).sum() / denominator.to(logps_BT.dtype)
+
+
 def distillation_coefficients(
     weight_N: Tensor,
     sampler_ratio_N: Tensor | None,

@@ -21,16 +21,17 @@ from srpo_trl.loss.ops import DistillationResult, DistillationSpec, Head, distil
 from srpo_trl.seams.trl import FusedCausalLMOutput
 
 
-def distillation_spec(args: Any) -> DistillationSpec:
-    """Return the divergence and support that the options of an `SRPOConfig` name."""
-    return DistillationSpec(
-        alpha=args.distillation_alpha,
-        topk=args.distillation_topk,
-        add_tail=args.distillation_add_tail,
-        estimator=args.distillation_estimator,
-        temperature=args.temperature,
-        importance_clip=args.distillation_is_clip,
-    )
+def distillation_spec(args: Any, step: int) -> DistillationSpec:
+    """Return the divergence and support that the options of an `SRPOConfig` name, or its method at a step."""
+    of_options = {
+        "alpha": args.distillation_alpha,
+        "topk": args.distillation_topk,
+        "add_tail": args.distillation_add_tail,
+        "estimator": args.distillation_estimator,
+        "temperature": args.temperature,
+        "importance_clip": args.distillation_is_clip,
+    }
+    return DistillationSpec(**of_options | args.method_record.divergence_at(step))
 
 
 @dataclass(frozen=True)
@@ -170,20 +171,29 @@ class DistillingModel:
         model: the wrapped student.
         request: of this micro-batch.
         policy_BT: bool, tokens that the policy branch trains; TRL's head need not score the others.
+        then: takes log-probabilities and entropies of those tokens, (B, T) each, before TRL's loss reads its inputs.
     """
 
     def __init__(
-        self, model: Callable[..., RoutedOutput], request: DistillationRequest, policy_BT: Tensor
+        self,
+        model: Callable[..., RoutedOutput],
+        request: DistillationRequest,
+        policy_BT: Tensor,
+        then: Callable[[Tensor, Tensor], None] = lambda logps_BT, entropy_BT: None,
     ) -> None:
         self._model = model
         self._request = request
-        self._policy_BT = policy_BT
+        self._policy_BT, self._then = policy_BT, then
         self.result: DistillationResult  # of the call
 
     def __call__(self, *args: Any, labels: Tensor, **kwargs: Any) -> RoutedOutput:
         """Run the student once for both branches."""
         labels = labels.clone()
-        labels[:, -self._policy_BT.shape[1] :].masked_fill_(~self._policy_BT, -100)
+        num_completion = self._policy_BT.shape[1]
+        labels[:, -num_completion:].masked_fill_(~self._policy_BT, -100)
         outputs = self._model(*args, labels=labels, distillation=self._request, **kwargs)
         self.result = outputs.distillation()
+        assert outputs.log_probs is not None
+        assert outputs.entropy is not None  # TRL's loss logs it
+        self._then(outputs.log_probs[:, -num_completion:], outputs.entropy[:, -num_completion:])
         return outputs

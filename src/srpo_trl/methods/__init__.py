@@ -4,7 +4,25 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from srpo_trl.methods import advantage_mix, grpo, sdpo, sdpo_correct, sdpo_failed, srpo
+from srpo_trl.methods import (
+    advantage_mix,
+    clip_cov,
+    distil,
+    grpo,
+    hdpo,
+    kl_cov,
+    many_faces,
+    negative_control,
+    opsd,
+    opsd_zhao,
+    paced,
+    sc_sdpo,
+    sdpo,
+    sdpo_correct,
+    sdpo_failed,
+    sdpo_then_grpo,
+    srpo,
+)
 from srpo_trl.methods.record import Method
 
 # Options that are None until the method is known, as the paper has them (SRPO, table 3 and section 3.3): first
@@ -56,6 +74,17 @@ METHODS: dict[str, Entry] = {
     "sdpo_failed": Entry(sdpo_failed.sdpo_failed, "SDPO on failed", UNWEIGHTED),
     "sdpo_correct": Entry(sdpo_correct.sdpo_correct, "SDPO on correct", UNWEIGHTED),
     "advantage_mix": Entry(advantage_mix.advantage_mix, "advantage mix", UNWEIGHTED),
+    "hdpo": Entry(hdpo.hdpo, "HDPO", UNWEIGHTED),
+    "opsd": Entry(opsd.opsd, "OPSD", UNWEIGHTED),
+    "opsd_zhao": Entry(opsd_zhao.opsd_zhao, "OPSD (Zhao)", UNWEIGHTED),
+    "paced": Entry(paced.paced, "PACED", UNWEIGHTED),
+    "sc_sdpo": Entry(sc_sdpo.sc_sdpo, "SC-SDPO", UNWEIGHTED),
+    "distil": Entry(distil.distil, "DistIL", UNWEIGHTED),
+    "many_faces": Entry(many_faces.many_faces, "Many Faces", UNWEIGHTED),
+    "sdpo_then_grpo": Entry(sdpo_then_grpo.sdpo_then_grpo, "SDPO, then GRPO", UNWEIGHTED),
+    "clip_cov": Entry(clip_cov.clip_cov, "Clip-Cov", UNWEIGHTED),
+    "kl_cov": Entry(kl_cov.kl_cov, "KL-Cov", UNWEIGHTED),
+    "negative_control": Entry(negative_control.negative_control, "negative control", UNWEIGHTED),
 }
 DEFAULT = "srpo"
 GRPO = "grpo"  # `GRPOTrainer` itself

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from srpo_trl.methods import groups
 from srpo_trl.methods.record import Graded, Route, is_distilled
 
 
@@ -36,6 +37,19 @@ def distilled_correct(graded: Graded) -> Tensor:
 def both(graded: Graded) -> Tensor:
     """Policy loss everywhere, and distillation of rollouts with context."""
     return torch.where(graded.has_context_PG, Route.BOTH, Route.POLICY)
+
+
+def both_where_all_failed(graded: Graded) -> Tensor:
+    """Policy loss everywhere; in groups without a correct rollout, distillation as well, where there is context."""
+    is_distilled_PG = groups.has_failed(graded) & graded.has_context_PG
+    return torch.where(is_distilled_PG, Route.BOTH, Route.POLICY)
+
+
+def by_step(
+    first: Callable[[Graded], Tensor], then: Callable[[Graded], Tensor], at_step: int
+) -> Callable[[Graded], Tensor]:
+    """Return the router that is `first` for so many optimizer steps, then another."""
+    return lambda graded: first(graded) if graded.step < at_step else then(graded)
 
 
 # Values of the option `routing`, which takes the place of a method's own router.

@@ -3,7 +3,7 @@
 Legend: B rows on this process, T completion positions, D hidden, N packed distilled tokens (row by row).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from srpo_trl.loss.ops import TokenStatistics
-from srpo_trl.methods.record import Tokens, TokenScores, is_distilled, is_policy, route_names
+from srpo_trl.methods.record import (
+    StudentScores,
+    Tokens,
+    TokenScores,
+    is_distilled,
+    is_policy,
+    route_names,
+)
 from srpo_trl.seams.trl import split_pixel_values_by_grid
 from srpo_trl.teacher.context import TOKEN_TYPE_INPUTS
 from srpo_trl.teacher.images import VisionRow
@@ -25,6 +32,7 @@ _TEACHER_LOG_SUM_EXP = "srpo_teacher_log_sum_exp"
 _TEACHER_HIDDEN = "srpo_teacher_hidden"
 _ROLLOUT = "srpo_rollout"
 _SHOWN = "srpo_shown"
+_ROW = "srpo_row/"  # what a method has made of whole groups, by its name
 
 # What to try where a value of a batch is not finite, by its key.
 ADVICE = {
@@ -58,6 +66,8 @@ class RoutedBatch:
         advantage_B: TRL's.
         old_logps_BT: log pi_old; None on-policy.
         sampler_ratio_BT: TRL's importance ratio pi_old / pi_sampler under vLLM, broadcastable; None without.
+        rows: what the method has made of whole groups, (B,) each, and "is_correct".
+        rollout_B: int64, different for every rollout of a run.
     """
 
     route_B: Tensor
@@ -68,11 +78,22 @@ class RoutedBatch:
     advantage_B: Tensor
     old_logps_BT: Tensor | None
     sampler_ratio_BT: Tensor | None
+    rows: Mapping[str, Tensor]
+    rollout_B: Tensor
 
-    def tokens(self, step: int) -> Tokens:
-        """Return what the functions of a method see, at an optimizer step."""
-        teacher = TokenScores(self.teacher_entropy_BT)
-        return Tokens(self.scored_BT, self.advantage_B, {"teacher": teacher}, step)
+    def tokens(self, step: int, student: StudentScores | None = None) -> Tokens:
+        """Return what the functions of a method see at an optimizer step, after the student's pass with its scores."""
+        return Tokens(
+            mask_BT=self.scored_BT,
+            route_B=self.route_B,
+            advantage_B=self.advantage_B,
+            old_logps_BT=self.old_logps_BT,
+            scores={"teacher": TokenScores(self.teacher_entropy_BT)},
+            rows=self.rows,
+            rollout_B=self.rollout_B,
+            step=step,
+            student=student,
+        )
 
     @property
     def teacher_log_sum_exp_N(self) -> Tensor | None:
@@ -170,6 +191,11 @@ def add_routing(
     batch[_TEACHER_HIDDEN] = list(teacher_hidden)
 
 
+def add_rows(batch: TrlBatch, rows: Mapping[str, Tensor]) -> None:
+    """Add what a method has made of whole groups to TRL's rollout batch, (B,) each, in place."""
+    batch.update({f"{_ROW}{name}": row_B for name, row_B in rows.items()})
+
+
 def add_rollouts(batch: TrlBatch, number_B: Tensor, shown: Sequence[dict[str, Any]] | None) -> None:
     """Add what lets a rollout be recognized once it has been trained on, in place.
 
@@ -210,12 +236,12 @@ def routed_batch(batch: TrlBatch) -> RoutedBatch:
         advantage_B=batch["advantages"],
         old_logps_BT=batch.get("old_per_token_logps"),
         sampler_ratio_BT=batch.get("importance_sampling_ratio"),
+        rows={key.removeprefix(_ROW): batch[key] for key in batch if key.startswith(_ROW)},
+        rollout_B=batch[_ROLLOUT],
     )
 
 
-def policy_inputs(
-    batch: TrlBatch, routed: RoutedBatch, num_items_in_batch: Tensor, advantage_B: Tensor
-) -> TrlBatch:
+def policy_inputs(batch: TrlBatch, routed: RoutedBatch, num_items_in_batch: Tensor) -> TrlBatch:
     """Return the TRL micro-batch of the policy branch: TRL's whole loss then acts on policy rows alone.
 
     TRL's `tool_mask` is the one mask that enters its loss and not its attention, so it carries the routing.
@@ -224,14 +250,12 @@ def policy_inputs(
         batch: TRL's micro-batch; not changed.
         routed: the same micro-batch, translated.
         num_items_in_batch: () what TRL is to divide by, before its own rescaling.
-        advantage_B: of the method.
     """
     policy_B1 = routed.is_policy_B.unsqueeze(1)
     tool_mask = batch.get("tool_mask", torch.ones_like(batch["completion_mask"]))
     inputs = {
         **batch,
         "tool_mask": tool_mask * policy_B1.to(tool_mask.dtype),
-        "advantages": advantage_B,
         "num_items_in_batch": num_items_in_batch,
     }
     for key in _LOGPS_OF_POLICY:

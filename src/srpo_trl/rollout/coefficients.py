@@ -28,8 +28,10 @@ def step_totals(
 
 
 def token_weights(routed: RoutedBatch, method: Method, step: int, totals: WindowTotals) -> Tensor:
-    """Return w of each token, (B, T), mean 1 over the distilled tokens of the optimizer step."""
+    """Return w of each token, (B, T): mean 1 over the distilled tokens of the step, or as the method has it."""
     raw_weight_BT = method.raw_weights(routed.tokens(step))
+    if not method.mean_one:
+        return raw_weight_BT.to(routed.teacher_entropy_BT.dtype)
     return mean_one_weights(raw_weight_BT, totals.mean_unnormalized_weight, routed.teacher_entropy_BT.dtype)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from srpo_trl.methods.record import Graded, Method, is_distilled, is_policy
+from srpo_trl.methods.record import Graded, Method, Scored, is_distilled, is_policy
 from srpo_trl.methods.routers import needs_context, scored_routes
 from srpo_trl.rewards.correctness import judge_correctness
 from srpo_trl.rollout.demonstrations import choose_demonstrations, demonstration_ranks, exchange_texts
@@ -101,6 +101,7 @@ class RoutedRollouts:
         teacher_prompts: of the distilled rollouts, None elsewhere.
         is_correct_B, needs_teacher_B: bool.
         context: of all rollouts that need some, distilled or not.
+        scored: all rollouts of all processes, as a method's `rows` sees them.
         has_failed_P: whether a whole group failed: something was scored and nothing correct. Of all processes.
         accuracy: share of correct rollouts among the scored ones of all processes; None where nothing was scored.
     """
@@ -110,6 +111,7 @@ class RoutedRollouts:
     is_correct_B: Tensor
     needs_teacher_B: Tensor
     context: ContextPrompts
+    scored: Scored
     has_failed_P: Sequence[bool]
     accuracy: float | None
 
@@ -147,7 +149,6 @@ def route_rollouts(
     if share < 1.0:
         drawn_B = sample_fraction(len(needs_context_B), share, options.seed, step)
         needs_context_B &= drawn_B.to(needs_context_B.device)
-
     is_correct_B = correctness.is_correct.flatten()
     context = teacher_context(
         rollouts,
@@ -160,10 +161,10 @@ def route_rollouts(
         gather=gather,
         gather_object=gather_object,
     )
-
     has_context = torch.tensor([int(prompt is not None) for prompt in context.prompts], device=score_B.device)
     graded = graded._replace(has_context_PG=gather(has_context).bool().view_as(score_PG))
-    route_B = scored_routes(method.route, graded).flatten()[rollouts.own_rows]
+    scored = Scored(scored_routes(method.route, graded), *graded)
+    route_B = scored.route_PG.flatten()[rollouts.own_rows]
     shown = zip(context.prompts, is_distilled(route_B).tolist(), strict=True)
     return RoutedRollouts(
         route_B,
@@ -171,6 +172,7 @@ def route_rollouts(
         is_correct_B[rollouts.own_rows],
         needs_context_B[rollouts.own_rows],
         context,
+        scored,
         correctness.has_failed_P.tolist(),
         correctness.accuracy,
     )

@@ -61,7 +61,7 @@ class TeacherInUse:
         self._check_student(self._student())  # a callback can have added an adapter
         return TeacherWeights(
             self._model(),
-            self._args.teacher_model_kind,
+            self._args.teacher_model_kind if self._args.method_record.scorers else "live",
             self._args.teacher_update_rate,
             release_gathered=lambda: release_gathered(self._model(), self._accelerator),
             device=self._accelerator.device,

@@ -21,8 +21,8 @@ from srpo_trl.commands.plan.losses import LossBytes, LossSizes
 from srpo_trl.commands.plan.run import RunSpec
 from srpo_trl.commands.plan.step import FakeModels
 from srpo_trl.commands.plan.storage import FP32, MIXED, Storage
-from srpo_trl.loss.ops import DistillationSpec
 from srpo_trl.loss.ops.chunk_size import MARGIN
+from srpo_trl.loss.student import distillation_spec
 
 _PASS_NAMES = (
     "key-value cache",
@@ -201,14 +201,10 @@ class _Accounts:
     def _loss(self) -> LossBytes:
         run, training = self.run, self.training
         completion = self.micro_batch * run.completion_length
-        # Without Triton, TRL's head scores every position; with a teacher it is given the policy's tokens alone.
-        scores_all = not (run.on_gpu or run.teacher_kind)
+        # Without Triton, TRL's head scores every position; but for plain GRPO it is given the policy's tokens alone.
+        scores_all = training.method_record.is_plain and not run.on_gpu
         scored = completion + self.micro_batch * (run.prompt_length - 1) * scores_all
-        spec = DistillationSpec(
-            topk=training.distillation_topk,
-            add_tail=training.distillation_add_tail,
-            estimator=training.distillation_estimator,
-        )
+        spec = distillation_spec(training, step=0)
         losses = self._losses(self.trained.hidden_itemsize, self._free_at_loss())
         return losses.both(scored, completion, spec if run.teacher_kind else None)
 

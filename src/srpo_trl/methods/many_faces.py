@@ -1,0 +1,9 @@
+"""The remedies of "The Many Faces of On-Policy Distillation" (arXiv:2605.11182): a support whose masses sum to 1."""
+
+from srpo_trl.methods import routers
+from srpo_trl.methods.record import Method
+
+
+def many_faces(topk: int = 20, add_tail: bool = False) -> Method:
+    """Reverse KL over the student's top K, renormalized or with a tail: its gradient is 0 at the teacher."""
+    return Method(routers.distilled, divergence={"alpha": 1.0, "topk": topk, "add_tail": add_tail})

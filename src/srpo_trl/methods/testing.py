@@ -1,0 +1,42 @@
+"""Tiny inputs to try a method on: seeded values of every kind, without a model."""
+
+import torch
+
+from srpo_trl.methods.record import Graded, Route, StudentScores, Tokens, TokenScores
+
+
+def graded(step: int = 0) -> Graded:
+    """Three groups of four rollouts: mixed, all failed, all correct; one without a score, some without context."""
+    is_correct_PG = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    is_scored_PG = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1]]).bool()
+    has_context_PG = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 1, 0]]).bool()
+    score_PG = torch.where(is_scored_PG, is_correct_PG.double(), torch.nan)
+    return Graded(score_PG, is_scored_PG, is_correct_PG, has_context_PG, step)
+
+
+def tokens(step: int = 0, *, seed: int = 0, is_on_policy: bool = False, **rows: torch.Tensor) -> Tokens:
+    """Four rollouts of up to six tokens, two of them correct, as the functions of a method see them.
+
+    Args:
+        step: optimizer steps so far.
+        seed: of all values.
+        is_on_policy: no update has come between sampling and this pass.
+        rows: of the method's own `rows`, (4,) each.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def logps() -> torch.Tensor:
+        return -3.0 * torch.rand(4, 6, generator=generator, dtype=torch.float64)
+
+    mask_BT = torch.arange(6) < torch.tensor([[6], [3], [5], [1]])
+    return Tokens(
+        mask_BT=mask_BT,
+        route_B=torch.tensor([Route.POLICY, Route.BOTH, Route.POLICY, Route.BOTH]),
+        advantage_B=torch.tensor([0.75, -0.25, -0.25, -0.25], dtype=torch.float64),
+        old_logps_BT=None if is_on_policy else logps() * mask_BT,
+        scores={"teacher": TokenScores(logps().abs() * mask_BT)},
+        rows={"is_correct": torch.tensor([True, False, False, True]), **rows},
+        rollout_B=torch.arange(4) + 4 * seed,
+        step=step,
+        student=StudentScores(logps() * mask_BT, logps().abs() * mask_BT),
+    )

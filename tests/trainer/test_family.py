@@ -1,0 +1,161 @@
+"""The family's methods in the trainer: pull and token-wise advantages by identities, splits, whole runs."""
+
+import pytest
+import torch
+
+from harness import (
+    chat_dataset,
+    logged,
+    make_trainer,
+    relative_error,
+    replay,
+    tiny_model,
+    tiny_tokenizer,
+    update,
+)
+from srpo_trl.methods import METHODS, VARIANTS, routers
+from srpo_trl.methods.record import Method
+
+FAMILY = [name for name in METHODS if name not in {options["method"] for options in VARIANTS.values()}]
+MINE = "test_family:"
+SHOWN = {  # groups that failed as a whole have no sibling to show
+    "teacher_context": ["reference"],
+    "reference_column": "answer",
+    "train_dataset": chat_dataset(answer=["1", "22", "333", "4444"]),
+}
+
+
+def all_scored(completions, **kwargs):
+    """Plain GRPO counts the tokens of rollouts without a score, too."""
+    return [float("#" in completion[-1]["content"]) for completion in completions]
+
+
+def grpo_in_tokens() -> Method:
+    """GRPO, its advantages given token by token."""
+    return Method(routers.policy, (), advantages=lambda t: t.advantage_B.unsqueeze(1).expand(t.mask_BT.shape))
+
+
+def pulled_by_the_advantage() -> Method:
+    """No policy gradient, and a pull k = A: GRPO's first update of a rollout batch."""
+    return Method(
+        routers.policy,
+        (),
+        advantages=lambda t: torch.zeros_like(t.advantage_B),
+        pull=lambda t: t.advantage_B.unsqueeze(1) * t.mask_BT,
+    )
+
+
+def pulled_away_by_the_advantage() -> Method:
+    """The same with the sign turned."""
+    method = pulled_by_the_advantage()
+    return method._replace(pull=lambda t: -method.pull(t))
+
+
+def distilled_and_pulled() -> Method:
+    """All branches at once: SRPO's routes, and the likelihood of correct rollouts."""
+    return Method(routers.sample_routed, pull=lambda t: 0.3 * t.is_correct_B.unsqueeze(1) * t.mask_BT)
+
+
+def wrong_pull() -> Method:
+    """A pull for each rollout, where one for each token is asked for."""
+    return Method(routers.policy, (), pull=lambda t: t.advantage_B)
+
+
+def wrong_row() -> Method:
+    """A row for each prompt, where one for each rollout is asked for."""
+    return Method(
+        routers.policy, (), rows=lambda s: {"mine": s.score_PG[:, 0]}, pull=lambda t: 0.0 * t.mask_BT
+    )
+
+
+def update_of(tmp_path, split=(16, 1, 1), **options):
+    size, accumulation, generation = split
+    return update(
+        make_trainer(
+            tmp_path,
+            model=tiny_model(),
+            rollout_func=replay(tiny_tokenizer()),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=generation,
+            **options,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def grpo(tmp_path_factory):
+    return update_of(
+        tmp_path_factory.mktemp("grpo"), method="grpo", scale_rewards="none", reward_funcs=all_scored
+    )
+
+
+def test_advantages_by_token_are_those_by_rollout(tmp_path, grpo):
+    assert (
+        relative_error(update_of(tmp_path, method=MINE + "grpo_in_tokens", reward_funcs=all_scored), grpo)
+        < 1e-6
+    )
+
+
+def test_a_pull_by_the_advantage_is_grpos_first_update(tmp_path, grpo):
+    pulled = update_of(tmp_path / "pull", method=MINE + "pulled_by_the_advantage", reward_funcs=all_scored)
+    assert relative_error(pulled, grpo) < 1e-5
+    away = update_of(tmp_path / "away", method=MINE + "pulled_away_by_the_advantage", reward_funcs=all_scored)
+    assert relative_error(away, -grpo) < 1e-5
+
+
+@pytest.mark.parametrize("split", [(8, 2, 2), (4, 4, 4), (2, 8, 8), (1, 16, 16), (4, 4, 1)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "paced"},
+        {"method": "sc_sdpo"},
+        {"method": "hdpo", **SHOWN},
+        {"method": MINE + "distilled_and_pulled"},
+        {"method": "negative_control"},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_no_update_depends_on_the_split(tmp_path, options, split):
+    whole = update_of(tmp_path / "whole", **options)
+    assert whole.norm() > 0
+    assert relative_error(update_of(tmp_path / "split", split, **options), whole) < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_each_method_trains_three_steps(tmp_path, name):
+    trainer = make_trainer(tmp_path, method=name, max_steps=3, num_iterations=2, logging_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    has_pull = trainer.args.method_record.pull is not None
+    assert bool(logged(trainer, "srpo/loss/pull")) is has_pull
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+def test_the_pull_is_logged_and_measured_by_itself(tmp_path):
+    trainer = make_trainer(
+        tmp_path, method=MINE + "distilled_and_pulled", max_steps=1, gradient_share_steps=1, logging_steps=1
+    )
+    trainer.train()
+    assert logged(trainer, "srpo/gradient/pull_norm")[0] > 0
+    policy, distilled, pull = (
+        logged(trainer, f"srpo/loss/{branch}")[0] for branch in ("policy", "distilled", "pull")
+    )
+    assert pull > 0
+    assert logged(trainer, "loss")[0] == pytest.approx(policy + distilled + pull, rel=1e-4, abs=1e-6)
+
+
+def test_a_method_without_a_scorer_holds_no_teacher(tmp_path):
+    trainer = make_trainer(tmp_path, method="kl_cov", max_steps=1)
+    trainer.train()
+    assert trainer.teacher.weights.kind == "live"
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [("wrong_pull", r"pull is \(\d+,\); \(\d+, \d+\) is required"), ("wrong_row", "row 'mine' is")],
+)
+def test_a_method_of_ones_own_is_told_what_is_wrong(tmp_path, method, problem):
+    trainer = make_trainer(tmp_path, method=MINE + method, max_steps=1)
+    with pytest.raises(ValueError, match=problem):
+        trainer.train()
