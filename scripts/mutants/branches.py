@@ -17,7 +17,7 @@ MUTANTS = [
         ),
         (
             "loss/student.py",
-            "labels[:, -self._policy_BT.shape[1] :].masked_fill_(~self._policy_BT, -100)",
+            "labels[:, -num_completion:].masked_fill_(~self._policy_BT, -100)",
             "pass",
         ),
         tests=(f"{OBJECTIVE}[srpo]",),

@@ -281,12 +281,24 @@ MUTANTS = [
         tests=(f"{LATER}[bias, temperature]",),
     ),
     mutant(
+        "pull_pushes",
+        "a method's pull has the other sign",
+        ("loss/step_totals.py", "return -(pull_BT * logps_BT).sum()", "return (pull_BT * logps_BT).sum()"),
+        tests=("trainer/test_family.py::test_a_pull_by_the_advantage_is_grpos_first_update",),
+    ),
+    mutant(
+        "weights_as_they_are_are_normalized",
+        "weights that a method wants as they are get mean 1",
+        ("rollout/coefficients.py", "if not method.mean_one:", "if False:"),
+        tests=("trainer/test_family.py::test_paceds_weights_are_used_as_they_are",),
+    ),
+    mutant(
         "no_importance_clip_clips",
         "without a clip the importance ratio still weighs tokens",
         (
             "loss/student.py",
-            "importance_clip=args.distillation_is_clip,",
-            "importance_clip=args.distillation_is_clip or 2.0,",
+            '"importance_clip": args.distillation_is_clip,',
+            '"importance_clip": args.distillation_is_clip or 2.0,',
         ),
         tests=("trainer/test_objective.py::test_second_iteration_uses_the_old_policy_and_clips[None]",),
     ),

@@ -56,6 +56,11 @@ def distilled_and_pulled() -> Method:
     return Method(routers.sample_routed, pull=lambda t: 0.3 * t.is_correct_B.unsqueeze(1) * t.mask_BT)
 
 
+def weighed(weight: float) -> Method:
+    """Distillation alone, all tokens of one weight, as it is."""
+    return Method(routers.distilled, weights=lambda t: weight * t.mask_BT.double(), mean_one=False)
+
+
 def wrong_pull() -> Method:
     """A pull for each rollout, where one for each token is asked for."""
     return Method(routers.policy, (), pull=lambda t: t.advantage_B)
@@ -120,6 +125,13 @@ def test_no_update_depends_on_the_split(tmp_path, options, split):
     whole = update_of(tmp_path / "whole", **options)
     assert whole.norm() > 0
     assert relative_error(update_of(tmp_path / "split", split, **options), whole) < 1e-5
+
+
+def test_paceds_weights_are_used_as_they_are(tmp_path):
+    """Weights of 1/2 everywhere halve the distillation; divided by their mean they would not."""
+    whole = update_of(tmp_path / "whole", method=MINE + "weighed", method_options={"weight": 1.0})
+    half = update_of(tmp_path / "half", method=MINE + "weighed", method_options={"weight": 0.5})
+    assert relative_error(2 * half, whole) < 1e-5
 
 
 @pytest.mark.parametrize("name", FAMILY)
