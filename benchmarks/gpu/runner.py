@@ -46,8 +46,8 @@ class Options(NamedTuple):
     model: Path | None
 
 
-class _OtherRunError(Exception):
-    """The folder holds figures that these would not be comparable with."""
+class _FolderError(Exception):
+    """The folder cannot be used: by the system, for another run, or for figures that these are not comparable with."""
 
 
 class _NoDeviceError(Exception):
@@ -58,7 +58,6 @@ def run(sections: Sequence[Section], options: Options) -> int:
     """Measure what is missing in the folder; return 0 where all is there, 1 where not, 2 where nothing was begun."""
     deadline = time.monotonic() + 60 * options.minutes
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
         with _alone(options.out):
             _claim(options)
             try:
@@ -66,11 +65,8 @@ def run(sections: Sequence[Section], options: Options) -> int:
                     _run_all(sections, options, deadline)
             finally:
                 write_report(sections, options.out)
-    except (_OtherRunError, _NoDeviceError) as error:
+    except (_FolderError, _NoDeviceError) as error:
         print(error, file=sys.stderr)
-        return 2
-    except (FileExistsError, NotADirectoryError, PermissionError, FileNotFoundError) as error:
-        print(f"--out {options.out} cannot be written: {error}. Give another folder.", file=sys.stderr)
         return 2
     print(f"Report: {options.out / 'report.md'}", flush=True)
     statuses = {Record(options.out, section.name).status for section in sections}
@@ -81,16 +77,15 @@ def _claim(options: Options) -> None:
     """Write what the folder's figures are measured on, or refuse to mix them with others."""
     path = options.out / "run.json"
     facts = {"device": options.device, "tiny": options.tiny, "commit": commit().split()[0], "card": _card()}
-    facts["model"] = str(options.model or "")
     held = _facts(options.out) or facts
-    facts["model"] = facts["model"] or held.get("model", "")
-    held["model"] = held.get("model") or facts["model"]  # the first one that is given
+    first_model, model = held.get("model", ""), str(options.model or "")
+    facts, held = facts | {"model": model or first_model}, held | {"model": first_model or model}
     if missing := facts.keys() - held.keys():
-        raise _OtherRunError(f"{path} lacks {', '.join(sorted(missing))}. Remove it, or give another --out.")
+        raise _FolderError(f"{path} lacks {', '.join(sorted(missing))}. Remove it, or give another --out.")
     if differing := [
         f"{name} {held[name]!r}, now {facts[name]!r}" for name in facts if held[name] != facts[name]
     ]:
-        raise _OtherRunError(
+        raise _FolderError(
             f"{options.out} holds figures of another run ({'; '.join(differing)}), which would not be comparable. "
             "Give another --out."
         )
@@ -105,7 +100,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise _OtherRunError(
+        raise _FolderError(
             f"{path} is damaged ({error}), so nobody knows what the figures beside it were measured on. Remove it, or "
             "give another --out."
         ) from error
@@ -113,15 +108,21 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Refuse to measure while another run does: both would have half of the device, and each other's figures."""
-    if fcntl is None:
-        yield
-        return
-    with (folder / ".lock").open("a") as file:
+    """Make the folder, and refuse it while another run measures into it: each would have half of the device.
+
+    A lock of the system: it ends with the process, and needs nothing of the package, which may not be installed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise _FolderError(f"--out {folder} cannot be written: {error}. Give another folder.") from error
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise _OtherRunError(f"Another run measures into {folder}. Wait for its end.") from error
+            raise _FolderError(f"Another run measures into {folder}. Wait for its end.") from error
         yield
 
 

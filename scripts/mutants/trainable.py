@@ -297,8 +297,8 @@ MUTANTS = [
         "without a clip the importance ratio still weighs tokens",
         (
             "loss/student.py",
-            '"importance_clip": args.distillation_is_clip,',
-            '"importance_clip": args.distillation_is_clip or 2.0,',
+            "importance_clip=args.distillation_is_clip,",
+            "importance_clip=args.distillation_is_clip or 2.0,",
         ),
         tests=("trainer/test_objective.py::test_second_iteration_uses_the_old_policy_and_clips[None]",),
     ),

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from srpo_trl.methods import VARIANTS
+from method_names import PAPER
 
 SCRIPT = Path(__file__).parents[1] / "support" / "core_run.py"
 BLOCKED = ("trl.trainer.grpo_trainer", "transformers.trainer", "srpo_trl.seams.trl")  # their import fails
@@ -22,4 +22,4 @@ def test_routes_prompts_and_loss_from_values_alone():
         [sys.executable, "-c", RUN], capture_output=True, text=True, env=environment, timeout=300
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.split() == list(dict.fromkeys(options["method"] for options in VARIANTS.values()))
+    assert run.stdout.split() == list(PAPER)

@@ -1,15 +1,16 @@
 """The family's methods against an oracle of loops: routes, weights, divergence, advantages and pull, from values."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import family_oracle as oracle
+from method_names import FAMILY
 from srpo_trl.loss.ops import DistillationSpec
-from srpo_trl.methods import METHODS, VARIANTS, groups, routers, schedules, testing, tokenwise
+from srpo_trl.methods import METHODS, groups, routers, schedules, testing, tokenwise
 from srpo_trl.methods.record import Scored
 from srpo_trl.methods.routers import scored_routes
-
-FAMILY = [name for name in METHODS if name not in {options["method"] for options in VARIANTS.values()}]
 
 
 def make(name, **options):
@@ -60,13 +61,19 @@ DIVERGENCES = {
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_divergences_are_those_of_the_table(name):
-    assert make(name).divergence_at(0) == DIVERGENCES.get(name, {})
-    DistillationSpec(**make(name).divergence_at(0))
+    of_options = DistillationSpec(alpha=0.3, topk=7, temperature=0.6)
+    expected = dataclasses.replace(of_options, **DIVERGENCES.get(name, {}))
+    assert make(name).divergence_at(0, of_options) == expected
 
 
 def test_paced_turns_from_forward_to_reverse_kl():
     method = make("paced", reverse_from_step=10)
-    assert [method.divergence_at(step)["alpha"] for step in (0, 9, 10, 99)] == [0.0, 0.0, 1.0, 1.0]
+    assert [method.divergence_at(step, DistillationSpec()).alpha for step in (0, 9, 10, 99)] == [
+        0.0,
+        0.0,
+        1.0,
+        1.0,
+    ]
 
 
 @pytest.mark.parametrize("name", ["hdpo", "opsd"])

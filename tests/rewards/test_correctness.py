@@ -9,6 +9,7 @@ import torch
 
 from harness import contains_answer, make_trainer
 from srpo_trl.host.checkpoint_parts import STATE_FILE
+from srpo_trl.methods import groups, testing
 from srpo_trl.rewards.correctness import correctness_score, judge_correctness
 from srpo_trl.rewards.correctness_watch import (
     NO_SCORES,
@@ -37,7 +38,8 @@ def test_threshold_is_inclusive_and_nan_and_infinity_are_no_scores():
 
 def test_a_group_has_failed_where_something_was_scored_and_nothing_correct():
     verdict = judge_correctness(torch.tensor([[1.0, 0.0], [0.0, NAN], [NAN, NAN]]), 0.5)
-    assert verdict.has_failed_P.tolist() == [False, True, False]
+    graded = testing.graded()._replace(is_scored_PG=verdict.is_scored, is_correct_PG=verdict.is_correct)
+    assert groups.has_failed(graded).flatten().tolist() == [False, True, False]
     assert verdict.accuracy == 1 / 3
     assert judge_correctness(torch.tensor([[NAN]]), 0.5).accuracy is None
 

@@ -9,11 +9,12 @@ import math
 import torch
 
 import oracle
+from method_names import PAPER
 from srpo_trl.data.tiny_model import build_tokenizer
 from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, token_statistics
 from srpo_trl.loss.step_totals import distillation_coefficients, local_totals, window_totals
 from srpo_trl.loss.token_weights import mean_one_weights
-from srpo_trl.methods import METHODS, VARIANTS
+from srpo_trl.methods import METHODS
 from srpo_trl.methods.record import Method, Tokens, TokenScores, is_distilled, is_policy
 from srpo_trl.rewards.correctness import correctness_score
 from srpo_trl.rollout.graded import GradedRollouts, RoutedRollouts, RoutingOptions, route_rollouts
@@ -27,8 +28,6 @@ COMPLETIONS = ("2#2", "33;12", "0", "=", "4#4", "#4;4", "9", "8;8", "7", "1;2", 
 REWARDS = (1.0, 0.0, 0.0, math.nan, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 OPTIONS = {"entropy_weight_beta": 1.5, "advantage_mix_lambda": 0.3}
 HIDDEN, VOCABULARY = 8, 17
-
-PAPER = tuple(dict.fromkeys(options["method"] for options in VARIANTS.values()))
 
 
 def method_of(name: str) -> Method:

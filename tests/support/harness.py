@@ -157,6 +157,21 @@ def update(trainer: SRPOTrainer) -> Tensor:
     return flat_parameters(trainer.model) - before
 
 
+def update_of(tmp_path, split=(16, 1, 1), dtype=torch.float32, turn=0, **options):
+    """The update by `ROLLOUTS`, cut into (rows of a micro-batch, micro-batches of a step, of a rollout batch)."""
+    size, accumulation, generation = split
+    trainer = make_trainer(
+        tmp_path,
+        model=tiny_model(dtype=dtype),
+        rollout_func=replay(tiny_tokenizer(), turn=turn),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=generation,
+        **options,
+    )
+    return update(trainer)
+
+
 def relative_error(value: Tensor, expected: Tensor) -> float:
     return float((value - expected).norm() / expected.norm())
 

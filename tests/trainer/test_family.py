@@ -3,20 +3,11 @@
 import pytest
 import torch
 
-from harness import (
-    chat_dataset,
-    logged,
-    make_trainer,
-    relative_error,
-    replay,
-    tiny_model,
-    tiny_tokenizer,
-    update,
-)
-from srpo_trl.methods import METHODS, VARIANTS, routers
+from harness import chat_dataset, logged, make_trainer, relative_error, update_of
+from method_names import FAMILY
+from srpo_trl.methods import routers
 from srpo_trl.methods.record import Method
 
-FAMILY = [name for name in METHODS if name not in {options["method"] for options in VARIANTS.values()}]
 MINE = "test_family:"
 SHOWN = {  # groups that failed as a whole have no sibling to show
     "teacher_context": ["reference"],
@@ -70,21 +61,6 @@ def wrong_row() -> Method:
     """A row for each prompt, where one for each rollout is asked for."""
     return Method(
         routers.policy, (), rows=lambda s: {"mine": s.score_PG[:, 0]}, pull=lambda t: 0.0 * t.mask_BT
-    )
-
-
-def update_of(tmp_path, split=(16, 1, 1), **options):
-    size, accumulation, generation = split
-    return update(
-        make_trainer(
-            tmp_path,
-            model=tiny_model(),
-            rollout_func=replay(tiny_tokenizer()),
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            steps_per_generation=generation,
-            **options,
-        )
     )
 
 

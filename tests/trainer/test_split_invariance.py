@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from harness import make_trainer, relative_error, replay, tiny_model, tiny_tokenizer, update
+from harness import (
+    relative_error,
+    update_of,
+)
 
 # per-device batch, accumulation steps, generation steps: 16 rollouts of one optimizer step each
 SPLITS = [
@@ -17,20 +20,6 @@ SPLITS = [
     (8, 2, 1),
     (2, 8, 2),
 ]
-
-
-def update_of(tmp_path, split=(16, 1, 1), dtype=torch.float32, turn=0, **options):
-    size, accumulation, generation = split
-    trainer = make_trainer(
-        tmp_path,
-        model=tiny_model(dtype=dtype),
-        rollout_func=replay(tiny_tokenizer(), turn=turn),
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=generation,
-        **options,
-    )
-    return update(trainer)
 
 
 @pytest.fixture(scope="module")

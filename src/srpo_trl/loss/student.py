@@ -23,15 +23,16 @@ from srpo_trl.seams.trl import FusedCausalLMOutput
 
 def distillation_spec(args: Any, step: int) -> DistillationSpec:
     """Return the divergence and support that the options of an `SRPOConfig` name, or its method at a step."""
-    of_options = {
-        "alpha": args.distillation_alpha,
-        "topk": args.distillation_topk,
-        "add_tail": args.distillation_add_tail,
-        "estimator": args.distillation_estimator,
-        "temperature": args.temperature,
-        "importance_clip": args.distillation_is_clip,
-    }
-    return DistillationSpec(**of_options | args.method_record.divergence_at(step))
+    of_options = DistillationSpec(
+        alpha=args.distillation_alpha,
+        topk=args.distillation_topk,
+        add_tail=args.distillation_add_tail,
+        estimator=args.distillation_estimator,
+        temperature=args.temperature,
+        importance_clip=args.distillation_is_clip,
+    )
+    spec: DistillationSpec = args.method_record.divergence_at(step, of_options)
+    return spec
 
 
 @dataclass(frozen=True)

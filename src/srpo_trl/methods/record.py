@@ -4,6 +4,7 @@ Shapes: P prompts, G generations per prompt (global over all processes), B rows 
 positions. Nothing that a method sees carries a gradient.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from enum import IntFlag
 from types import MappingProxyType
@@ -24,6 +25,7 @@ class Route(IntFlag):
     BOTH = 3
 
 
+_DEFAULT = DistillationSpec()
 ROUTE_NAMES = ("skipped", "policy", "distilled", "both")  # by value
 
 
@@ -181,16 +183,15 @@ class Method(NamedTuple):
         """Whether nothing but TRL's own loss trains, so that the trainer is `GRPOTrainer`."""
         return not self.scorers and self.advantages is None and self.pull is None
 
-    def divergence_at(self, step: int) -> dict[str, Any]:
-        """Return the fields of `DistillationSpec` that the method sets at an optimizer step.
+    def divergence_at(self, step: int, of_options: DistillationSpec = _DEFAULT) -> DistillationSpec:
+        """Return the divergence at an optimizer step: that of the options, with the method's own fields.
 
         Raises:
-            TypeError: one has no such name.
+            TypeError: a field has no such name.
             ValueError: one is outside its range.
         """
         fields = {name: value(step) if callable(value) else value for name, value in self.divergence.items()}
-        DistillationSpec(**fields)
-        return fields
+        return dataclasses.replace(of_options, **fields)
 
     def raw_weights(self, tokens: Tokens) -> Tensor:
         """Return w~ of each token's divergence, (B, T) float64."""

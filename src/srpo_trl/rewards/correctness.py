@@ -18,11 +18,6 @@ class Correctness(NamedTuple):
     is_correct: Tensor
 
     @property
-    def has_failed_P(self) -> Tensor:
-        """Whether a whole group failed: something was scored and nothing correct."""
-        return self.is_scored.any(1) & ~self.is_correct.any(1)
-
-    @property
     def accuracy(self) -> float | None:
         """Share of correct rollouts among the scored ones; None where nothing was scored."""
         num_scored = int(self.is_scored.sum())

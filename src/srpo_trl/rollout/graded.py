@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from srpo_trl.methods import groups
 from srpo_trl.methods.record import Graded, Method, Scored, is_distilled, is_policy
 from srpo_trl.methods.routers import needs_context, scored_routes
 from srpo_trl.rewards.correctness import judge_correctness
@@ -173,7 +174,7 @@ def route_rollouts(
         needs_context_B[rollouts.own_rows],
         context,
         scored,
-        correctness.has_failed_P.tolist(),
+        groups.has_failed(graded).flatten().tolist(),
         correctness.accuracy,
     )
 

@@ -64,6 +64,13 @@ def _tiled_threshold(READ: tl.constexpr, source, count, TILES: tl.constexpr, BLO
 
 
 @triton.jit
+def _are_chosen(key, threshold, ties):
+    """Which keys are above the threshold, and the first `ties` that are at it."""
+    tied = key == threshold
+    return (key > threshold) | (tied & (tl.cumsum(tied.to(tl.int32), axis=0) <= ties))
+
+
+@triton.jit
 def _choose(
     READ: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -88,21 +95,18 @@ def _choose(
         for tile in range(TILES):
             index, valid, value = READ(tile * BLOCK + tl.arange(0, BLOCK), *source)
             key = _order_key(value, valid)
-            tied = key == threshold
-            chosen = (key > threshold) | (tied & (tl.cumsum(tied.to(tl.int32), axis=0) <= ties))
+            chosen = _are_chosen(key, threshold, ties)
             place = first + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
             tl.store(ids_ptr + place, index, mask=chosen)
             outside += WEIGHT(index, value, valid & (chosen == 0), *source)
-            ties -= tl.sum(tied.to(tl.int32), axis=0)
+            ties -= tl.sum((key == threshold).to(tl.int32), axis=0)
             first += tl.sum(chosen.to(tl.int32), axis=0)
     else:
         index, valid, value = READ(tl.arange(0, BLOCK), *source)
         key = _order_key(value, valid)
         threshold = _held_threshold(key, count)
-        above = key > threshold
-        tied = key == threshold
-        ties = count - tl.sum(above.to(tl.int32), axis=0)
-        chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), axis=0) <= ties))
+        ties = count - tl.sum((key > threshold).to(tl.int32), axis=0)
+        chosen = _are_chosen(key, threshold, ties)
         place = tl.cumsum(chosen.to(tl.int32), axis=0) - 1
         tl.store(ids_ptr + place, index, mask=chosen)
         outside = WEIGHT(index, value, valid & (chosen == 0), *source)
