@@ -34,15 +34,16 @@ from srpo_trl.loss.student import (
     distillation_spec,
 )
 from srpo_trl.methods.card import CARD
-from srpo_trl.methods.record import is_distilled, route_names
+from srpo_trl.methods.record import route_names
 from srpo_trl.rollout import batch as trl_batch
 from srpo_trl.rollout.batch_counter import BatchOptions, RolloutBatchCounter
-from srpo_trl.rollout.coefficients import coefficients, step_totals, token_weights
+from srpo_trl.rollout.coefficients import joint_weight, step_totals, sum_of_weights, teacher_sides
 from srpo_trl.rollout.graded import RoutedRollouts, context_record, rollout_counts
-from srpo_trl.rollout.method_rows import method_rows
 from srpo_trl.rollout.policy_branch import PolicyBranch
 from srpo_trl.rollout.router import Router, prompt_encoder
+from srpo_trl.rollout.scorers import score_rollouts
 from srpo_trl.rollout.step_window import StepWindow
+from srpo_trl.teacher.external import load_external
 from srpo_trl.teacher.in_use import TeacherInUse
 from srpo_trl.teacher.prepared_student import prepare_student
 
@@ -124,6 +125,7 @@ class SRPOTrainer(HostTrainer):
             batch_number=lambda: self._counter.number_of(self._step),
             num_steps=lambda: self._counter.num_steps,
             check_student=refuse_adapted_head,
+            external=load_external(args, self.student.config, self._tokenizer, self.accelerator),
         )
         every = args.gradient_share_steps
         self._gradients = BranchGradients(self.model, every) if every else None
@@ -216,29 +218,30 @@ class SRPOTrainer(HostTrainer):
     # ---------------------------------------------------------------- 5 score
 
     def _score(self, output: trl_batch.TrlBatch, rollouts: RoutedRollouts) -> None:
-        """Add the teacher's scores of the student's own tokens to TRL's rollout batch."""
-        distilled_BT = trl_batch.scored_tokens(output) & is_distilled(rollouts.route_B).unsqueeze(1)
-        scores = self.teacher.score(
-            rollouts.teacher_prompts,
-            trl_batch.completion_rows(output),
-            distilled_BT,
-            trl_batch.vision_rows(output) if self._is_vlm else None,
-            self.accelerator.autocast(),
+        """Add what the method's scorers say of the student's own tokens to TRL's rollout batch."""
+        score_rollouts(
+            output,
+            self._method,
+            rollouts,
+            self.teacher,
+            self.accelerator.autocast,
+            gather,
+            self.graded,
+            teacher_column=self.args.teacher_column,
+            reads_images=self._is_vlm,
         )
-        trl_batch.add_routing(output, rollouts.route_B, distilled_BT, scores.statistics, scores.hidden)
         shown = context_record(rollouts) if self._rollout_log.keeps_shown else None
         trl_batch.add_rollouts(output, self._rollout_log.numbers_B, shown)
-        trl_batch.add_rows(output, method_rows(self._method, rollouts.scored, self.graded.own_rows))
-        tokens = trl_batch.routed_batch(output).tokens(self.state.global_step)
-        self._sums.add(**teacher_sums(scores.statistics, self._method.raw_weights(tokens)[distilled_BT]))
+        made = trl_batch.routed_batch(output)
+        weight_BT = sum_of_weights(self._method, made.tokens(self.state.global_step))
+        self._sums.add(**teacher_sums(made.teacher_entropy_BT, weight_BT, made.distilled_BT))
 
     # ---------------------------------------------------------------- 6 count
 
     def _count(self, window: list[trl_batch.TrlBatch]) -> None:
         """Take the totals of the optimizer step, over its micro-batches and processes."""
-        micro_batches = [trl_batch.routed_batch(micro_batch) for micro_batch in window]
-        step = self.state.global_step
-        self._totals = step_totals(micro_batches, self._method, step, self.sum_over_processes)
+        routed, step = list(map(trl_batch.routed_batch, window)), self.state.global_step
+        self._totals = step_totals(routed, self._method, step, self.sum_over_processes)
         self._sums.add(optimizer_steps=1, pulled_steps=self._method.pull is not None)
 
     # ---------------------------------------------------------------- 7 loss
@@ -259,8 +262,9 @@ class SRPOTrainer(HostTrainer):
         losses = branch.losses(policy_loss, result.loss, self._totals, self.accelerator.num_processes)
         self.part_losses = {name: loss.detach() for name, loss in losses.items()}
         self._sums.add(**loss_sums(losses, result))
-        weights = partial(token_weights, routed, self._method, step, self._totals)
-        self._rollout_log.add(step, inputs, routed, result, weights, self.teacher.whole_head)
+        weights = partial(joint_weight, routed, self._method, step, self._totals)
+        head = next(map(self.teacher.whole_head, routed.distilling), None)
+        self._rollout_log.add(step, inputs, routed, result, weights, head)
         if self._gradients is not None and self._gradients.wants(step):
             self._gradients.add(**losses)
             if self._window.is_used_up:
@@ -270,15 +274,12 @@ class SRPOTrainer(HostTrainer):
 
     def _request(self, routed: trl_batch.RoutedBatch) -> DistillationRequest:
         distilled_BT, step = routed.distilled_BT, self.state.global_step
-        num_processes, hidden_ND = self.accelerator.num_processes, torch.cat(list(routed.teacher_hidden))
+        processes = self.accelerator.num_processes
         return DistillationRequest(
-            scored_BT=distilled_BT,
-            teacher_hidden_ND=hidden_ND.to(distilled_BT.device, non_blocking=True),
-            teacher_head=self.teacher.head,
-            coefficient_N=coefficients(routed, self._method, step, self._totals, num_processes),
-            old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],
-            teacher_log_sum_exp_N=routed.teacher_log_sum_exp_N,
-            spec=distillation_spec(self.args, step),
+            distilled_BT,
+            teacher_sides(routed, self._method, step, self._totals, processes, self.teacher.head),
+            None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT],
+            distillation_spec(self.args, step),
         )
 
     # ---------------------------------------------------------------- 8 update

@@ -82,7 +82,7 @@ def batch():
 
 
 def test_a_batch_for_trl_and_its_whole_rows_for_reward_functions():
-    rows = prompt_rows(columns=RewardColumns(("answer",), frozenset({"x", "answer"})), reference_column="y")
+    rows = prompt_rows(columns=RewardColumns(("answer",), frozenset({"x", "answer"})), read=["y"])
     fitted = rows.fit(batch())
     assert fitted == [{"prompt": user("a"), "x": 1, "y": None, "answer": None}] * 4
     assert rows.excluded == [None, None, "it has no prompt", "it has no prompt"]

@@ -9,7 +9,6 @@ import family_oracle as oracle
 from method_names import FAMILY
 from srpo_trl.loss.ops import DistillationSpec
 from srpo_trl.methods import METHODS, groups, routers, schedules, testing, tokenwise
-from srpo_trl.methods.record import Scored
 from srpo_trl.methods.routers import scored_routes
 
 
@@ -37,13 +36,13 @@ def test_routes_are_the_oracles(name, step):
 def test_rollouts_weigh_by_their_groups_pass_rate(name, powers):
     method = make(name, powers=powers) if name == "paced" else make(name)
     graded = testing.graded()
-    rows = method.rows(Scored(method.route(graded), *graded))
+    rows = method.rows(testing.scored(graded, method.route(graded)))
     expected = [[oracle.pass_rate_weight(group, powers)] * 4 for group in kinds(graded)]
     torch.testing.assert_close(rows["weight"], torch.tensor(expected, dtype=torch.float64))
     assert rows["weight"][1:].eq(0).all()  # nothing is learned from groups without both kinds
 
     tokens = testing.tokens(weight=rows["weight"][0])
-    raw_BT = method.raw_weights(tokens)
+    (raw_BT,) = method.raw_weights(tokens)
     assert raw_BT.shape == tokens.mask_BT.shape
     assert torch.equal(raw_BT, rows["weight"][0].unsqueeze(1).expand(4, 6))
     assert method.mean_one is (name == "sc_sdpo")

@@ -11,8 +11,16 @@ import torch
 import oracle
 from method_names import PAPER
 from srpo_trl import methods
-from srpo_trl.methods import METHODS, VARIANTS, testing
-from srpo_trl.methods.record import ROUTE_NAMES, Graded, Route, TokenScores, is_distilled, is_policy
+from srpo_trl.methods import METHODS, VARIANTS, routers, testing
+from srpo_trl.methods.record import (
+    ROUTE_NAMES,
+    Graded,
+    Method,
+    Route,
+    TokenScores,
+    is_distilled,
+    is_policy,
+)
 from srpo_trl.methods.routers import ROUTERS, needs_context, scored_routes
 
 OPTIONS = {"entropy_weight_beta": 1.5, "advantage_mix_lambda": 0.3}
@@ -35,7 +43,7 @@ def tokens():
     entropy_BT = torch.tensor([[0.5, 2.0], [1.0, 0.0]])
     mask_BT = torch.tensor([[True, True], [True, False]])
     advantage_B = torch.tensor([0.25, -0.75])
-    scores = {"teacher": TokenScores(entropy_BT)}
+    scores = {"teacher": TokenScores(entropy_BT, torch.empty(0), torch.empty(0))}
     return testing.tokens()._replace(mask_BT=mask_BT, advantage_B=advantage_B, scores=scores)
 
 
@@ -54,7 +62,7 @@ def test_a_router_by_name_is_the_methods(name):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_context_is_needed_where_it_would_be_used(name):
-    needed = needs_context(make(name).route, graded())
+    needed = needs_context(make(name), graded())
     expected = [
         oracle.route_weights(name, correct and scored, True, scored)[1] > 0 for correct, _, scored in KINDS
     ]
@@ -72,7 +80,7 @@ def test_routes_are_sets_of_branches():
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name != methods.GRPO])
 def test_weights_are_the_entropy_weights(name):
-    raw_BT = make(name).raw_weights(tokens())
+    (raw_BT,) = make(name).raw_weights(tokens())
     assert raw_BT.dtype == torch.float64
     torch.testing.assert_close(
         raw_BT, (-1.5 * torch.tensor([[0.5, 2.0], [1.0, 0.0]], dtype=torch.float64)).exp()
@@ -80,8 +88,9 @@ def test_weights_are_the_entropy_weights(name):
 
 
 def test_weights_that_a_method_leaves_out_are_1():
-    raw_BT = make(methods.GRPO).raw_weights(tokens())
+    (raw_BT,) = Method(routers.distilled).raw_weights(tokens())
     assert torch.equal(raw_BT, torch.ones(2, 2, dtype=torch.float64))
+    assert make(methods.GRPO).raw_weights(tokens()) == ()
 
 
 def test_the_mix_shares_the_loss_and_the_others_have_all_of_it():

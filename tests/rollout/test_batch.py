@@ -5,7 +5,14 @@ import torch
 
 from srpo_trl.loss.ops import TokenStatistics
 from srpo_trl.methods.record import Route
-from srpo_trl.rollout.batch import add_rollouts, add_routing, is_routed, policy_inputs, routed_batch
+from srpo_trl.rollout.batch import (
+    add_rollouts,
+    add_routes,
+    add_scores,
+    is_routed,
+    policy_inputs,
+    routed_batch,
+)
 
 
 def batch(**fields):
@@ -17,7 +24,8 @@ def batch(**fields):
     statistics = TokenStatistics(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([7.0, 8.0, 9.0]))
     assert not is_routed(made)
     hidden = [torch.ones(2, 3), torch.ones(0, 3), torch.ones(1, 3), torch.ones(0, 3)]
-    add_routing(made, routes, distilled, statistics, hidden)
+    add_routes(made, routes)
+    add_scores(made, "teacher", distilled, statistics, hidden=hidden)
     add_rollouts(made, torch.arange(4), None)
     assert is_routed(made)
     return made
@@ -42,9 +50,23 @@ def test_a_method_sees_tokens_advantages_and_the_teachers_entropy():
 
 def test_the_teachers_log_sum_exp_is_carried_where_a_checkpoint_has_it():
     made = batch()
-    assert routed_batch(made).teacher_log_sum_exp_N.tolist() == [7.0, 8.0, 9.0]
+    log_sum_exp_BT = routed_batch(made).distilling["teacher"].log_sum_exp_BT
+    assert log_sum_exp_BT.tolist() == [[7.0, 8.0], [0.0, 0.0], [9.0, 0.0], [0.0, 0.0]]
     del made["srpo_teacher_log_sum_exp"]
-    assert routed_batch(made).teacher_log_sum_exp_N is None
+    assert routed_batch(made).distilling["teacher"].log_sum_exp_BT is None
+
+
+def test_a_scorer_that_observes_has_its_log_probabilities_and_distils_nothing():
+    made = batch()
+    observed = torch.tensor([[False, False], [True, True], [False, False], [False, False]])
+    statistics = TokenStatistics(torch.tensor([0.4, 0.5]), torch.tensor([1.0, 2.0]))
+    add_scores(made, "initial", observed, statistics, logps_N=torch.tensor([-1.0, -2.0]))
+    routed = routed_batch(made)
+    assert list(routed.distilling) == ["teacher"]
+    scores = routed.tokens(step=0).scores
+    assert scores["initial"].entropy_BT.tolist() == [[0, 0], [0.4000000059604645, 0.5], [0, 0], [0, 0]]
+    assert scores["initial"].logps_BT.tolist() == [[0, 0], [-1, -2], [0, 0], [0, 0]]
+    assert scores["teacher"].logps_BT.numel() == scores["initial"].divergence_BT.numel() == 0
 
 
 @pytest.mark.parametrize("shape", ["per token", "per sequence"])

@@ -92,5 +92,5 @@ def test_an_earlier_answer_is_shown_with_its_age_and_this_steps_is_kept():
     assert first.route_B.tolist() == [Route.POLICY] * 4
     later = route(srpo(1.0), [0.0] * 4, step=5, **options)
     assert later.route_B.tolist() == [Route.DISTILLED] * 4
-    assert later.context.earlier_ages == [2] * 4
+    assert later.contexts["teacher"].earlier_ages == [2] * 4
     assert later.teacher_prompts[0].information.solution == "4"

@@ -144,30 +144,30 @@ def test_heads_stay_as_they_were_when_their_rollouts_were_scored():
     teacher, heads = TeacherWeights(model, "ema", 0.5), HeadsInUse()
     weight = teacher.value_of(model.get_output_embeddings().weight)
     before = weight.clone()
-    heads.add(3, Head(weight, None), "first")
-    heads.add(4, Head(weight.clone(), None), "first")
-    assert heads.of(4) is heads.of(3)
+    heads.add(3, "teacher", Head(weight, None), "first")
+    heads.add(4, "teacher", Head(weight.clone(), None), "first")
+    assert heads.of(4, "teacher") is heads.of(3, "teacher")
     heads.keep_apart_from(teacher.state_dict().values())
-    assert heads.of(4) is heads.of(3)
-    assert heads.past(3, "first") is None
+    assert heads.of(4, "teacher") is heads.of(3, "teacher")
+    assert heads.past(3, "teacher", "first") is None
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
     teacher.update()
     assert not torch.equal(weight, before)  # the teacher's own memory
-    assert torch.equal(heads.of(3).weight_VD, before)
-    assert torch.equal(heads.past(3, "second")[0], before)
+    assert torch.equal(heads.of(3, "teacher").weight_VD, before)
+    assert torch.equal(heads.past(3, "teacher", "second")[0], before)
     heads.forget_before(4)
     with pytest.raises(KeyError):
-        heads.of(3)
-    heads.restore(9, Head(weight, None), "second", (before, None))
-    assert torch.equal(heads.of(9).weight_VD, before)
-    heads.add(10, Head(weight, None), "second")
-    assert heads.of(10).weight_VD is weight
-    heads.add(11, STUDENT_HEAD, "third")
+        heads.of(3, "teacher")
+    heads.restore(9, "teacher", Head(weight, None), "second", (before, None))
+    assert torch.equal(heads.of(9, "teacher").weight_VD, before)
+    heads.add(10, "teacher", Head(weight, None), "second")
+    assert heads.of(10, "teacher").weight_VD is weight
+    heads.add(11, "teacher", STUDENT_HEAD, "third")
     heads.keep_apart_from([weight])
-    assert heads.of(11) is STUDENT_HEAD
-    assert heads.past(11, "fourth") is None
+    assert heads.of(11, "teacher") is STUDENT_HEAD
+    assert heads.past(11, "teacher", "fourth") is None
 
 
 @pytest.mark.parametrize("num_updates", [1, 2, 5])

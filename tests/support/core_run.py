@@ -129,13 +129,13 @@ def loss_of(method: Method, route_B: torch.Tensor) -> torch.Tensor:
         route_B,
         advantage_B,
         None,
-        {"teacher": TokenScores(entropy_BT)},
+        {"teacher": TokenScores(entropy_BT, torch.empty(0), torch.empty(0))},
         {},
         torch.arange(len(rows)),
         step=0,
     )
 
-    raw_BT = method.raw_weights(tokens)
+    raw_BT = sum(method.raw_weights(tokens), start=torch.zeros_like(entropy_BT))
     totals = window_totals([local_totals(routed_BT, distilled_BT, raw_BT)], lambda tensor: tensor)
     weight_N = mean_one_weights(raw_BT[distilled_BT], totals.mean_unnormalized_weight, entropy_BT.dtype)
     result = distillation_loss(

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from harness import tiny_model
 from srpo_trl.loss.head import STUDENT_HEAD, lm_head_of
 from srpo_trl.loss.ops import Head
+from srpo_trl.methods.record import Scorer
 from srpo_trl.teacher.context import TeacherInformation, TeacherPrompt
 from srpo_trl.teacher.in_use import TeacherInUse
 
@@ -25,7 +26,7 @@ class Run:
         self.student.lm_head.requires_grad_(head_trains)
         args = SimpleNamespace(
             teacher_model_kind=kind,
-            method_record=SimpleNamespace(scorers=("teacher",)),
+            method_record=SimpleNamespace(scorers=(Scorer(),)),
             teacher_update_rate=0.5,
             teacher_tokens_per_pass=100,
             temperature=1.0,
@@ -49,7 +50,7 @@ class Run:
     def score(self):
         """Score one rollout, as the rollout batch at hand."""
         scored_BT = torch.ones(1, 3, dtype=torch.bool)
-        return self.teacher.score([PROMPT], [COMPLETION], scored_BT, None, nullcontext())
+        return self.teacher.score("teacher", [PROMPT], [COMPLETION], scored_BT, None, nullcontext())
 
     def step(self):
         """Move every weight."""
@@ -62,12 +63,12 @@ class Run:
 def test_the_whole_head_is_the_students_where_that_never_trained():
     run = Run()
     run.score()
-    assert run.teacher.head is STUDENT_HEAD
-    assert run.teacher.whole_head.weight_VD is run.student.lm_head.weight
+    assert run.teacher.head("teacher") is STUDENT_HEAD
+    assert run.teacher.whole_head("teacher").weight_VD is run.student.lm_head.weight
     trained = Run(head_trains=True)
     trained.score()
-    assert trained.teacher.whole_head is trained.teacher.head
-    assert isinstance(trained.teacher.head, Head)
+    assert trained.teacher.whole_head("teacher") is trained.teacher.head("teacher")
+    assert isinstance(trained.teacher.head("teacher"), Head)
 
 
 def test_a_head_that_begins_to_train_is_taken_up_before_it_moves():
@@ -80,7 +81,7 @@ def test_a_head_that_begins_to_train_is_taken_up_before_it_moves():
     run.teacher.hold_trainable()
     assert run.num_checks == 2
     run.step()
-    assert torch.equal(run.teacher.head.weight_VD, before)
+    assert torch.equal(run.teacher.head("teacher").weight_VD, before)
 
 
 def test_a_head_that_is_frozen_since_is_the_one_that_was_saved():
@@ -89,34 +90,34 @@ def test_a_head_that_is_frozen_since_is_the_one_that_was_saved():
     run.score()
     before = run.student.lm_head.weight.detach().clone()
     run.step()
-    past = run.teacher.past_head()
-    assert torch.equal(past[0], before)
+    past = run.teacher.past_heads()
+    assert torch.equal(past["teacher"][0], before)
     resumed = Run(head_trains=False)
     resumed.student.load_state_dict(run.student.state_dict())
     resumed.num_steps = run.num_steps
-    resumed.teacher.restore_head(past)
-    assert torch.equal(resumed.teacher.head.weight_VD, before)
-    resumed.teacher.restore_head(None)
-    assert resumed.teacher.head is STUDENT_HEAD
+    resumed.teacher.restore_heads(past)
+    assert torch.equal(resumed.teacher.head("teacher").weight_VD, before)
+    resumed.teacher.restore_heads({"teacher": None})
+    assert resumed.teacher.head("teacher") is STUDENT_HEAD
 
 
 @pytest.mark.parametrize("kind", ["ema", "base", "live"])
 def test_a_rollout_batch_keeps_its_head_until_it_is_used(kind):
     run = Run(kind, head_trains=True)
     run.score()
-    first = run.teacher.head.weight_VD.detach().clone()
+    first = run.teacher.head("teacher").weight_VD.detach().clone()
     run.step()
     run.teacher.update(1)
     run.batch_number = 1
     run.score()
-    second = run.teacher.head.weight_VD
+    second = run.teacher.head("teacher").weight_VD
     now = lm_head_of(run.student).weight_VD.detach()
     expected = {"ema": (first + now) / 2, "base": first, "live": now}[kind]
     torch.testing.assert_close(second.detach(), expected)
     run.batch_number = 0
-    assert torch.equal(run.teacher.head.weight_VD, first)
+    assert torch.equal(run.teacher.head("teacher").weight_VD, first)
     run.batch_number = 1
     run.teacher.forget_used()
     run.batch_number = 0
     with pytest.raises(KeyError):
-        _ = run.teacher.head
+        _ = run.teacher.head("teacher")

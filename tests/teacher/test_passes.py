@@ -6,7 +6,7 @@ import torch
 from harness import tiny_model
 from srpo_trl.loss.head import lm_head_of
 from srpo_trl.loss.ops import DistillationSpec, distillation_loss
-from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head
+from srpo_trl.loss.student import DistillationRequest, DistillingModel, TeacherSide, add_distillation_head
 from srpo_trl.seams.trl import add_fused_lm_head
 from srpo_trl.teacher.packing import TeacherRow, num_backbone_calls, plan_passes, row_layout
 from srpo_trl.teacher.scoring import forward_rows
@@ -137,11 +137,14 @@ def routed_forward(model, scored_BT, **fields):
     generator = torch.Generator().manual_seed(0)
     request = DistillationRequest(
         scored_BT=scored_BT,
-        teacher_hidden_ND=torch.randn(num_distilled, 32, generator=generator),
-        teacher_head=lm_head_of(teacher),
-        coefficient_N=torch.rand(num_distilled, generator=generator),
+        teachers=[
+            TeacherSide(
+                torch.randn(num_distilled, 32, generator=generator),
+                lm_head_of(teacher),
+                torch.rand(num_distilled, generator=generator),
+            )
+        ],
         old_logps_N=None,
-        teacher_log_sum_exp_N=None,
         spec=DistillationSpec(topk=5),
     )
     policy_BT = torch.tensor([[True] * 3, [False] * 3])
@@ -164,10 +167,10 @@ def test_one_backbone_pass_serves_both_branches():
     expected = distillation_loss(
         hidden[scored_BT],
         lm_head_of(model),
-        request.teacher_hidden_ND,
-        request.teacher_head,
+        request.teachers[0].hidden_ND,
+        request.teachers[0].head,
         ids[:, -3:][scored_BT],
-        request.coefficient_N,
+        request.teachers[0].coefficient_N,
         spec=request.spec,
         backend="reference",
     )

@@ -39,13 +39,14 @@ def test_it_is_the_requested_teachers_in_every_step(tmp_path, options):
 
     def request(routed):
         made = original(routed)
-        head = lm_head_of(trainer.student) if made.teacher_head is STUDENT_HEAD else made.teacher_head
+        (teacher,) = made.teachers
+        head = lm_head_of(trainer.student) if teacher.head is STUDENT_HEAD else teacher.head
         weight_VD = head.weight_VD.detach().double()
-        logits_NV = made.teacher_hidden_ND.double() @ weight_VD.T / trainer.args.temperature
+        logits_NV = teacher.hidden_ND.double() @ weight_VD.T / trainer.args.temperature
         torch.testing.assert_close(
-            made.teacher_log_sum_exp_N.double(), logits_NV.logsumexp(dim=1), rtol=1e-5, atol=1e-5
+            teacher.log_sum_exp_N.double(), logits_NV.logsumexp(dim=1), rtol=1e-5, atol=1e-5
         )
-        carried.append(made.teacher_log_sum_exp_N.clone())
+        carried.append(teacher.log_sum_exp_N.clone())
         return made
 
     trainer._request = request

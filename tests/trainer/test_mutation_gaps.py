@@ -64,7 +64,7 @@ def test_later_rollouts_are_scored_with_the_teachers_weights_not_the_students(tm
         teacher = {name: value.clone() for name, value in trainer.teacher.weights.state_dict().items()}
         student = flat_parameters(trainer.model)
         original(output, rollouts)
-        logits = routed_batch(output).teacher_hidden[1] @ trainer.teacher.head.weight_VD.T
+        logits = routed_batch(output).teacher_hidden[1] @ trainer.teacher.head("teacher").weight_VD.T
         scored.append((teacher, student, rollouts.teacher_prompts[1].ids, logits))
 
     trainer._score = score

@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 from harness import make_trainer, relative_error, tiny_model, update
 from srpo_trl.loss.head import lm_head_of
 from srpo_trl.loss.ops import DistillationSpec
-from srpo_trl.loss.student import DistillationRequest, DistillingModel, add_distillation_head
+from srpo_trl.loss.student import DistillationRequest, DistillingModel, TeacherSide, add_distillation_head
 from srpo_trl.rollout.batch import routed_batch, scored_tokens
 from srpo_trl.seams import trl as trl_seams
 from srpo_trl.seams.own_forward import use_own_weights
@@ -170,11 +170,14 @@ def distilling_model(model, policy_BT, distilled_BT):
     num_distilled = int(distilled_BT.sum())
     request = DistillationRequest(
         scored_BT=distilled_BT,
-        teacher_hidden_ND=torch.randn(num_distilled, 32, generator=torch.Generator().manual_seed(0)),
-        teacher_head=lm_head_of(tiny_model(seed=1)),
-        coefficient_N=torch.ones(num_distilled),
+        teachers=[
+            TeacherSide(
+                torch.randn(num_distilled, 32, generator=torch.Generator().manual_seed(0)),
+                lm_head_of(tiny_model(seed=1)),
+                torch.ones(num_distilled),
+            )
+        ],
         old_logps_N=None,
-        teacher_log_sum_exp_N=None,
         spec=DistillationSpec(topk=5),
     )
     return DistillingModel(model, request, policy_BT)

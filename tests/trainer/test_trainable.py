@@ -114,8 +114,8 @@ def requested_heads(trainer):
 
     def keep(routed):
         made = request(routed)
-        is_own = made.teacher_head is STUDENT_HEAD
-        head = lm_head_of(trainer.student) if is_own else made.teacher_head
+        (teacher,) = made.teachers
+        head = lm_head_of(trainer.student) if teacher.head is STUDENT_HEAD else teacher.head
         weight, bias = head.weight_VD, head.bias_V
         heads.append((weight.detach().clone(), bias.detach().clone()))
         return made

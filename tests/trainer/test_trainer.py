@@ -269,7 +269,7 @@ def test_lora_trains_the_adapter_alone(tmp_path):
     heads, request = [], trainer._request
 
     def recorded(routed):
-        heads.append(trainer.teacher.head)
+        heads.append(trainer.teacher.head("teacher"))
         return request(routed)
 
     trainer._request = recorded

@@ -4,14 +4,22 @@ import importlib
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from srpo_trl.methods import METHODS
-from srpo_trl.methods.record import ROUTE_NAMES, Graded, Method, is_distilled, is_policy
+from srpo_trl.methods.record import (
+    ROUTE_NAMES,
+    Graded,
+    Method,
+    Scorer,
+    ScorerWeights,
+    is_distilled,
+    is_policy,
+)
 from srpo_trl.methods.routers import ROUTERS
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -142,13 +150,13 @@ def _problem(method: Method) -> str:
             return "has a router that does not give a Route for each rollout, (P, G) int64 of 0 to 3."
         distills |= bool(is_distilled(route_PG).any())
         has_policy |= bool(is_policy(route_PG).any())
-    if method.scorers and not distills:
+    if method.distilling and not distills:
         return (
             "scores rollouts with a teacher and distills none. Give a router that distills, or method='grpo'."
         )
-    if distills and not method.scorers:
+    if distills and not method.distilling:
         return "distills rollouts that no teacher scores. Leave routing out, or give a method with a scorer."
-    for name in ("advantages", "pull"):
+    for name in ("advantages", "pull", "anchor"):
         if getattr(method, name) is not None and not has_policy:
             return f"has {name}, and no rollout takes the policy loss. Give a router that lets some take it."
     for step in _TRIED_STEPS:
@@ -156,6 +164,23 @@ def _problem(method: Method) -> str:
             method.divergence_at(step)
         except (TypeError, ValueError) as error:
             return f"has a divergence that cannot be: {error}"
+    return _problem_of_scorers(method.scorers)
+
+
+def _problem_of_scorers(scorers: Sequence[Scorer]) -> str:
+    known: list[str] = []
+    for scorer in scorers:
+        if not scorer.name.isidentifier() or scorer.name in known:
+            return f"has a scorer with the name {scorer.name!r}; each needs one of its own, which is an identifier."
+        if scorer.weights not in get_args(ScorerWeights):
+            return f"has a scorer with weights={scorer.weights!r}; they are one of {get_args(ScorerWeights)}."
+        if scorer.distils and scorer.weights not in ("teacher", "external"):
+            return f"distils to the {scorer.weights} weights. Set distils=False, or take teacher_model_kind for it."
+        if scorer.against is not None and scorer.against not in known:
+            return f"has a scorer against {scorer.against!r}; it must be one of those before it: {known}."
+        if scorer.against is not None and scorer.distils:
+            return f"has the scorer {scorer.name!r} against another, which needs distils=False."
+        known.append(scorer.name)
     return ""
 
 

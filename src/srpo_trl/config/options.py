@@ -12,7 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 from trl import GRPOConfig
 
-from srpo_trl.config.defaults import SAMPLED_EVALUATION, resolved_defaults
+from srpo_trl.config.defaults import choose_evaluation, resolved_defaults
 from srpo_trl.config.inherited import ANNOTATIONS, INHERITED_RULES, TRL_ERRORS, inherited_problems
 from srpo_trl.config.method import make_method, method_arguments
 from srpo_trl.config.ranges import (
@@ -27,7 +27,8 @@ from srpo_trl.config.ranges import (
     value_problems,
 )
 from srpo_trl.config.renamed import explains_unknown_options
-from srpo_trl.config.rules import DERIVED_RULES, LOSS_METRICS, RULES
+from srpo_trl.config.rules import DERIVED_RULES, RULES
+from srpo_trl.config.teachers import named_models, read_columns
 from srpo_trl.methods import DEFAULT, METHODS
 from srpo_trl.methods.record import Method
 from srpo_trl.methods.routers import ROUTERS
@@ -178,6 +179,16 @@ class SRPOConfig(GRPOConfig):
         "Whose weights the teacher has. 'ema': a moving average of the student. 'base': the "
         "student's initial weights. 'live': the student itself.",
     )
+    teacher_model: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Teacher that is a model of its own, with the student's tokenizer, for methods that have one: a "
+            "folder or hub id, or several by name, as a mapping (JSON on the command line)."
+        },
+    )
+    teacher_column: str | None = option(
+        None, "Dataset column that names each row's teacher, where teacher_model has several."
+    )
     teacher_update_rate: float = option(
         0.05, "teacher <- (1 - rate) * teacher + rate * student, once per rollout batch.", above(0.0, 1.0)
     )
@@ -314,7 +325,7 @@ class SRPOConfig(GRPOConfig):
         self.defaulted = frozenset(defaults)
         for name, value in defaults.items():
             setattr(self, name, value)
-        self._choose_evaluation()
+        choose_evaluation(self)
         problems = []
         try:
             self.method_record  # noqa: B018
@@ -323,7 +334,7 @@ class SRPOConfig(GRPOConfig):
             problems += str(error).splitlines()
             self.method_record = METHODS[DEFAULT].factory(0.0)
         annotations, declared = get_type_hints(type(self)), {option.name: option for option in fields(self)}
-        of_method = ("method", "method_options", "routing")  # `make_method` looks at them
+        of_method = ("method", "method_options", "routing", "teacher_model")  # looked at with the method
         others = {*GRPOConfig.__dataclass_fields__, *of_method}
         own = {name: annotations[name] for name in declared if name not in others}
         ranges = {
@@ -366,30 +377,20 @@ class SRPOConfig(GRPOConfig):
         return make_method(self.method, self.method_options, self.routing, own)
 
     @property
+    def teacher_models(self) -> dict[str, str]:
+        """Paths of the external teachers, by name."""
+        return named_models(self.teacher_model)
+
+    @property
+    def read_columns(self) -> dict[str, str]:
+        """Dataset columns that are read beside the prompt, each with what reads it."""
+        return read_columns(self.method, self.method_record, self.reference_column, self.teacher_column)
+
+    @property
     def method_name(self) -> str:
         """The method with its options and router, where these are given, as a checkpoint records it."""
         given = {"method_options": self.method_options, "routing": self.routing}
         return ", ".join([self.method, *(f"{name}={value}" for name, value in given.items() if value)])
-
-    def _choose_evaluation(self) -> None:
-        """Set what follows from the kind of evaluation, before TRL and transformers check and derive options.
-
-        A loss as `metric_for_best_model` chooses TRL's evaluation, unless one of the options of sampled evaluation is
-        given. With samples `metric_for_best_model` becomes avg@n where none is given, so that the best checkpoint is
-        kept; `per_device_eval_batch_size` becomes n: batches hold a token budget instead, and TRL would refuse a
-        number that n does not divide.
-        """
-        if self.metric_for_best_model in LOSS_METRICS and self.defaulted.issuperset(SAMPLED_EVALUATION):
-            for name in SAMPLED_EVALUATION:
-                setattr(self, name, None)
-            if "num_generations_eval" in self.defaulted:
-                self.num_generations_eval = None
-        num_samples = self.num_generations_eval or self.num_generations
-        if not self.samples_evaluation or not isinstance(num_samples, int):
-            return
-        if self.metric_for_best_model is None and self.eval_strategy != "no":
-            self.metric_for_best_model = f"eval_avg@{num_samples}"
-        self.per_device_eval_batch_size = num_samples
 
     @property
     def samples_evaluation(self) -> bool:

@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from srpo_trl.config.defaults import LOSS_METRICS
 from srpo_trl.config.ranges import Rule
+from srpo_trl.config.teachers import external_teachers
 
 JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
-LOSS_METRICS = ("loss", "eval_loss")  # as metric_for_best_model they choose TRL's evaluation
 MIN_TEMPERATURE = 1e-20
 
 
@@ -131,5 +132,6 @@ RULES: tuple[Rule, ...] = (
     _cispo,
     _temperature,
     _completion_length,
+    external_teachers,
 )
 DERIVED_RULES: tuple[Rule, ...] = (_resampled,)  # of values that TRL derives

@@ -90,13 +90,14 @@ def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iter
         arguments["eval_dataset"],
         rewards,
         drops_unused=bool(config.remove_unused_columns),
-        reference_column=config.reference_column,
+        read_columns=config.read_columns,
         is_evaluated=config.samples_evaluation and config.eval_strategy != "no",
         has_environment=has_environment,
         has_rollout_func=arguments["rollout_func"] is not None,
     )
-    if config.reference_column is not None and config.remove_unused_columns:
-        yield f"remove_unused_columns=True would drop reference_column={config.reference_column!r}; set it to False."
+    if config.remove_unused_columns:
+        for reader in config.read_columns.values():
+            yield f"remove_unused_columns=True would drop {reader}; set it to False."
     if config.resample_failed_frac and train_dataset is not None and not hasattr(train_dataset, "__len__"):
         yield (
             f"resample_failed_frac={config.resample_failed_frac!r} needs a dataset whose rows can be looked up, not an "

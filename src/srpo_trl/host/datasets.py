@@ -41,7 +41,7 @@ def dataset_problems(
     reward_funcs: Sequence[Any],
     *,
     drops_unused: bool,
-    reference_column: str | None,
+    read_columns: Mapping[str, str],
     is_evaluated: bool,
     has_environment: bool,
     has_rollout_func: bool,
@@ -52,7 +52,7 @@ def dataset_problems(
         train_dataset, eval_dataset: as given to the trainer.
         reward_funcs: the functions, models and names of models that score.
         drops_unused: whether `remove_unused_columns` is on.
-        reference_column: of the training rows; evaluation shows no references.
+        read_columns: of the training rows, each with what reads it; evaluation reads none.
         is_evaluated: whether samples of `eval_dataset` are to be scored during training.
         has_environment: an environment can bring prompts of its own.
         has_rollout_func: it can add columns, which only its output shows.
@@ -79,8 +79,9 @@ def dataset_problems(
                 f"{name}'s prompts are given as {held}; give texts, or lists of messages with 'role' and 'content'. A "
                 "dataset in another format than Python's becomes one with dataset.with_format(None)."
             )
-        if name == "train_dataset" and reference_column is not None and reference_column not in columns:
-            yield f"reference_column={reference_column!r} is not a column of {name}, which has {shown}."
+        for column, reader in read_columns.items() if name == "train_dataset" else ():
+            if column not in columns:
+                yield f"{reader} is not a column of {name}, which has {shown}."
         if not has_rollout_func:
             passed = [column for column in columns if column not in _COLUMNS_NOT_PASSED]
             yield from _call_problems(name, passed, reward_funcs, has_environment)

@@ -74,7 +74,7 @@ def prompt_rows(trainer: Any, columns: RewardColumns, row: dict[str, Any]) -> Pr
     rows = PromptRows(
         lambda prompt: trainer._tokenize_prompts([prompt])[0][0],
         columns.needing_only(row) if has_rollout_func else columns,  # it adds the others itself
-        trainer.args.reference_column,
+        tuple(trainer.args.read_columns),
         reads_images=trainer._is_vlm,
         is_sampled=not has_rollout_func,
         has_environments=environments is not None,
@@ -166,7 +166,7 @@ def checkpoint_parts(
     parts: list[CheckpointPart] = [
         OwnFile(teacher.save, teacher.load),
         StateFile(counters, **states),
-        BufferedRollouts(counters, *buffered, teacher.past_head, teacher.restore_head),
+        BufferedRollouts(counters, *buffered, teacher.past_heads, teacher.restore_heads),
     ]
     if solved_prompts is not None:
         parts.append(OwnFile(solved_prompts.save, solved_prompts.load))

@@ -39,7 +39,7 @@ class PromptRows:
     Args:
         tokenize: returns a prompt's token ids, or raises one of `ROW_ERRORS`.
         columns: that reward functions need and take.
-        reference_column: kept whatever reward functions take; None: there is none.
+        read: columns that are kept whatever reward functions take.
         reads_images: whether the model does.
         is_sampled: whether TRL generates; a rollout function looks after its prompts itself.
         has_environments: environments may write the prompts, so that rows stay as they are.
@@ -53,7 +53,7 @@ class PromptRows:
         self,
         tokenize: Callable[[Any], Sequence[int]],
         columns: RewardColumns,
-        reference_column: str | None = None,
+        read: Sequence[str] = (),
         *,
         reads_images: bool = False,
         is_sampled: bool = True,
@@ -64,7 +64,7 @@ class PromptRows:
         self.excluded: list[str | None] = []
         self._tokenize = tokenize
         self._columns = columns
-        self._kept = (*COLUMNS_OF_TRL, str(reference_column))
+        self._kept = (*COLUMNS_OF_TRL, *read)
         self._has_environments = has_environments
         self._rows: list[Row] = []  # of the batch in hand
         self._has_warned = False

@@ -269,6 +269,7 @@ class HostTrainer(GRPOTrainer):
             tools=[self.tools] * len(prompts) if names is None else [self._env_tools[name] for name in names],
             rewards_BF=rewards_BF,
             first_row=self.accelerator.process_index * len(prompts),
+            columns={name: [row.get(name) for row in rows] for name in self.args.read_columns},
         )
         self.rewards_ended = time.perf_counter()
         return rewards_BF

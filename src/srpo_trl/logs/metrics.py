@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from srpo_trl.loss.ops import DistillationResult, TokenStatistics
+from srpo_trl.loss.ops import DistillationResult
 from srpo_trl.loss.token_weights import effective_sample_size
 
 # Logged metric: (sum, count). A metric whose count is 0 is left out of the log.
@@ -98,11 +98,14 @@ class MetricSums:
         return metrics_from_sums(sums)
 
 
-def teacher_sums(statistics: TokenStatistics, raw_weight_N: Tensor) -> dict[str, float | Tensor]:
-    """Return the sums of a teacher's pass over N distilled tokens."""
+def teacher_sums(
+    entropy_BT: Tensor, raw_weight_BT: Tensor, distilled_BT: Tensor
+) -> dict[str, float | Tensor]:
+    """Return the sums of a teacher's pass over a rollout batch's distilled tokens."""
+    entropy_N, raw_weight_N = entropy_BT[distilled_BT], raw_weight_BT[distilled_BT]
     return {
         "teacher_tokens": len(raw_weight_N),
-        "teacher_entropy": statistics.entropy_N,
+        "teacher_entropy": entropy_N,
         "raw_weight": raw_weight_N,
         _RAW_WEIGHT_SQUARED: raw_weight_N**2,
     }

@@ -7,7 +7,7 @@ Legend: B rows of a micro-batch, T completion positions, D hidden, N packed dist
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,31 +36,45 @@ def distillation_spec(args: Any, step: int) -> DistillationSpec:
 
 
 @dataclass(frozen=True)
+class TeacherSide:
+    """One teacher of a micro-batch's N distilled tokens.
+
+    Attributes:
+        hidden_ND: the teacher's hidden states of those tokens.
+        head: that projects them.
+        coefficient_N: everything that multiplies a token's loss and is known before the pass.
+        log_sum_exp_N: of these hidden states with this head; None: made anew, for one more product.
+    """
+
+    hidden_ND: Tensor
+    head: TeacherHead
+    coefficient_N: Tensor
+    log_sum_exp_N: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class DistillationRequest:
     """What the student's forward needs to add the distillation loss of one micro-batch.
 
     Attributes:
         scored_BT: bool, completion tokens that are distilled; they are packed row by row into N.
-        teacher_hidden_ND: the teacher's hidden states of those tokens.
-        teacher_head: that projects them.
-        coefficient_N: everything that multiplies a token's loss and is known before the pass.
+        teachers: of all of those tokens; the loss is the sum over them. None at all: there are no tokens.
         old_logps_N: log pi_old of those tokens; None on-policy.
-        teacher_log_sum_exp_N: of these hidden states with this head; None: made anew, for one more product.
         spec: divergence and support.
     """
 
     scored_BT: Tensor
-    teacher_hidden_ND: Tensor
-    teacher_head: TeacherHead
-    coefficient_N: Tensor
+    teachers: Sequence[TeacherSide]
     old_logps_N: Tensor | None
-    teacher_log_sum_exp_N: Tensor | None
     spec: DistillationSpec
 
 
 @dataclass
 class RoutedOutput(FusedCausalLMOutput):
-    """Output of TRL's fused LM head, with the fields of `DistillationResult` beside it."""
+    """Output of TRL's fused LM head, with the fields of `DistillationResult` beside it.
+
+    With several teachers the loss is the sum of theirs, and the other fields are the first one's.
+    """
 
     distillation_loss: Tensor | None = None
     divergence: Tensor | None = None
@@ -84,48 +98,21 @@ class RoutedOutput(FusedCausalLMOutput):
 def add_distillation_head(model: PreTrainedModel) -> None:
     """Let `model(..., fused_lm_head=True, distillation=request)` also return the distillation loss.
 
-    `model(..., hidden_states_only=True)` is the backbone alone, for passes that must go through the wrapped
-    forward. Call after TRL has added its fused LM head and `use_own_weights` has been called. Without these arguments
-    the forward is unchanged.
+    Call after TRL has added its fused LM head and `use_own_weights` has been called. Without the argument the forward
+    is unchanged.
     """
     # A function, not this model's method: a copy computes with its own weights.
     trl_forward = model.forward.__func__  # type: ignore[attr-defined]
 
     @functools.wraps(type(model).forward)
     def forward(
-        self: PreTrainedModel,
-        *args: Any,
-        distillation: DistillationRequest | None = None,
-        hidden_states_only: bool = False,
-        **kwargs: Any,
+        self: PreTrainedModel, *args: Any, distillation: DistillationRequest | None = None, **kwargs: Any
     ) -> Any:
-        if hidden_states_only:  # PEFT passes every argument of a causal model on, most of them None
-            given = {name: value for name, value in kwargs.items() if value is not None}
-            return self.base_model(*args, **given)
         if distillation is None:
             return trl_forward(self, *args, **kwargs)
         with last_hidden_state(self.base_model) as captured:
             outputs = trl_forward(self, *args, **kwargs)
-        num_completion = distillation.scored_BT.shape[1]
-        hidden_BTD = captured[0][:, -num_completion - 1 : -1]
-        hidden_ND = hidden_BTD[distillation.scored_BT]
-        # ZeRO-3 gathers a parameter of another module when it is read here, inside the wrapped forward.
-        head = _gathered_by_fsdp(lm_head_of(self))
-        has_own_gradient = len(hidden_ND) or not bool((kwargs["labels"] != -100).any())
-        result = distillation_loss(
-            hidden_ND,
-            head
-            if has_own_gradient
-            else head.detach(),  # of no token zeros, and the policy loss makes its own
-            distillation.teacher_hidden_ND,
-            head if distillation.teacher_head is STUDENT_HEAD else distillation.teacher_head,
-            kwargs["input_ids"][:, -num_completion:][distillation.scored_BT],
-            distillation.coefficient_N,
-            distillation.old_logps_N,
-            distillation.teacher_log_sum_exp_N,
-            spec=distillation.spec,
-            refuse_nonfinite=False,  # the whole optimizer step is skipped and reported
-        )
+        result = _distilled(self, captured[0], distillation, kwargs["input_ids"], kwargs["labels"])
         return RoutedOutput(
             **outputs,
             distillation_loss=result.loss,
@@ -137,6 +124,62 @@ def add_distillation_head(model: PreTrainedModel) -> None:
         )
 
     model.forward = types.MethodType(forward, model)
+    add_backbone_calls(model)
+
+
+def add_backbone_calls(model: PreTrainedModel) -> None:
+    """Let `model(..., hidden_states_only=True)` be the backbone alone, for passes that must go through its forward.
+
+    That is where an engine gathers parameters. Without the argument the forward is unchanged.
+    """
+    replaced = model.forward.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(replaced)
+    def forward(self: PreTrainedModel, *args: Any, hidden_states_only: bool = False, **kwargs: Any) -> Any:
+        if not hidden_states_only:
+            return replaced(self, *args, **kwargs)
+        # PEFT passes every argument of a causal model on, most of them None.
+        return self.base_model(*args, **{name: value for name, value in kwargs.items() if value is not None})
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _distilled(
+    model: PreTrainedModel,
+    hidden_BLD: Tensor,
+    request: DistillationRequest,
+    ids_BL: Tensor,
+    labels_BL: Tensor,
+) -> DistillationResult:
+    """Return the distillation of a micro-batch, within the forward that has made its hidden states."""
+    num_completion = request.scored_BT.shape[1]
+    hidden_ND = hidden_BLD[:, -num_completion - 1 : -1][request.scored_BT]
+    # ZeRO-3 gathers a parameter of another module when it is read here, inside the wrapped forward.
+    head = _gathered_by_fsdp(lm_head_of(model))
+    has_own_gradient = len(hidden_ND) or not bool((labels_BL != -100).any())
+    results = [
+        distillation_loss(
+            hidden_ND,
+            # Of no token the gradient would be zeros, and the policy loss makes its own.
+            head if has_own_gradient else head.detach(),
+            teacher.hidden_ND,
+            head if teacher.head is STUDENT_HEAD else teacher.head,
+            ids_BL[:, -num_completion:][request.scored_BT],
+            teacher.coefficient_N,
+            request.old_logps_N,
+            teacher.log_sum_exp_N,
+            spec=request.spec,
+            refuse_nonfinite=False,  # the whole optimizer step is skipped and reported
+        )
+        for teacher in request.teachers or [_nobody(hidden_ND)]
+    ]
+    first, *others = results
+    return first._replace(loss=sum((result.loss for result in others), start=first.loss))
+
+
+def _nobody(hidden_ND: Tensor) -> TeacherSide:
+    """Return a teacher of no token, whose loss still gives the head a gradient of zeros."""
+    return TeacherSide(hidden_ND.detach(), STUDENT_HEAD, hidden_ND.new_zeros(len(hidden_ND)))
 
 
 def _gathered_by_fsdp(head: Head) -> Head:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from enum import IntFlag
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +26,18 @@ class Route(IntFlag):
 
 
 _DEFAULT = DistillationSpec()
+TEACHER_CONTEXT, OWN_CONTEXT = "teacher", "own"  # values of `Scorer.context`; others are dataset columns
 ROUTE_NAMES = ("skipped", "policy", "distilled", "both")  # by value
 
 
 def route_names(route_B: Tensor) -> list[str]:
     """Return the name of each rollout's route."""
     return [ROUTE_NAMES[route] for route in route_B.tolist()]
+
+
+def is_trained(route: Tensor) -> Tensor:
+    """Return where anything trains: bool, of the argument's shape."""
+    return route != Route.SKIPPED
 
 
 def is_policy(route: Tensor) -> Tensor:
@@ -44,14 +50,32 @@ def is_distilled(route: Tensor) -> Tensor:
     return (route & Route.DISTILLED) != 0
 
 
+ScorerWeights = Literal["teacher", "student", "initial", "external"]
+
+
 class Scorer(NamedTuple):
-    """One pass over the rollouts without gradient: the teacher's weights after the teacher's prompt.
+    """One pass over the rollouts without gradient, as soon as they are graded.
 
     Attributes:
         name: under which methods find its scores.
+        weights: "teacher": the self-teacher's, as the options have it; "student": those that train, as they are then;
+            "initial": those before training; "external": of `teacher_model`.
+        model: which of several external teachers, by name; empty: the only one, or that which `teacher_column` names.
+        context: the prompt that the rollout follows. "teacher": with what a teacher is shown; "own": the student's;
+            else the dataset column that has it.
+        distils: whether the divergence is taken to it; else its scores are all that remains.
+        has_logps: whether it has the tokens' log-probabilities although it distils; those that do not always have.
+        against: an earlier scorer. There is then KL(this || that) of each token that it has scored, over the whole
+            vocabulary.
     """
 
     name: str = "teacher"
+    weights: ScorerWeights = "teacher"
+    model: str = ""
+    context: str = "teacher"
+    distils: bool = True
+    has_logps: bool = False
+    against: str | None = None
 
 
 class Graded(NamedTuple):
@@ -61,7 +85,7 @@ class Graded(NamedTuple):
         score_PG: float; NaN or infinite where no reward function could score the rollout.
         is_scored_PG: bool.
         is_correct_PG: bool, the score reaches the threshold; False where there is none.
-        has_context_PG: bool, there is something to show to a teacher.
+        has_context_PG: bool, there is a prompt for every scorer.
         step: optimizer steps so far.
     """
 
@@ -72,12 +96,25 @@ class Graded(NamedTuple):
     step: int
 
 
+class GroupMeans(NamedTuple):
+    """Means over the tokens of each rollout of what a scorer says, (P, G) float64; 0 where it has not scored.
+
+    Attributes:
+        logp_PG, entropy_PG: as in `TokenScores`.
+    """
+
+    logp_PG: Tensor
+    entropy_PG: Tensor
+
+
 class Scored(NamedTuple):
     """Every rollout of a rollout batch once it is routed and scored, (P, G) each.
 
     Attributes:
         route_PG: int64 of `Route`.
         score_PG, is_scored_PG, is_correct_PG, has_context_PG, step: as in `Graded`.
+        length_PG: int64, tokens that count in the loss.
+        means: of each scorer, by its name.
     """
 
     route_PG: Tensor
@@ -86,16 +123,22 @@ class Scored(NamedTuple):
     is_correct_PG: Tensor
     has_context_PG: Tensor
     step: int
+    length_PG: Tensor
+    means: Mapping[str, GroupMeans]
 
 
 class TokenScores(NamedTuple):
-    """What a scorer's pass says of the tokens of a micro-batch.
+    """What a scorer's pass says of the tokens of a micro-batch; 0 where it has not scored.
 
     Attributes:
-        entropy_BT: over the full vocabulary, in nats; 0 where the rollout is not distilled.
+        entropy_BT: over the full vocabulary, in nats.
+        logps_BT: log-probability of each token, at the sampling temperature; empty where the scorer has none.
+        divergence_BT: KL to the scorer that it is held against, in nats; empty where there is none.
     """
 
     entropy_BT: Tensor
+    logps_BT: Tensor
+    divergence_BT: Tensor
 
 
 class StudentScores(NamedTuple):
@@ -110,6 +153,9 @@ class StudentScores(NamedTuple):
     entropy_BT: Tensor
 
 
+NOTHING_YET = StudentScores(torch.empty(0), torch.empty(0))  # before the student's pass
+
+
 class Tokens(NamedTuple):
     """A micro-batch as the token-wise functions of a method see it.
 
@@ -122,7 +168,7 @@ class Tokens(NamedTuple):
         rows: of the method's `rows`, (B,) each, and "is_correct".
         rollout_B: int64, different for every rollout of a run; a seed.
         step: optimizer steps so far.
-        student: of this very pass; None for `Method.weights`, which are counted before it.
+        student: of this very pass; empty for `Method.weights`, which are counted before it.
     """
 
     mask_BT: Tensor
@@ -133,7 +179,7 @@ class Tokens(NamedTuple):
     rows: Mapping[str, Tensor]
     rollout_B: Tensor
     step: int
-    student: StudentScores | None = None
+    student: StudentScores = NOTHING_YET
 
     @property
     def is_correct_B(self) -> Tensor:
@@ -144,6 +190,10 @@ class Tokens(NamedTuple):
     def policy_BT(self) -> Tensor:
         """Tokens that the policy loss trains, bool."""
         return self.mask_BT & is_policy(self.route_B).unsqueeze(1)
+
+    def gap_BT(self, scorer: str = "teacher") -> Tensor:
+        """Return d = log scorer(y) - log pi(y) of each token."""
+        return self.scores[scorer].logps_BT - self.student.logps_BT
 
 
 def full_strength(step: int) -> float:
@@ -157,31 +207,57 @@ class Method(NamedTuple):
     Attributes:
         route: the `Route` of each rollout, (P, G) int64. Called twice: with context assumed everywhere, to find the
             rollouts that need some, and with the context there is. Rollouts without a score are excluded afterwards.
-        scorers: the passes whose scores the tokens have; () makes none, and nothing can be distilled.
+        scorers: the passes whose scores the tokens have, in order; () makes none, and nothing can be distilled.
         divergence: fields of `DistillationSpec` that take the place of the options, each a value or a function of the
             optimizer step.
         rows: what the tokens are told of their rollout, from whole groups: (P, G) each, by name.
-        weights: w~ of each token's divergence, (B, T), or (B, 1) where a rollout's tokens have the same; None: 1.
-        mean_one: whether they are divided by their exact mean over the distilled tokens of the optimizer step.
+        weights: w~ of each token's divergence, (B, T), or (B, 1) where a rollout's tokens have the same; None: 1. With
+            several scorers that distil, one for each of them.
+        mean_one: whether they are divided by the exact mean of their sum over the distilled tokens of the step.
         strength: by optimizer step, multiplies the weights after that division.
         advantages: that TRL's policy loss takes, inside its clip: (B,), or (B, T) token by token; None: TRL's own.
         pull: k of each token, (B, T): adds -k log pi to the token's loss, outside the clip; k carries no gradient.
+        anchor: of each token, (B, T), what takes the place of log pi_old in the ratio of TRL's policy loss.
+
+    Where a rollout has no context, advantages, pull and anchor do not apply, if the method has a scorer that does not
+    distil: there is nothing to compute them from.
     """
 
     route: Callable[[Graded], Tensor]
     scorers: tuple[Scorer, ...] = (Scorer(),)
     divergence: Mapping[str, Any] = MappingProxyType({})
     rows: Callable[[Scored], Mapping[str, Tensor]] | None = None
-    weights: Callable[[Tokens], Tensor] | None = None
+    weights: Callable[[Tokens], Tensor | tuple[Tensor, ...]] | None = None
     mean_one: bool = True
     strength: Callable[[int], float] = full_strength
     advantages: Callable[[Tokens], Tensor] | None = None
     pull: Callable[[Tokens], Tensor] | None = None
+    anchor: Callable[[Tokens], Tensor] | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether nothing but TRL's own loss trains, so that the trainer is `GRPOTrainer`."""
-        return not self.scorers and self.advantages is None and self.pull is None
+        return not self.scorers and not self.acts_on_policy
+
+    @property
+    def acts_on_policy(self) -> bool:
+        """Whether it has a say in TRL's policy loss, once the student's pass has scored its tokens."""
+        return any(part is not None for part in (self.advantages, self.pull, self.anchor))
+
+    @property
+    def observers(self) -> tuple[Scorer, ...]:
+        """Scorers that do not distil."""
+        return tuple(scorer for scorer in self.scorers if not scorer.distils)
+
+    @property
+    def distilling(self) -> tuple[Scorer, ...]:
+        """Scorers that the divergence is taken to."""
+        return tuple(scorer for scorer in self.scorers if scorer.distils)
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Of its scorers, each one once: those of prompts that the student has not read."""
+        return tuple(dict.fromkeys(s.context for s in self.scorers if s.context != OWN_CONTEXT))
 
     def divergence_at(self, step: int, of_options: DistillationSpec = _DEFAULT) -> DistillationSpec:
         """Return the divergence at an optimizer step: that of the options, with the method's own fields.
@@ -193,8 +269,11 @@ class Method(NamedTuple):
         fields = {name: value(step) if callable(value) else value for name, value in self.divergence.items()}
         return dataclasses.replace(of_options, **fields)
 
-    def raw_weights(self, tokens: Tokens) -> Tensor:
-        """Return w~ of each token's divergence, (B, T) float64."""
+    def raw_weights(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        """Return w~ of each token's divergence to each scorer that distils, (B, T) float64."""
+        shape, num_scorers = tokens.mask_BT.shape, len(self.distilling)
         if self.weights is None:
-            return torch.ones_like(tokens.mask_BT, dtype=torch.float64)
-        return self.weights(tokens).double().expand(tokens.mask_BT.shape)
+            return (torch.ones_like(tokens.mask_BT, dtype=torch.float64),) * num_scorers
+        made = self.weights(tokens)
+        weights = (made,) if isinstance(made, Tensor) else made
+        return tuple(weight.double().expand(shape) for weight in weights)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srpo_trl.methods import groups
-from srpo_trl.methods.record import Graded, Route, is_distilled
+from srpo_trl.methods.record import Graded, Method, Route, is_distilled, is_trained
 
 
 def policy(graded: Graded) -> Tensor:
@@ -61,10 +61,18 @@ ROUTERS: dict[str, Callable[[Graded], Tensor]] = {
 }
 
 
-def needs_context(router: Callable[[Graded], Tensor], graded: Graded) -> Tensor:
-    """Return which rollouts would be distilled if there were something to show for each, (P, G) bool."""
+def needs_context(method: Method, graded: Graded) -> Tensor:
+    """Return which rollouts would be scored if there were a prompt for each, (P, G) bool.
+
+    Those that would be distilled; with scorers that only observe, all that would train.
+    """
     everywhere = graded._replace(has_context_PG=torch.ones_like(graded.has_context_PG))
-    return graded.is_scored_PG & is_distilled(router(everywhere))
+    return graded.is_scored_PG & is_rescored(method, method.route(everywhere))
+
+
+def is_rescored(method: Method, route: Tensor) -> Tensor:
+    """Return where the scorers of a method are asked: bool, of the routes' shape."""
+    return (is_distilled if method.distilling else is_trained)(route) & bool(method.scorers)
 
 
 def scored_routes(router: Callable[[Graded], Tensor], graded: Graded) -> Tensor:

@@ -16,7 +16,6 @@ def entropy_weights(beta: float) -> Callable[[Tokens], Tensor]:
 
 def log_ratio(tokens: Tokens) -> Tensor:
     """Return log pi - log pi_old; 0 on-policy."""
-    assert tokens.student is not None
     logps_BT = tokens.student.logps_BT
     return torch.zeros_like(logps_BT) if tokens.old_logps_BT is None else logps_BT - tokens.old_logps_BT
 
@@ -26,7 +25,6 @@ def covariance(tokens: Tokens) -> Tensor:
 
     Source: arXiv:2505.22617, equation 9; their code has the same means.
     """
-    assert tokens.student is not None
     mask_BT, advantage_BT = tokens.policy_BT, tokens.advantage_B.unsqueeze(1)
     return _centered(advantage_BT.expand(mask_BT.shape), mask_BT) * _centered(
         tokens.student.logps_BT, mask_BT

@@ -3,15 +3,17 @@
 Legend: B rows on this process, T completion positions, D hidden, N packed distilled tokens (row by row).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from srpo_trl.loss.ops import TokenStatistics
 from srpo_trl.methods.record import (
+    NOTHING_YET,
     StudentScores,
     Tokens,
     TokenScores,
@@ -20,16 +22,18 @@ from srpo_trl.methods.record import (
     route_names,
 )
 from srpo_trl.seams.trl import split_pixel_values_by_grid
-from srpo_trl.teacher.context import TOKEN_TYPE_INPUTS
+from srpo_trl.teacher.context import TOKEN_TYPE_INPUTS, TeacherPrompt
 from srpo_trl.teacher.images import VisionRow
 
 TrlBatch = dict[str, Any]
 
 # Keys added to TRL's batch. TRL shuffles and splits its values along rows, so each is a tensor or a list of B.
 _ROUTE = "srpo_route"
-TEACHER_ENTROPY = "srpo_teacher_entropy"
-_TEACHER_LOG_SUM_EXP = "srpo_teacher_log_sum_exp"
-_TEACHER_HIDDEN = "srpo_teacher_hidden"
+_SCORE = (
+    "srpo_{scorer}_{what}".format
+)  # entropy, logps, divergence; of one that distils log_sum_exp and hidden
+TEACHER_ENTROPY = _SCORE(scorer="teacher", what="entropy")
+_ENTROPY = re.compile(_SCORE(scorer="(.+)", what="entropy"))
 _ROLLOUT = "srpo_rollout"
 _SHOWN = "srpo_shown"
 _ROW = "srpo_row/"  # what a method has made of whole groups, by its name
@@ -53,6 +57,20 @@ _IMAGE_KEYS = (
 _LOGPS_OF_POLICY = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
 
 
+class DistilledScores(NamedTuple):
+    """What the divergence to a scorer is made of.
+
+    Attributes:
+        entropy_BT: nats over the full vocabulary; 0 where not distilled.
+        log_sum_exp_BT: of its logits, nats; 0 where not distilled. None: a checkpoint without it.
+        hidden: per row (T_i, D) of its distilled tokens, (0, D) where not distilled.
+    """
+
+    entropy_BT: Tensor
+    log_sum_exp_BT: Tensor | None
+    hidden: Sequence[Tensor]
+
+
 @dataclass(frozen=True)
 class RoutedBatch:
     """A micro-batch as the distillation branch sees it.
@@ -60,9 +78,8 @@ class RoutedBatch:
     Attributes:
         route_B: int64 of `Route`.
         scored_BT: bool, completion tokens that the model itself wrote and that count in the loss.
-        teacher_entropy_BT: nats over the full vocabulary; 0 where not distilled.
-        teacher_log_sum_exp_BT: of the teacher's logits, nats; 0 where not distilled. None: a checkpoint without it.
-        teacher_hidden: per row (T_i, D) of its scored tokens, (0, D) where not distilled.
+        scores: of each scorer, by its name.
+        distilling: of those that distil, in their order.
         advantage_B: TRL's.
         old_logps_BT: log pi_old; None on-policy.
         sampler_ratio_BT: TRL's importance ratio pi_old / pi_sampler under vLLM, broadcastable; None without.
@@ -72,23 +89,22 @@ class RoutedBatch:
 
     route_B: Tensor
     scored_BT: Tensor
-    teacher_entropy_BT: Tensor
-    teacher_log_sum_exp_BT: Tensor | None
-    teacher_hidden: Sequence[Tensor]
+    scores: Mapping[str, TokenScores]
+    distilling: Mapping[str, DistilledScores]
     advantage_B: Tensor
     old_logps_BT: Tensor | None
     sampler_ratio_BT: Tensor | None
     rows: Mapping[str, Tensor]
     rollout_B: Tensor
 
-    def tokens(self, step: int, student: StudentScores | None = None) -> Tokens:
+    def tokens(self, step: int, student: StudentScores = NOTHING_YET) -> Tokens:
         """Return what the functions of a method see at an optimizer step, after the student's pass with its scores."""
         return Tokens(
             mask_BT=self.scored_BT,
             route_B=self.route_B,
             advantage_B=self.advantage_B,
             old_logps_BT=self.old_logps_BT,
-            scores={"teacher": TokenScores(self.teacher_entropy_BT)},
+            scores=self.scores,
             rows=self.rows,
             rollout_B=self.rollout_B,
             step=step,
@@ -96,10 +112,15 @@ class RoutedBatch:
         )
 
     @property
-    def teacher_log_sum_exp_N(self) -> Tensor | None:
-        """The teacher's log-sum-exp of each distilled token; None: a checkpoint without it."""
-        log_sum_exp_BT = self.teacher_log_sum_exp_BT
-        return None if log_sum_exp_BT is None else log_sum_exp_BT[self.distilled_BT]
+    def teacher_hidden(self) -> Sequence[Tensor]:
+        """Hidden states of the first scorer that distils."""
+        return next(iter(self.distilling.values())).hidden
+
+    @property
+    def teacher_entropy_BT(self) -> Tensor:
+        """Entropy of the first scorer that distils, nats; 0 where not distilled."""
+        nothing_BT = torch.zeros(self.scored_BT.shape, device=self.scored_BT.device)
+        return next((scores.entropy_BT for scores in self.distilling.values()), nothing_BT)
 
     @property
     def sampler_ratio_N(self) -> Tensor | None:
@@ -153,6 +174,20 @@ def completion_rows(batch: TrlBatch) -> list[tuple[int, ...]]:
     ]
 
 
+def own_prompts(batch: TrlBatch) -> list[TeacherPrompt]:
+    """Return each row's prompt as the student has read it, without padding."""
+    rows = range(len(batch["prompt_ids"]))
+    masks = batch["prompt_mask"].bool()
+    types = {key: batch[key][:, : masks.shape[1]] for key in TOKEN_TYPE_INPUTS if key in batch}
+    return [
+        TeacherPrompt(
+            tuple(batch["prompt_ids"][row][masks[row]].tolist()),
+            token_types={key: tuple(values[row][masks[row]].tolist()) for key, values in types.items()},
+        )
+        for row in rows
+    ]
+
+
 def vision_rows(batch: TrlBatch) -> list[VisionRow]:
     """Return what the model reads of each row of a rollout batch beside its token ids, in the rows' order.
 
@@ -176,19 +211,40 @@ def vision_rows(batch: TrlBatch) -> list[VisionRow]:
     ]
 
 
-def add_routing(
-    batch: TrlBatch,
-    route_B: Tensor,
-    distilled_BT: Tensor,
-    teacher: TokenStatistics,
-    teacher_hidden: Sequence[Tensor],
-) -> None:
-    """Add routes and the teacher's scores of the distilled tokens to TRL's rollout batch, in place."""
+def add_routes(batch: TrlBatch, route_B: Tensor) -> None:
+    """Add the routes to TRL's rollout batch, (B,), in place."""
     batch[_ROUTE] = route_B
-    for key, value_N in zip((TEACHER_ENTROPY, _TEACHER_LOG_SUM_EXP), teacher, strict=True):
-        batch[key] = value_N.new_zeros(distilled_BT.shape)
-        batch[key][distilled_BT] = value_N
-    batch[_TEACHER_HIDDEN] = list(teacher_hidden)
+
+
+def add_scores(
+    batch: TrlBatch,
+    scorer: str,
+    scored_BT: Tensor,
+    statistics: TokenStatistics,
+    *,
+    hidden: Sequence[Tensor] | None = None,
+    logps_N: Tensor | None = None,
+    divergence_N: Tensor | None = None,
+) -> None:
+    """Add a scorer's scores of N tokens to TRL's rollout batch, in place.
+
+    Args:
+        batch: TRL's rollout batch.
+        scorer: its name.
+        scored_BT: bool, these tokens.
+        statistics: entropies and log-sum-exps.
+        hidden: of a scorer that distils, per row (T_i, D).
+        logps_N, divergence_N: see `TokenScores`; None: there are none.
+    """
+    given = {"entropy": statistics.entropy_N, "logps": logps_N, "divergence": divergence_N}
+    if hidden is not None:
+        given["log_sum_exp"] = statistics.log_sum_exp_N
+        batch[_SCORE(scorer=scorer, what="hidden")] = list(hidden)
+    for what, value_N in given.items():
+        if value_N is not None:
+            value_BT = value_N.new_zeros(scored_BT.shape)
+            value_BT[scored_BT] = value_N
+            batch[_SCORE(scorer=scorer, what=what)] = value_BT
 
 
 def add_rows(batch: TrlBatch, rows: Mapping[str, Tensor]) -> None:
@@ -227,12 +283,21 @@ def is_routed(batch: TrlBatch) -> bool:
 
 def routed_batch(batch: TrlBatch) -> RoutedBatch:
     """Return the distillation branch's view of a TRL micro-batch."""
+    names = [match[1] for match in map(_ENTROPY.fullmatch, batch) if match]
+    nothing = torch.empty(0)
+
+    def scores(scorer: str, what: str, default: Any = nothing) -> Any:
+        return batch.get(_SCORE(scorer=scorer, what=what), default)
+
     return RoutedBatch(
         route_B=batch[_ROUTE],
         scored_BT=scored_tokens(batch),
-        teacher_entropy_BT=batch[TEACHER_ENTROPY],
-        teacher_log_sum_exp_BT=batch.get(_TEACHER_LOG_SUM_EXP),
-        teacher_hidden=batch[_TEACHER_HIDDEN],
+        scores={n: TokenScores(*(scores(n, w) for w in ("entropy", "logps", "divergence"))) for n in names},
+        distilling={
+            name: DistilledScores(scores(name, "entropy"), scores(name, "log_sum_exp", None), hidden)
+            for name in names
+            if (hidden := scores(name, "hidden", None)) is not None
+        },
         advantage_B=batch["advantages"],
         old_logps_BT=batch.get("old_per_token_logps"),
         sampler_ratio_BT=batch.get("importance_sampling_ratio"),

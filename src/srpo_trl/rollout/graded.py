@@ -6,16 +6,16 @@ on several processes.
 Legend: B rollouts of all processes, in order, P groups of G; F reward functions; n rollouts of this process.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from srpo_trl.methods import groups
-from srpo_trl.methods.record import Graded, Method, Scored, is_distilled, is_policy
-from srpo_trl.methods.routers import needs_context, scored_routes
+from srpo_trl.methods.record import TEACHER_CONTEXT, Graded, Method, is_distilled, is_policy
+from srpo_trl.methods.routers import is_rescored, needs_context, scored_routes
 from srpo_trl.rewards.correctness import judge_correctness
 from srpo_trl.rollout.demonstrations import choose_demonstrations, demonstration_ranks, exchange_texts
 from srpo_trl.rollout.distilled_fraction import sample_fraction
@@ -42,6 +42,7 @@ class GradedRollouts:
         tools: tool schemas per rollout.
         rewards_BF: every process's rewards, NaN where a function gave none.
         first_row: of this process among all.
+        columns: of the dataset, a value per rollout by name: prompts that scorers read, names of teachers.
     """
 
     prompts: Sequence[str | Messages]
@@ -52,6 +53,7 @@ class GradedRollouts:
     tools: Sequence[list[Tool] | None]
     rewards_BF: Tensor
     first_row: int
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def own_rows(self) -> slice:
@@ -78,7 +80,7 @@ class RoutingOptions(NamedTuple):
 
 
 class ContextPrompts(NamedTuple):
-    """The teacher prompts of this process's n rollouts.
+    """The prompts of one context for this process's n rollouts.
 
     Attributes:
         prompts: None where no context is needed, or there is none.
@@ -88,9 +90,9 @@ class ContextPrompts(NamedTuple):
     """
 
     prompts: Sequence[TeacherPrompt | None]
-    num_too_long: int
-    num_without_turn: int
-    earlier_ages: Sequence[int]
+    num_too_long: int = 0
+    num_without_turn: int = 0
+    earlier_ages: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -99,22 +101,37 @@ class RoutedRollouts:
 
     Attributes:
         route_B: int64 of `Route` (here B = n).
-        teacher_prompts: of the distilled rollouts, None elsewhere.
-        is_correct_B, needs_teacher_B: bool.
-        context: of all rollouts that need some, distilled or not.
-        scored: all rollouts of all processes, as a method's `rows` sees them.
-        has_failed_P: whether a whole group failed: something was scored and nothing correct. Of all processes.
+        is_correct_B: bool.
+        needs_teacher_B: bool, would be scored after a prompt that is not the student's, if there is one.
+        is_rescored_B: bool, is scored by the method's scorers.
+        contexts: by the names of `Scorer.context`, of all rollouts that need some, distilled or not.
+        graded, route_PG: all rollouts of all processes.
         accuracy: share of correct rollouts among the scored ones of all processes; None where nothing was scored.
     """
 
     route_B: Tensor
-    teacher_prompts: Sequence[TeacherPrompt | None]
     is_correct_B: Tensor
     needs_teacher_B: Tensor
-    context: ContextPrompts
-    scored: Scored
-    has_failed_P: Sequence[bool]
+    is_rescored_B: Tensor
+    contexts: Mapping[str, ContextPrompts]
+    graded: Graded
+    route_PG: Tensor
     accuracy: float | None
+
+    @property
+    def has_failed_P(self) -> Sequence[bool]:
+        """Whether a whole group failed: something was scored and nothing correct. Of all processes."""
+        failed: list[bool] = groups.has_failed(self.graded).flatten().tolist()
+        return failed
+
+    @property
+    def teacher_prompts(self) -> Sequence[TeacherPrompt | None]:
+        """Those of the first context, of rollouts that are scored after it, None elsewhere."""
+        prompts = next(
+            (context.prompts for context in self.contexts.values()), [None] * len(self.is_correct_B)
+        )
+        shown = zip(prompts, self.is_rescored_B.tolist(), strict=True)
+        return [prompt if is_shown else None for prompt, is_shown in shown]
 
 
 def route_rollouts(
@@ -130,53 +147,66 @@ def route_rollouts(
     gather: Callable[[Tensor], Tensor],
     gather_object: Callable[[list[Any]], list[Any]],
 ) -> RoutedRollouts:
-    """Return the route and, where it is distilled, the teacher prompt of each of this process's rollouts.
+    """Return the route and, where it is scored, the teacher prompt of each of this process's rollouts.
 
     Args:
         rollouts: of this process.
         score_B: of all processes, from `correctness_score`.
         method: whose router is asked.
-        options: see `RoutingOptions`.
-        encoder: of teacher prompts.
+        options, encoder: see their classes.
         step: optimizer steps so far.
         share: of the rollouts that need context, how many may have some.
         solved_prompts: for the source "earlier"; takes this batch's correct answers.
-        gather, gather_object: over all processes, in their order. Collectives: all ranks must call this.
+        gather, gather_object: over all processes. Collectives: all ranks must call this.
     """
-    score_PG = score_B.view(-1, options.num_generations)
+    score_PG, rows = score_B.view(-1, options.num_generations), rollouts.own_rows
     correctness = judge_correctness(score_PG, options.threshold)
     graded = Graded(score_PG, *correctness, torch.zeros_like(correctness.is_scored), step)
-    needs_context_B = needs_context(method.route, graded).flatten()
-    if share < 1.0:
-        drawn_B = sample_fraction(len(needs_context_B), share, options.seed, step)
-        needs_context_B &= drawn_B.to(needs_context_B.device)
-    is_correct_B = correctness.is_correct.flatten()
-    context = teacher_context(
-        rollouts,
-        is_correct_B,
-        needs_context_B,
-        options,
-        encoder,
-        step=step,
-        solved_prompts=solved_prompts,
-        gather=gather,
-        gather_object=gather_object,
-    )
-    has_context = torch.tensor([int(prompt is not None) for prompt in context.prompts], device=score_B.device)
-    graded = graded._replace(has_context_PG=gather(has_context).bool().view_as(score_PG))
-    scored = Scored(scored_routes(method.route, graded), *graded)
-    route_B = scored.route_PG.flatten()[rollouts.own_rows]
-    shown = zip(context.prompts, is_distilled(route_B).tolist(), strict=True)
+    needs_context_B = needs_context(method, graded).flatten()
+    needs_context_B &= sample_fraction(len(score_B), share, options.seed, step).to(score_B.device)
+    contexts = {
+        name: teacher_context(
+            rollouts,
+            correctness.is_correct.flatten(),
+            needs_context_B,
+            options,
+            encoder,
+            step=step,
+            solved_prompts=solved_prompts,
+            gather=gather,
+            gather_object=gather_object,
+        )
+        if name == TEACHER_CONTEXT
+        else column_context(rollouts, needs_context_B[rows].tolist(), name, encoder)
+        for name in method.contexts
+    }
+    are_there = [[prompt is not None for prompt in context.prompts] for context in contexts.values()]
+    has_context = torch.tensor([needs_context_B[rows].tolist(), *are_there], device=score_B.device).all(0)
+    graded = graded._replace(has_context_PG=gather(has_context.int()).bool().view_as(score_PG))
+    route_PG = scored_routes(method.route, graded)
     return RoutedRollouts(
-        route_B,
-        [prompt if is_shown else None for prompt, is_shown in shown],
-        is_correct_B[rollouts.own_rows],
-        needs_context_B[rollouts.own_rows],
-        context,
-        scored,
-        groups.has_failed(graded).flatten().tolist(),
+        route_PG.flatten()[rows],
+        correctness.is_correct.flatten()[rows],
+        needs_context_B[rows] & bool(contexts),
+        has_context & is_rescored(method, route_PG).flatten()[rows],
+        contexts,
+        graded,
+        route_PG,
         correctness.accuracy,
     )
+
+
+def column_context(
+    rollouts: GradedRollouts, needs_context: Sequence[bool], column: str, encoder: TeacherPromptEncoder
+) -> ContextPrompts:
+    """Return the prompts that a dataset column holds as a whole, of this process's rollouts that need one."""
+    values = rollouts.columns[column]
+    prompts = [
+        encoder.encode_whole(values[i], rollouts.prompts[i], rollouts.tools[i]) if is_needed else None
+        for i, is_needed in enumerate(needs_context)
+    ]
+    given = zip(values, needs_context, prompts, strict=True)
+    return ContextPrompts(prompts, sum(bool(v) and n and p is None for v, n, p in given))
 
 
 def teacher_context(
@@ -273,6 +303,7 @@ def rollout_counts(rollouts: RoutedRollouts) -> dict[str, float | Tensor]:
     """Return this process's counts of one rollout batch, by the names of `metrics.SUMS`."""
     takes_policy_B, takes_teacher_B = is_policy(rollouts.route_B), is_distilled(rollouts.route_B)
     prompts = [prompt for prompt in rollouts.teacher_prompts if prompt is not None]
+    contexts = rollouts.contexts.values()
     return {
         "rollout_batches": 1,
         "rollouts": len(rollouts.route_B),
@@ -286,10 +317,10 @@ def rollout_counts(rollouts: RoutedRollouts) -> dict[str, float | Tensor]:
         "teacher_prompt_tokens": sum(len(prompt.ids) for prompt in prompts),
         "teacher_prompts_cut": sum(prompt.num_cut > 0 for prompt in prompts),
         "teacher_cut_tokens": sum(prompt.num_cut for prompt in prompts),
-        "teacher_prompts_too_long": rollouts.context.num_too_long,
-        "teacher_prompts_without_turn": rollouts.context.num_without_turn,
-        "teacher_prompts_earlier": len(rollouts.context.earlier_ages),
-        "teacher_earlier_age": sum(rollouts.context.earlier_ages),
+        "teacher_prompts_too_long": sum(context.num_too_long for context in contexts),
+        "teacher_prompts_without_turn": sum(context.num_without_turn for context in contexts),
+        "teacher_prompts_earlier": sum(len(context.earlier_ages) for context in contexts),
+        "teacher_earlier_age": sum(sum(context.earlier_ages) for context in contexts),
     }
 
 

@@ -1,34 +1,41 @@
 """What a method makes of whole groups, for each rollout of this process."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from srpo_trl.methods.record import Method, Scored
+from srpo_trl.rollout.graded import RoutedRollouts
+
+IS_RESCORED = "is_rescored"
 
 
-def method_rows(method: Method, scored: Scored, own_rows: slice) -> Mapping[str, Tensor]:
-    """Return the method's rows and "is_correct", of this process's rollouts, (B,) each.
+def method_rows(
+    method: Method, rollouts: RoutedRollouts, own_rows: slice, scored: Callable[[], Scored]
+) -> Mapping[str, Tensor]:
+    """Return the method's rows and "is_correct", with observers "is_rescored", of this process's rollouts, (B,) each.
 
     Args:
         method: whose `rows` is called, on every process alike.
-        scored: all rollouts of all processes, (P, G).
-        own_rows: of this process among them.
+        rollouts: of this process.
+        own_rows: its rows among those of all processes.
+        scored: returns all rollouts of all processes; called where the method has rows, by every process.
     Raises:
         ValueError: a row is not (P, G), or not finite where there is a score.
     """
-    made = {} if method.rows is None else method.rows(scored)
+    graded, made = rollouts.graded, {} if method.rows is None else method.rows(scored())
+    shape = rollouts.route_PG.shape
     for name, value_PG in made.items():
-        if not isinstance(value_PG, Tensor) or value_PG.shape != scored.route_PG.shape:
+        if not isinstance(value_PG, Tensor) or value_PG.shape != shape:
             found = tuple(value_PG.shape) if isinstance(value_PG, Tensor) else type(value_PG).__name__
             raise ValueError(
-                f"The method's row {name!r} is {found}; {tuple(scored.route_PG.shape)} is required, a value for each "
+                f"The method's row {name!r} is {found}; {tuple(shape)} is required, a value for each "
                 "rollout of each prompt."
             )
-        if not bool(torch.isfinite(value_PG[scored.is_scored_PG]).all()):
+        if not bool(torch.isfinite(value_PG[graded.is_scored_PG]).all()):
             raise ValueError(f"The method's row {name!r} is not finite for a rollout that has a score.")
-    return {
-        name: value_PG.flatten()[own_rows]
-        for name, value_PG in {"is_correct": scored.is_correct_PG, **made}.items()
-    }
+    ours = {"is_correct": rollouts.is_correct_B}
+    if method.observers:
+        ours[IS_RESCORED] = rollouts.is_rescored_B
+    return ours | {name: value_PG.flatten()[own_rows] for name, value_PG in made.items()}

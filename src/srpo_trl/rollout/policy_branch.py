@@ -9,20 +9,21 @@ from torch import Tensor
 from srpo_trl.loss.step_totals import WindowTotals, pull_loss
 from srpo_trl.methods.record import Method, StudentScores
 from srpo_trl.rollout.batch import RoutedBatch, TrlBatch, policy_inputs
+from srpo_trl.rollout.method_rows import IS_RESCORED
 
 
 class PolicyBranch:
     """The policy loss of one micro-batch.
 
     Args:
-        method: whose `advantages` and `pull` are asked.
+        method: whose `advantages`, `pull` and `anchor` are asked.
         routed: the micro-batch.
         batch: the same as TRL has it.
         num_items: () what TRL is to divide by, before its own rescaling.
         step: optimizer steps so far.
 
     Attributes:
-        inputs: what TRL's loss takes, which reads the advantages after the student's forward.
+        inputs: what TRL's loss takes, which reads advantages and log pi_old after the student's forward.
     """
 
     def __init__(
@@ -34,17 +35,32 @@ class PolicyBranch:
 
     def take(self, logps_BT: Tensor, entropy_BT: Tensor) -> None:
         """Take the student's scores of the policy tokens, as its pass in hand gives them."""
-        method, mask_BT = self._method, self._routed.policy_BT
-        if method.advantages is None and method.pull is None:
+        method, routed, mask_BT = self._method, self._routed, self._routed.policy_BT
+        if not method.acts_on_policy:
             return
-        tokens = self._routed.tokens(self._step, StudentScores(logps_BT.detach(), entropy_BT.detach()))
+        tokens = routed.tokens(self._step, StudentScores(logps_BT.detach(), entropy_BT.detach()))
+        applies_B = routed.rows.get(IS_RESCORED, torch.ones_like(routed.route_B)).bool()
+        applies_BT = mask_BT & applies_B.unsqueeze(1)
         if method.advantages is not None:
             advantages = method.advantages(tokens)
             allowed = (mask_BT.shape[:1], mask_BT.shape)
-            self.inputs["advantages"] = _checked("advantages", advantages, allowed, mask_BT)
+            _check("advantages", advantages, *allowed)
+            is_by_row = advantages.dim() == 1
+            applies, own = (
+                (applies_B, routed.advantage_B) if is_by_row else (applies_BT, routed.advantage_B[:, None])
+            )
+            self.inputs["advantages"] = torch.where(applies, advantages.to(own.dtype), own)
         if method.pull is not None:
-            pull_BT = _checked("pull", method.pull(tokens), (mask_BT.shape,), mask_BT)
-            self._pulled = (torch.where(mask_BT, pull_BT.detach(), 0.0), logps_BT)
+            pull_BT = method.pull(tokens)
+            _check("pull", pull_BT, mask_BT.shape)
+            self._pulled = (torch.where(applies_BT, pull_BT.detach(), 0.0), logps_BT)
+        if method.anchor is not None:
+            anchor_BT = method.anchor(tokens)
+            _check("anchor", anchor_BT, mask_BT.shape)
+            own_BT = tokens.student.logps_BT if routed.old_logps_BT is None else routed.old_logps_BT
+            self.inputs["old_per_token_logps"] = torch.where(
+                applies_BT, anchor_BT.to(own_BT.dtype), own_BT * mask_BT
+            )
 
     def losses(
         self, policy_loss: Tensor, distilled_loss: Tensor, totals: WindowTotals, num_processes: int
@@ -56,13 +72,8 @@ class PolicyBranch:
         return losses
 
 
-def _checked(name: str, value: Tensor, shapes: tuple[torch.Size, ...], mask_BT: Tensor) -> Tensor:
-    """Return the value.
-
-    Raises:
-        ValueError: its shape is none of those; non-finite values are the step's, which is skipped and reported.
-    """
+def _check(name: str, value: Tensor, *shapes: torch.Size) -> None:
+    """Raise ValueError where the shape is none of those; non-finite values are the step's, which is skipped."""
     if value.shape not in shapes:
         required = " or ".join(str(tuple(shape)) for shape in shapes)
         raise ValueError(f"The method's {name} is {tuple(value.shape)}; {required} is required.")
-    return value.to(mask_BT.device)

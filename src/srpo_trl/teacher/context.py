@@ -207,6 +207,31 @@ class TeacherPromptEncoder:
         num_cut = len(full.ids) - len(teacher_prompt.ids)
         return teacher_prompt._replace(num_cut=num_cut, information=shown)
 
+    def encode_whole(
+        self, value: Any, prompt: str | Messages, tools: list[Tool] | None = None
+    ) -> TeacherPrompt | None:
+        """Return a prompt that a dataset column holds as a whole, without anything added.
+
+        Args:
+            value: messages, or a text: in a conversation it takes the place of the last user turn's.
+            prompt: the student's prompt, text or messages.
+            tools: tool schemas of the student's prompt.
+        Returns:
+            The prompt, or None where there is none, where it is longer than `max_length`, or where the conversation
+            has no user turn.
+        """
+        if not value:
+            return None
+        if isinstance(value, str) and isinstance(prompt, str):
+            encoded = self._encode_template(value, (), adds_special=True)
+        else:
+            messages = _with_last_turn(prompt, value) if isinstance(value, str) else value
+            if messages is None:
+                return None
+            text = self._render(messages, add_generation_prompt=True, tools=tools or None)
+            encoded = self._encode_template(text, (), adds_special=False)
+        return encoded if len(encoded.ids) <= self.max_length else None
+
     def has_place(self, prompt: str | Messages, tools: list[Tool] | None = None) -> bool:
         """Return whether a prompt can show anything: its last user turn is there and rendered exactly once."""
         return self._place(prompt, tools) is not None
@@ -346,6 +371,14 @@ class TeacherPromptEncoder:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids)).strip("\ufffd")  # a character cut in two
+
+
+def _with_last_turn(messages: Any, text: str) -> Messages | None:
+    """Return the conversation with another text in its last user turn; None where it has none."""
+    position = last_user_position(messages)
+    if position is None:
+        return None
+    return [*messages[:position], with_text(messages[position], text), *messages[position + 1 :]]
 
 
 def _joined(*parts: TeacherPrompt) -> TeacherPrompt:

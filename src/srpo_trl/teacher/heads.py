@@ -23,53 +23,55 @@ class ScoringHead(NamedTuple):
 
 
 class HeadsInUse:
-    """The heads of the buffered rollout batches, by their numbers.
+    """The heads of the buffered rollout batches, by their numbers and the scorers' names.
 
-    Rollout batches scored by one state of the teacher share one head.
+    What was scored by one state of a teacher shares one head.
     """
 
     def __init__(self) -> None:
-        self._heads: dict[int, ScoringHead] = {}
+        self._heads: dict[tuple[int, str], ScoringHead] = {}
 
-    def add(self, number: int, head: TeacherHead, teacher_state: Hashable) -> None:
+    def add(self, number: int, name: str, head: TeacherHead, teacher_state: Hashable) -> None:
         """Take the head that a rollout batch was scored with."""
         for known in self._heads.values():
             if known.teacher_state == teacher_state:
                 head = known.head
-        self._heads[number] = ScoringHead(head, teacher_state)
+        self._heads[number, name] = ScoringHead(head, teacher_state)
 
-    def of(self, number: int) -> TeacherHead:
+    def of(self, number: int, name: str) -> TeacherHead:
         """Return the head of a buffered rollout batch."""
-        return self._heads[number].head
+        return self._heads[number, name].head
 
-    def past(self, number: int, teacher_state: Hashable) -> PastHead | None:
+    def past(self, number: int, name: str, teacher_state: Hashable) -> PastHead | None:
         """Return what a checkpoint must hold of a head: nothing where the teacher's present one is the same."""
-        head, scored_by = self._heads[number]
+        head, scored_by = self._heads[number, name]
         return None if head is STUDENT_HEAD or scored_by == teacher_state else (head.weight_VD, head.bias_V)
 
-    def restore(self, number: int, head: TeacherHead, teacher_state: Hashable, past: PastHead | None) -> None:
+    def restore(
+        self, number: int, name: str, head: TeacherHead, teacher_state: Hashable, past: PastHead | None
+    ) -> None:
         """Take the head of the one buffered rollout batch: what `past` returned, or else the teacher's present one."""
-        self._heads.clear()
+        self._heads = {key: known for key, known in self._heads.items() if key[0] == number}
         if head is not STUDENT_HEAD and past is not None:
-            head, teacher_state = head._replace(weight_VD=past[0], bias_V=past[1]), _PAST
-        self.add(number, head, teacher_state)
+            head, teacher_state = head._replace(weight_VD=past[0], bias_V=past[1]), (name, _PAST)
+        self.add(number, name, head, teacher_state)
 
     def give_own(self, head: TeacherHead) -> None:
         """Let rollout batches that use the student's own head, which is about to train, use this one of its values."""
-        for number, known in self._heads.items():
+        for key, known in self._heads.items():
             if known.head is STUDENT_HEAD:
-                self._heads[number] = known._replace(head=head)
+                self._heads[key] = known._replace(head=head)
 
     def forget_before(self, number: int) -> None:
         """Drop the heads of the rollout batches before this one, which have been trained on."""
-        self._heads = {n: head for n, head in self._heads.items() if n >= number}
+        self._heads = {key: known for key, known in self._heads.items() if key[0] >= number}
 
     def keep_apart_from(self, tensors: Iterable[Tensor]) -> None:
         """Copy the heads that share memory with one of the tensors, which are about to change in place."""
         places = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         states = {known.teacher_state: known for known in self._heads.values()}
         kept_apart = {state: _kept_apart(known, places) for state, known in states.items()}
-        self._heads = {n: kept_apart[known.teacher_state] for n, known in self._heads.items()}
+        self._heads = {key: kept_apart[known.teacher_state] for key, known in self._heads.items()}
 
 
 def _kept_apart(known: ScoringHead, places: set[int]) -> ScoringHead:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 Layout = Literal["shared", "packed", "padded"]
@@ -13,6 +15,10 @@ class TeacherRow(NamedTuple):
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+
+    def ids_at(self, mask_T: Tensor) -> Tensor:
+        """Return the completion's ids at the masked positions, int64, on the mask's device; padding may follow."""
+        return torch.tensor(self.completion_ids, device=mask_T.device)[mask_T[: len(self.completion_ids)]]
 
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}

@@ -141,7 +141,7 @@ class _Passes:
 
     def backbone(self) -> ShardedBackbone:
         """Return the backbone as the student's own forward calls it."""
-        return ShardedBackbone(self.model, self.model, self.device)
+        return ShardedBackbone(self.model, self.model, self.device, lambda number: number)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from srpo_trl.loss.head import STUDENT_HEAD, TeacherHead, lm_head_of
-from srpo_trl.loss.ops import Head, TokenStatistics, token_statistics
+from srpo_trl.loss.ops import Head, TokenStatistics, sampled_logps, token_statistics
 from srpo_trl.loss.student import last_hidden_state
 from srpo_trl.seams.parameters import full_tensor, local_shard
 from srpo_trl.teacher.context import TeacherPrompt
@@ -33,11 +33,13 @@ class TeacherScores(NamedTuple):
         hidden: per rollout (T_i, D) hidden states of its distilled tokens; (0, D) where it has none.
         statistics: the teacher's entropy and log-sum-exp at those tokens, of these hidden states with this head.
         head: the LM head that projects these hidden states, valid until the teacher moves.
+        logps_N: log-probabilities of those tokens, nats; None where they were not asked for.
     """
 
     hidden: list[Tensor]
     statistics: TokenStatistics
     head: TeacherHead
+    logps_N: Tensor | None = None
 
 
 class BackboneOutput(NamedTuple):
@@ -53,11 +55,19 @@ class ShardedBackbone:
         model: the model whose forward the engine has hooks on, PEFT's wrapper included.
         student: the transformers model inside, with its distillation head.
         device: that the engine computes on.
+        max_over_processes: the largest of the ranks' numbers; a collective.
     """
 
-    def __init__(self, model: nn.Module, student: PreTrainedModel, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        student: PreTrainedModel,
+        device: torch.device,
+        max_over_processes: Callable[[int], int],
+    ) -> None:
         self._model = model
         self._student = student
+        self.max_over_processes = max_over_processes
         self.config = student.config
         self.device = device
         self.num_calls = 0
@@ -83,74 +93,99 @@ def rescore_rollouts(
     autocast: AbstractContextManager[Any],
     prompts: Sequence[TeacherPrompt | None],
     completions: Sequence[tuple[int, ...]],
-    distilled_BT: Tensor,
+    scored_BT: Tensor,
     *,
     student: PreTrainedModel,
     layout: Layout,
     max_tokens: int,
     temperature: float,
     on_cpu: bool = False,
+    with_logps: bool = False,
     vision: Sequence[VisionRow] | None = None,
     sharded: ShardedBackbone | None = None,
-    max_over_processes: Callable[[int], int] = lambda number: number,
 ) -> TeacherScores:
-    """Return the teacher's hidden states, entropies and log-sum-exps of this process's distilled tokens.
+    """Return hidden states, entropies and log-sum-exps of this process's scored tokens.
 
     Args:
         model, teacher: the teacher's values are put into the model's parameters for the pass.
         autocast: the mixed precision that the student trains in.
-        prompts: the teacher's prompt of each distilled rollout, None elsewhere.
+        prompts: the teacher's prompt of each scored rollout.
         completions: token ids of each rollout, without padding.
-        distilled_BT: bool, tokens that are distilled.
+        scored_BT: bool, tokens to score.
         student: the model that trains; the head can be `STUDENT_HEAD` only where it is `model`.
         layout, max_tokens: see `plan_passes`; "padded" for a vision-language model.
         temperature: that logits are divided by.
-        on_cpu: keep the hidden states in CPU memory until they are needed.
+        on_cpu, with_logps: keep the hidden states in CPU memory; make log-probabilities, too.
         vision: what each rollout's student reads beside token ids; None for a text model.
         sharded: calls the backbone where its parameters are sharded, on every rank as often as on the one with most.
-        max_over_processes: the largest of the ranks' numbers; called only where parameters are sharded.
     """
-    chosen = [i for i, any_token in enumerate(distilled_BT.any(1).tolist()) if any_token]
-    rows = {i: TeacherRow(prompts[i].ids, completions[i]) for i in chosen}  # type: ignore[union-attr]
-    plan = plan_passes(list(rows.values()), max_tokens=max_tokens, layout=layout)
-    passes = [[chosen[i] for i in batch] for batch in plan]
-    if sharded is not None:  # before the first call: ranks in different collectives hang or abort
-        calls = [num_backbone_calls([rows[i] for i in batch], layout) for batch in passes]
-        num_calls = max_over_processes(sum(calls))
+    rows, passes = _planned(prompts, completions, scored_BT, max_tokens, layout)
+    calls = (num_backbone_calls([rows[i] for i in batch], layout) for batch in passes)
+    # Before the first call: ranks in different collectives hang or abort.
+    num_calls = 0 if sharded is None else sharded.max_over_processes(sum(calls))
     hidden: dict[int, Tensor] = {}
     statistics: dict[int, Tensor] = {}
     with _in_evaluation(model), teacher.swapped_in(), autocast:
-        head = _whole_head(lm_head_of(model), distilled_BT.device)
+        head = gathered_head(lm_head_of(model), scored_BT.device)
         for batch in passes:
-            images = {} if vision is None else _images(batch, prompts, completions, vision)
-            states = forward_rows(sharded or model.base_model, [rows[i] for i in batch], layout, images)
-            kept = [state[distilled_BT[i, : len(state)]] for i, state in zip(batch, states, strict=True)]
+            images, of_batch = _images(batch, prompts, completions, vision), [rows[i] for i in batch]
+            states = forward_rows(sharded or model.base_model, of_batch, layout, images)
+            kept = [state[scored_BT[i, : len(state)]] for i, state in zip(batch, states, strict=True)]
+            ids = [rows[i].ids_at(scored_BT[i]) for i in batch] if with_logps else None
             hidden |= {i: state.cpu() if on_cpu else state for i, state in zip(batch, kept, strict=True)}
-            statistics |= dict(zip(batch, _statistics(kept, head, temperature), strict=True))
+            statistics |= dict(zip(batch, _statistics(kept, head, temperature, ids), strict=True))
         if sharded is not None:
             sharded.idle_until(num_calls)
-    nothing = next(iter(hidden.values()), head.weight_VD).new_empty(0, head.weight_VD.shape[1])
-    none_20 = _statistics([nothing.to(distilled_BT.device)], head, temperature)[0]
+        none = head.weight_VD.new_empty(0, head.weight_VD.shape[1])
+        no_ids = [scored_BT.nonzero()[:0, 0]] if with_logps else None
+        made = [_statistics([none], head, temperature, no_ids)[0], *(statistics[i] for i in rows)]
+    nothing = next(iter(hidden.values()), none).new_empty(none.shape)
+    entropy_N, log_sum_exp_N, *logps_N = torch.cat(made, dim=1)
     return TeacherScores(
         [hidden.get(i, nothing) for i in range(len(completions))],
-        TokenStatistics(*torch.cat([none_20, *(statistics[i] for i in chosen)], dim=1)),
+        TokenStatistics(entropy_N, log_sum_exp_N),
         teacher_head(model, teacher, student, head if sharded is not None else None),
+        *logps_N,
     )
 
 
-def _statistics(kept: Sequence[Tensor], head: Head, temperature: float) -> Sequence[Tensor]:
-    """Return the rows' entropies and log-sum-exps, (2, T_i) each, from one pass over all of them."""
-    made_2N = torch.stack(token_statistics(torch.cat(list(kept)), head, temperature, refuse_nonfinite=False))
-    return torch.split(made_2N, [len(state) for state in kept], dim=1)
+def _planned(
+    prompts: Sequence[TeacherPrompt | None],
+    completions: Sequence[tuple[int, ...]],
+    scored_BT: Tensor,
+    max_tokens: int,
+    layout: Layout,
+) -> tuple[dict[int, TeacherRow], list[list[int]]]:
+    """Return the rows that have anything to score, by their numbers in order, and the numbers of each pass."""
+    chosen = [i for i, any_token in enumerate(scored_BT.any(1).tolist()) if any_token]
+    rows = {i: TeacherRow(prompts[i].ids, completions[i]) for i in chosen}  # type: ignore[union-attr]
+    plan = plan_passes(list(rows.values()), max_tokens=max_tokens, layout=layout)
+    return rows, [[chosen[i] for i in batch] for batch in plan]
+
+
+def _statistics(
+    kept: Sequence[Tensor], head: Head, temperature: float, ids: Sequence[Tensor] | None
+) -> Sequence[Tensor]:
+    """Return the rows' entropies and log-sum-exps, (2, T_i) each, from one pass over all of them.
+
+    Where the tokens' ids are given, (3, T_i) with their log-probabilities.
+    """
+    hidden_ND = torch.cat(list(kept))
+    made = [*token_statistics(hidden_ND, head, temperature, refuse_nonfinite=False)]
+    if ids is not None:
+        made.append(sampled_logps(hidden_ND, head, torch.cat(list(ids)), made[1], temperature))
+    return torch.split(torch.stack(made), [len(state) for state in kept], dim=1)
 
 
 def _images(
     batch: Sequence[int],
     prompts: Sequence[TeacherPrompt | None],
     completions: Sequence[tuple[int, ...]],
-    vision: Sequence[VisionRow],
+    vision: Sequence[VisionRow] | None,
 ) -> Mapping[str, Tensor]:
-    """Return the further inputs of a pass over these rollouts of a vision-language model."""
+    """Return the further inputs of a pass over these rollouts; a text model has none."""
+    if vision is None:
+        return {}
     of_batch = [prompts[i] for i in batch]
     return vision_inputs(of_batch, [len(completions[i]) for i in batch], [vision[i] for i in batch])  # type: ignore[arg-type]
 
@@ -191,13 +226,13 @@ def teacher_head(
             return head._replace(weight_VD=head.weight_VD.clone(), bias_V=bias_V)
     weight_VD = teacher.value_of(head.weight_VD)
     bias_V = None if head.bias_V is None else teacher.value_of(head.bias_V)
-    if teacher.kind == "live":
+    if teacher.kind == "live" and model is student:
         # The optimizer may change the student's head before all steps on these rollouts have been taken.
         weight_VD, bias_V = weight_VD.clone(), None if bias_V is None else bias_V.clone()
     return head._replace(weight_VD=weight_VD, bias_V=bias_V)
 
 
-def _whole_head(head: Head, device: torch.device) -> Head:
+def gathered_head(head: Head, device: torch.device) -> Head:
     """Return the head of gathered parameters, or itself where nothing is sharded."""
     weight_VD, bias_V = (None if p is None else full_tensor(p, local_shard(p), device) for p in head[:2])
     return Head(weight_VD, bias_V, *head[2:])  # type: ignore[arg-type]

@@ -50,6 +50,7 @@ class TeacherWeights:
         release_gathered: frees gathered copies of sharded parameters; called before parameters are looked up,
             because sharding replaces them and a gathered copy hides them.
         device: that whole values of sharded parameters are gathered on.
+        file: that `save` writes.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class TeacherWeights:
         *,
         release_gathered: Callable[[], None] = lambda: None,
         device: torch.device | None = None,
+        file: str = TEACHER_FILE,
     ) -> None:
         self.kind = kind
+        self._file = file
         self.update_rate = update_rate
         self.num_updates = 0
         self.is_frozen = False  # an average that moves no more
@@ -203,7 +206,7 @@ class TeacherWeights:
         return dict(self._values)
 
     def save(self, folder: Path, *, writes: bool = True) -> None:
-        """Write the whole values and the number of updates to `TEACHER_FILE` in an existing folder.
+        """Write the whole values and the number of updates to its file in an existing folder.
 
         A collective: all ranks must call it, since values are gathered one by one; those with `writes` write the file.
         """
@@ -221,7 +224,7 @@ class TeacherWeights:
                 "is_frozen": str(int(self.is_frozen)),
                 "resets_to_student": str(int(self._resets_to_student)),
             }
-            save_file(values, folder / TEACHER_FILE, metadata=metadata)
+            save_file(values, folder / self._file, metadata=metadata)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -231,7 +234,7 @@ class TeacherWeights:
             FileNotFoundError: the folder holds no teacher.
             ValueError: the file is of another kind of teacher or of other parameters.
         """
-        path = folder / TEACHER_FILE
+        path = folder / self._file
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: the checkpoint holds no teacher, so it was not written by SRPOTrainer with "

@@ -24,6 +24,8 @@ from srpo_trl.loss.ops.interface import (
     check_head,
     compute_dtype,
 )
+from srpo_trl.loss.ops.plan import slices
+from srpo_trl.loss.ops.teacher_rows import teacher_logps
 
 __all__ = [
     "Backend",
@@ -32,10 +34,13 @@ __all__ = [
     "Head",
     "TokenStatistics",
     "distillation_loss",
+    "sampled_logps",
     "token_statistics",
 ]
 
 Backend = Literal["auto", "reference", "chunked", "triton"]
+
+_LOGPS_BLOCK = 1024  # tokens whose rows of a head are gathered at a time
 
 _logger = logging.getLogger(__name__)
 
@@ -184,6 +189,38 @@ def token_statistics(
     if refuse_nonfinite:
         _refuse_infinite_logits("teacher", statistics.entropy_N.isfinite().all())
     return statistics
+
+
+def sampled_logps(
+    hidden_ND: Tensor, head: Head, token_ids_N: Tensor, log_sum_exp_N: Tensor, temperature: float
+) -> Tensor:
+    """Log-probability of one given token at each position, in nats: its logit less the log-sum-exp of all.
+
+    Args:
+        hidden_ND: last hidden states.
+        head: that projects them; its rows of the given tokens alone are read.
+        token_ids_N: int64, from 0 to V - 1.
+        log_sum_exp_N: from `token_statistics` of these hidden states with this head and temperature.
+        temperature: above 0.
+
+    Returns:
+        (N,) float32 (float64 where hidden states or weight are), no gradient.
+    """
+    hidden_ND, head = _round_as_autocast(hidden_ND.detach(), head.detach())
+    dtype = compute_dtype(hidden_ND, head.weight_VD)
+    with _without_autocast(hidden_ND):
+        blocks = [
+            teacher_logps(
+                hidden_ND[block],
+                head,
+                token_ids_N[block].unsqueeze(1),
+                log_sum_exp_N[block],
+                temperature,
+                dtype,
+            )
+            for block in slices(0, len(hidden_ND), _LOGPS_BLOCK)
+        ]
+    return torch.cat([hidden_ND.new_empty(0, 1, dtype=dtype), *blocks]).squeeze(1)
 
 
 def _statistics(

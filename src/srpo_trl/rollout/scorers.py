@@ -1,0 +1,158 @@
+"""The passes of a method's scorers over graded rollouts, and what they leave in TRL's rollout batch.
+
+Legend: B rollouts of this process, T completion positions, N scored tokens packed row by row; P prompts, G generations.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srpo_trl.loss.ops import TokenStatistics
+from srpo_trl.methods.record import OWN_CONTEXT, GroupMeans, Method, Scored, Scorer, is_distilled
+from srpo_trl.rollout.batch import (
+    TrlBatch,
+    add_routes,
+    add_rows,
+    add_scores,
+    completion_rows,
+    own_prompts,
+    scored_tokens,
+    vision_rows,
+)
+from srpo_trl.rollout.graded import GradedRollouts, RoutedRollouts
+from srpo_trl.rollout.method_rows import method_rows
+from srpo_trl.teacher.in_use import TeacherInUse
+from srpo_trl.teacher.scoring import TeacherScores
+
+Passes = Mapping[str, tuple[Tensor, TeacherScores]]  # the tokens and their scores, by the scorers' names
+
+
+def score_rollouts(
+    batch: TrlBatch,
+    method: Method,
+    rollouts: RoutedRollouts,
+    teacher: TeacherInUse,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    gather: Callable[[Tensor], Tensor],
+    graded: GradedRollouts,
+    *,
+    teacher_column: str | None = None,
+    reads_images: bool = False,
+) -> None:
+    """Add routes, the scores of a method's scorers, and what it makes of whole groups to TRL's rollout batch.
+
+    A collective: all ranks must call it.
+
+    Args:
+        batch: TRL's rollout batch, in the order of `rollouts`.
+        method: whose scorers run.
+        rollouts: routed.
+        teacher: makes the passes.
+        autocast: the mixed precision that the student trains in.
+        gather: over all processes, in their order.
+        graded: the same rollouts before they were routed.
+        teacher_column: names each rollout's external teacher; None: the scorers name theirs.
+        reads_images: whether the student is a vision-language model.
+    """
+    add_routes(batch, rollouts.route_B)
+    model_of_row = None if teacher_column is None else graded.columns[teacher_column]
+    passes = _run(batch, method, rollouts, teacher, autocast, model_of_row, reads_images)
+    scored = partial(scored_groups, rollouts, batch, passes, gather)
+    add_rows(batch, method_rows(method, rollouts, graded.own_rows, scored))
+
+
+def _run(
+    batch: TrlBatch,
+    method: Method,
+    rollouts: RoutedRollouts,
+    teacher: TeacherInUse,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    model_of_row: Sequence[str] | None,
+    reads_images: bool,
+) -> Passes:
+    """Run the scorers in their order: all ranks make the same passes, whatever their rows hold."""
+    passes: dict[str, tuple[Tensor, TeacherScores]] = {}
+    own, completions = own_prompts(batch), completion_rows(batch)
+    vision = vision_rows(batch) if reads_images else None
+    for scorer in method.scorers:
+        that = None if scorer.against is None else passes[scorer.against]
+        scored_BT = scored_tokens(batch) & _rows(scorer, rollouts).unsqueeze(1) if that is None else that[0]
+        prompts = own if scorer.context == OWN_CONTEXT else rollouts.contexts[scorer.context].prompts
+        chosen = model_of_row if scorer.weights == "external" and not scorer.model else None
+        models = [""] if chosen is None else teacher.external_names
+        parts = []
+        for model in models:
+            mask_BT = scored_BT if chosen is None else scored_BT & _named(chosen, model, scored_BT.device)
+            scores = teacher.score(scorer.name, prompts, completions, mask_BT, vision, autocast(), model)
+            parts.append((mask_BT, scores))
+        scores = parts[0][1] if chosen is None else _joined(parts, scored_BT)
+        passes[scorer.name] = scored_BT, scores
+        add_scores(
+            batch,
+            scorer.name,
+            scored_BT,
+            scores.statistics,
+            hidden=scores.hidden if scorer.distils else None,
+            logps_N=scores.logps_N,
+            divergence_N=None if that is None else teacher.divergence(scores, that[1]),
+        )
+    return passes
+
+
+def _named(model_of_row: Sequence[str], model: str, device: torch.device) -> Tensor:
+    """Return which rows have that model, (B, 1) bool."""
+    return torch.tensor([[name == model] for name in model_of_row], device=device)
+
+
+def _rows(scorer: Scorer, rollouts: RoutedRollouts) -> Tensor:
+    """Return the rollouts that a scorer scores, (B,) bool: those that it distils, or all that are scored."""
+    if scorer.distils:
+        return is_distilled(rollouts.route_B)
+    return rollouts.is_rescored_B
+
+
+def _joined(parts: Sequence[tuple[Tensor, TeacherScores]], scored_BT: Tensor) -> TeacherScores:
+    """Return the scores of several models that have scored different rows, for a scorer that only observes."""
+
+    def joined(values_N: Sequence[Tensor]) -> Tensor:
+        whole_BT = values_N[0].new_zeros(scored_BT.shape)
+        for (mask_BT, _), value_N in zip(parts, values_N, strict=True):
+            whole_BT[mask_BT] = value_N
+        return whole_BT[scored_BT]
+
+    made = [scores for _, scores in parts]
+    statistics = zip(*(scores.statistics for scores in made), strict=True)
+    logps = [scores.logps_N for scores in made if scores.logps_N is not None]
+    return made[0]._replace(
+        hidden=[], statistics=TokenStatistics(*map(joined, statistics)), logps_N=joined(logps)
+    )
+
+
+def scored_groups(
+    rollouts: RoutedRollouts, batch: TrlBatch, passes: Passes, gather: Callable[[Tensor], Tensor]
+) -> Scored:
+    """Return all rollouts of all processes as a method's `rows` sees them. A collective: all ranks must call it."""
+
+    def grouped(value_B: Tensor) -> Tensor:
+        gathered_PG: Tensor = gather(value_B).view_as(rollouts.route_PG)
+        return gathered_PG
+
+    def mean(value_N: Tensor, scored_BT: Tensor) -> Tensor:
+        value_BT = torch.zeros(scored_BT.shape, dtype=torch.float64, device=scored_BT.device)
+        value_BT[scored_BT] = value_N.double()
+        return grouped(value_BT.sum(1) / scored_BT.sum(1).clamp(min=1))
+
+    return Scored(
+        rollouts.route_PG,
+        *rollouts.graded,
+        length_PG=grouped(scored_tokens(batch).sum(1)),
+        means={
+            name: GroupMeans(mean(scores.logps_N, scored_BT), mean(scores.statistics.entropy_N, scored_BT))
+            for name, (scored_BT, scores) in passes.items()
+            if scores.logps_N is not None
+        },
+    )
