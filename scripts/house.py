@@ -66,7 +66,7 @@ METHODS = {
     "sdpo_correct",
     "advantage_mix",
 }  # + every file of methods/ but:
-NO_METHODS = {"__init__", "record", "routers", "groups", "tokenwise", "schedules", "testing"}
+NO_METHODS = {"__init__", "record", "routers", "groups", "tokenwise", "schedules", "scorers", "testing"}
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 
+from method_names import needs
 from srpo_trl import SRPOConfig
 from srpo_trl.methods import METHODS, routers
 from srpo_trl.methods.record import Method, Route
@@ -138,10 +139,10 @@ def test_a_scorer_that_scores_for_nothing_is_refused(monkeypatch):
 def test_a_replaced_method_brings_its_defaults(method):
     options = {"eval_strategy": "steps", "eval_steps": 3, "distillation_topk": 7}
     start = SRPOConfig(**BASE, **options)
-    replaced = dataclasses.replace(start, method=method)
-    assert replaced == SRPOConfig(**BASE, **options, method=method)
+    replaced = dataclasses.replace(start, method=method, **needs(method))
+    assert replaced == SRPOConfig(**BASE, **options, method=method, **needs(method))
     assert replaced.defaulted == start.defaulted
-    assert dataclasses.replace(replaced, method="srpo") == start
+    assert dataclasses.replace(replaced, method="srpo", teacher_model=None) == start
 
 
 def test_what_was_given_stays_where_a_method_is_replaced():

@@ -55,6 +55,9 @@ DIVERGENCES = {
     "paced": {"alpha": 0.0},
     "distil": {"alpha": 0.0},
     "many_faces": {"alpha": 1.0, "topk": 20, "add_tail": False},
+    "skill_sd": {"estimator": "sampled", "alpha": 1.0},
+    **{name: {"alpha": 1.0} for name in ("tip", "va_opd", "vopd", "selfci", "vla_opd")},
+    "mad_opd": {"alpha": 0.5},
 }
 
 

@@ -67,7 +67,7 @@ def test_a_router_sees_the_context_of_all_processes(others, expected):
     )
     assert found.route_B.tolist() == [expected] * 2
     assert [prompt is not None for prompt in found.teacher_prompts] == [expected == Route.DISTILLED] * 2
-    assert all(prompt is not None for prompt in found.context.prompts)
+    assert all(prompt is not None for prompt in found.contexts["teacher"].prompts)
 
 
 def test_counts_of_a_batch():

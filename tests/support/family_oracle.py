@@ -6,6 +6,21 @@ Formulas: see docs/methods.md. Nothing here imports the package.
 import math
 
 POLICY, DISTILLED = 1, 2
+ON_POLICY = (
+    *(
+        "clip_cov",
+        "kl_cov",
+        "negative_control",
+        "ema_anchor",
+        "kdrl",
+        "opd",
+        "opd_then_rl",
+        "rlsd",
+        "rlad",
+        "g_opd",
+    ),
+    *("uni_opd", "scope", "dmpo", "rapo", "f_dpg", "salsa", "eksft", "apo", "fg_expo", "erpd"),
+)
 
 
 def routes(method, group, step=0, at_step=50):
@@ -13,11 +28,11 @@ def routes(method, group, step=0, at_step=50):
     all_failed = any(scored for *_, scored in group) and not any(correct for correct, *_ in group)
     found = []
     for _, context, scored in group:
-        if method in ("clip_cov", "kl_cov", "negative_control"):
+        if method in ON_POLICY:
             route = POLICY
         elif method == "hdpo":
             route = POLICY | (DISTILLED if all_failed and context else 0)
-        elif method == "opsd":
+        elif method in ("opsd", "vopd", "skill_sd"):
             route = POLICY | (DISTILLED if context else 0)
         elif method == "sdpo_then_grpo" and step >= at_step:
             route = POLICY
@@ -47,3 +62,138 @@ def kl_cov(advantages, logps, old, mask, share, coefficient):
     cov = covariances(advantages, logps, mask)
     top = sorted(cov, key=cov.get, reverse=True)[: math.floor(share * len(cov))]
     return {(i, t): -coefficient * math.copysign(1.0, logps[i][t] - old[i][t]) for i, t in top}
+
+
+# --- What trains a token, by its rollout i and place t, from floats: `own` is log pi, the others log-probabilities.
+
+
+def kdrl_gradient(own, teacher, beta):
+    """Of beta (log pi - log T)^2 / 2 by log pi, by a difference of two sides."""
+    return _slope(lambda x: beta * (x - teacher) ** 2 / 2, own)
+
+
+def k3_gradient(own, reference, beta):
+    """Of beta (r - log r - 1), r = reference / pi."""
+    return _slope(lambda x: beta * (math.exp(reference - x) - (reference - x) - 1), own)
+
+
+def rapo_gradient(own, initial, power, alpha):
+    """Of alpha (w log w - w + 1), w = pi_0^power / pi."""
+
+    def loss(x):
+        w = math.exp(power * initial - x)
+        return alpha * (w * math.log(w) - w + 1)
+
+    return _slope(loss, own)
+
+
+def rlad_ratio(own, old, teacher, alpha):
+    """(pi / pi_old)^alpha (pi / T)^(1 - alpha)."""
+    return (math.exp(own) / math.exp(old)) ** alpha * (math.exp(own) / math.exp(teacher)) ** (1 - alpha)
+
+
+def rlsd_advantage(advantage, own, teacher, share, epsilon):
+    """The advantage of a token with a teacher that saw a solution."""
+    ratio = math.exp(teacher - own) if advantage > 0 else math.exp(own - teacher)
+    return advantage * (1 - share) + advantage * share * min(max(ratio, 1 - epsilon), 1 + epsilon)
+
+
+def g_opd_advantage(own, teacher, reference, scale):
+    """Of maximizing E[scale log(T / ref)] - KL(pi || ref): the reward less the log-ratio to the reference."""
+    return scale * (teacher - reference) - (own - reference)
+
+
+def margins(gaps, correct, scored, margin):
+    """What is added to the gaps of each rollout of a group, by its mean gap."""
+    right = [g for g, c, s in zip(gaps, correct, scored, strict=True) if c and s]
+    wrong = [g for g, c, s in zip(gaps, correct, scored, strict=True) if s and not c]
+    if not (right and wrong):
+        return [0.0] * len(gaps)
+    shift = max(0.0, margin - (sum(right) / len(right) - sum(wrong) / len(wrong)))
+    return [shift / 2 if c else -shift / 2 for c in correct]
+
+
+def scope_weights(student, teacher, correct, scored, temperature):
+    """w of each rollout of a group, from the mean log-probabilities: by perplexity, mean 1 among its kind."""
+
+    def shares(perplexity, power):
+        total = sum(p**power for p in perplexity)
+        return [len(perplexity) * p**power / total for p in perplexity]
+
+    right = [i for i, (c, s) in enumerate(zip(correct, scored, strict=True)) if c and s]
+    wrong = [i for i, (c, s) in enumerate(zip(correct, scored, strict=True)) if s and not c]
+    found = [0.0] * len(correct)
+    for rows, logps, power in ((right, student, 1 / temperature), (wrong, teacher, -1 / temperature)):
+        made = shares([math.exp(-logps[i]) for i in rows], power) if rows else []
+        for i, weight in zip(rows, made, strict=True):
+            found[i] = weight
+    return found
+
+
+def dmpo_steps(scores, means, lengths, strength, temperature):
+    """-gradient by log pi of each of a rollout's tokens: of strength mean_i (p_i - q_i)^2, by differences."""
+    p = _softmax([score / temperature for score in scores])
+
+    def loss(logps):
+        q = _softmax(logps)
+        return strength * sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / len(p)
+
+    found = []
+    for i, length in enumerate(lengths):
+
+        def of_sum(x, i=i, length=length):  # a mean log-probability is the sum over tokens by their number
+            return loss([m + (x / length if j == i else 0.0) for j, m in enumerate(means)])
+
+        found.append(-_slope(of_sum, 0.0))
+    return found
+
+
+def f_dpg_advantages(policy, target, divergence):
+    """-f'(pi / p) less the mean, of sequences with the log-probabilities pi and the unnormalized log p."""
+    z = sum(math.exp(t - q) for q, t in zip(policy, target, strict=True)) / len(policy)
+    f = {
+        "reverse": lambda t: t * math.log(t),
+        "forward": lambda t: -math.log(t),
+        "jensen_shannon": lambda t: t * math.log(2 * t / (1 + t)) + math.log(2 / (1 + t)),
+    }[divergence]
+    rewards = [-_slope(f, math.exp(q - t + math.log(z))) for q, t in zip(policy, target, strict=True)]
+    return [reward - sum(rewards) / len(rewards) for reward in rewards]
+
+
+def tip_kept(entropies, divergences, kept):
+    """The tokens of a rollout that are distilled."""
+
+    def scaled(values):
+        low, high = min(values), max(values)
+        return [(v - low) / (high - low) if high > low else 0.0 for v in values]
+
+    h, d = scaled(entropies), scaled(divergences)
+    score = [a + b - a * b for a, b in zip(h, d, strict=True)]
+    order = sorted(range(len(score)), key=lambda t: -score[t])
+    return set(order[: math.floor(kept * len(score))])
+
+
+def va_opd_loss(values, gains, top, share):
+    """share times the mean over the top tokens by gain, the rest times that over the others."""
+    order = sorted(range(len(gains)), key=lambda t: -gains[t])
+    high, low = order[: math.floor(top * len(gains))], order[math.floor(top * len(gains)) :]
+    if not high:
+        return sum(values) / len(values)
+    return share * sum(values[t] for t in high) / len(high) + (1 - share) * sum(values[t] for t in low) / len(
+        low
+    )
+
+
+def length_factor(length, mean, base):
+    """Of the advantage of a failed rollout."""
+    return 2 - base ** -(length - mean) if length > mean else 1.0
+
+
+def _softmax(values):
+    largest = max(values)
+    powers = [math.exp(v - largest) for v in values]
+    return [power / sum(powers) for power in powers]
+
+
+def _slope(function, x, h=1e-5):
+    return (function(x + h) - function(x - h)) / (2 * h)

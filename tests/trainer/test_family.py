@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from harness import chat_dataset, logged, make_trainer, relative_error, update_of
-from method_names import FAMILY
+from harness import (
+    chat_dataset,
+    logged,
+    make_trainer,
+    relative_error,
+    tiny_model,
+    tiny_tokenizer,
+    update_of,
+)
+from method_names import FAMILY, columns, needs
 from srpo_trl.methods import routers
 from srpo_trl.methods.record import Method
 
@@ -64,6 +72,28 @@ def wrong_row() -> Method:
     )
 
 
+COLUMNS = {  # whole prompts of scorers; of one row none
+    "skill": ["1+1, add", "2+2, add", None, "4+4, add"],
+    "utility": ["1+1, helpfully"] * 4,
+    "privacy": ["1+1, discreetly"] * 4,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A teacher that is a model of its own."""
+    path = tmp_path_factory.mktemp("teacher")
+    tiny_model(seed=1).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def options_of(name, folder):
+    """What the method needs, and columns for its scorers."""
+    made = {column: COLUMNS[column] for column in columns(name)}
+    return {"method": name, **needs(name, folder), "train_dataset": chat_dataset(**made)}
+
+
 @pytest.fixture(scope="module")
 def grpo(tmp_path_factory):
     return update_of(
@@ -94,10 +124,13 @@ def test_a_pull_by_the_advantage_is_grpos_first_update(tmp_path, grpo):
         {"method": "hdpo", **SHOWN},
         {"method": MINE + "distilled_and_pulled"},
         {"method": "negative_control"},
+        *({"method": name} for name in ("kdrl", "rlad", "tip", "selfci", "vopd", "dmpo")),
     ],
     ids=lambda options: options["method"],
 )
-def test_no_update_depends_on_the_split(tmp_path, options, split):
+def test_no_update_depends_on_the_split(tmp_path, options, split, folder):
+    if ":" not in options["method"]:
+        options = options_of(options["method"], folder) | options
     whole = update_of(tmp_path / "whole", **options)
     assert whole.norm() > 0
     assert relative_error(update_of(tmp_path / "split", split, **options), whole) < 1e-5
@@ -111,8 +144,11 @@ def test_paceds_weights_are_used_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_each_method_trains_three_steps(tmp_path, name):
-    trainer = make_trainer(tmp_path, method=name, max_steps=3, num_iterations=2, logging_steps=1)
+def test_each_method_trains_three_steps(tmp_path, name, folder):
+    options = options_of(name, folder)
+    trainer = make_trainer(
+        tmp_path, **options, max_steps=3, num_iterations=2, logging_steps=1, learning_rate=0.1
+    )
     trainer.train()
     assert trainer.state.global_step == 3
     has_pull = trainer.args.method_record.pull is not None

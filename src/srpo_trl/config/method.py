@@ -57,7 +57,7 @@ def make_method(name: Any, method_options: Any, routing: Any, options: Mapping[s
     arguments = _arguments(factory, given, options)
     try:
         method = factory(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError) as error:
         raise ValueError(f"method={name!r} with method_options={given!r} cannot be made: {error}") from error
     if not isinstance(method, Method):
         raise ValueError(

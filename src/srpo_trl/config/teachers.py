@@ -1,7 +1,7 @@
 """Teachers that are models of their own: which there are, and whether they are what the method asks for."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from srpo_trl.methods.record import TEACHER_CONTEXT, Method, Scorer
@@ -42,6 +42,15 @@ def read_columns(
         **{context: f"the context {context!r} of method={method!r}" for context in contexts},
         **{column: f"{name}={column!r}" for name, column in named.items() if column is not None},
     }
+
+
+def unknown_teacher(teacher_column: str | None, names: Iterable[Any], teachers: Iterable[str]) -> str:
+    """Return which of a column's values names no teacher, and what it must be; empty where all do."""
+    known = list(teachers)
+    wrong = [name for name in names if name not in known]
+    if not wrong:
+        return ""
+    return f"teacher_column={teacher_column!r} holds {wrong[0]!r}; it must name one of {', '.join(map(repr, known))}."
 
 
 def external_teachers(

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
+from datasets import Dataset
 from torch import nn
 from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
+from srpo_trl.config.teachers import unknown_teacher
 from srpo_trl.host.argument_types import check_each_argument
 from srpo_trl.host.datasets import context_problems, dataset_problems
 from srpo_trl.host.staging import unwritable
@@ -95,6 +97,10 @@ def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iter
         has_environment=has_environment,
         has_rollout_func=arguments["rollout_func"] is not None,
     )
+    if isinstance(train_dataset, Dataset) and config.teacher_column in train_dataset.column_names:
+        named = train_dataset.unique(config.teacher_column)
+        if problem := unknown_teacher(config.teacher_column, named, config.teacher_models):
+            yield problem
     if config.remove_unused_columns:
         for reader in config.read_columns.values():
             yield f"remove_unused_columns=True would drop {reader}; set it to False."

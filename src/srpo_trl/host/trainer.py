@@ -22,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
+from srpo_trl.config.teachers import unknown_teacher
 from srpo_trl.evaluation.samples import Sample
 from srpo_trl.evaluation.temporary import temporarily_set
 from srpo_trl.host import objects
@@ -271,6 +272,9 @@ class HostTrainer(GRPOTrainer):
             first_row=self.accelerator.process_index * len(prompts),
             columns={name: [row.get(name) for row in rows] for name in self.args.read_columns},
         )
+        chosen = self.graded.columns.get(self.args.teacher_column or "", ()) if self.is_training else ()
+        if problem := unknown_teacher(self.args.teacher_column, chosen, self.args.teacher_models):
+            raise ValueError(problem)
         self.rewards_ended = time.perf_counter()
         return rewards_BF
 

@@ -215,7 +215,8 @@ class DistillingModel:
         model: the wrapped student.
         request: of this micro-batch.
         policy_BT: bool, tokens that the policy branch trains; TRL's head need not score the others.
-        then: takes log-probabilities and entropies of those tokens, (B, T) each, before TRL's loss reads its inputs.
+        then: takes log-probabilities and entropies of those tokens, (B, T) each, and the divergence of the distilled
+            ones, (N,), before TRL's loss reads its inputs.
     """
 
     def __init__(
@@ -223,7 +224,7 @@ class DistillingModel:
         model: Callable[..., RoutedOutput],
         request: DistillationRequest,
         policy_BT: Tensor,
-        then: Callable[[Tensor, Tensor], None] = lambda logps_BT, entropy_BT: None,
+        then: Callable[[Tensor, Tensor, Tensor], None] = lambda logps_BT, entropy_BT, divergence_N: None,
     ) -> None:
         self._model = model
         self._request = request
@@ -239,5 +240,6 @@ class DistillingModel:
         self.result = outputs.distillation()
         assert outputs.log_probs is not None
         assert outputs.entropy is not None  # TRL's loss logs it
-        self._then(outputs.log_probs[:, -num_completion:], outputs.entropy[:, -num_completion:])
+        logps_BT, entropy_BT = (s[:, -num_completion:] for s in (outputs.log_probs, outputs.entropy))
+        self._then(logps_BT, entropy_BT, self.result.divergence_N)
         return outputs

@@ -1,8 +1,9 @@
 """Functions of whole groups that several methods share. Shapes: P prompts, G generations per prompt."""
 
+import torch
 from torch import Tensor
 
-from srpo_trl.methods.record import Graded
+from srpo_trl.methods.record import Graded, Scored
 
 
 def share(is_one_PG: Tensor, of_PG: Tensor) -> Tensor:
@@ -18,3 +19,35 @@ def share(is_one_PG: Tensor, of_PG: Tensor) -> Tensor:
 def has_failed(graded: Graded) -> Tensor:
     """Return the groups in which something was scored and nothing is correct, (P, 1) bool."""
     return graded.is_scored_PG.any(1, keepdim=True) & ~graded.is_correct_PG.any(1, keepdim=True)
+
+
+def softmax_within(value_PG: Tensor, of_PG: Tensor) -> Tensor:
+    """Return each group's softmax over `of_PG` times their number, so that its mean there is 1; 0 elsewhere."""
+    masked_PG = value_PG.masked_fill(~of_PG, -torch.inf)
+    softmax_PG = (masked_PG - masked_PG.amax(1, keepdim=True)).exp().nan_to_num(0.0)
+    total_P1 = softmax_PG.sum(1, keepdim=True)
+    return softmax_PG / torch.where(total_P1 > 0, total_P1, 1.0) * of_PG.sum(1, keepdim=True)
+
+
+def mean(value_PG: Tensor, of_PG: Tensor) -> Tensor:
+    """Return each group's mean over `of_PG`, (P, 1) float64; 0 where there is nothing to average."""
+    number_P1 = of_PG.sum(1, keepdim=True).double()
+    return torch.where(of_PG, value_PG, 0.0).double().sum(1, keepdim=True) / number_P1.clamp(min=1)
+
+
+def is_mixed(graded: Graded | Scored) -> Tensor:
+    """Return the groups with a correct and a wrong rollout, (P, 1) bool."""
+    wrong_PG = graded.is_scored_PG & ~graded.is_correct_PG
+    return graded.is_correct_PG.any(1, keepdim=True) & wrong_PG.any(1, keepdim=True)
+
+
+def log_mean_exp(value_PG: Tensor, of_PG: Tensor) -> Tensor:
+    """Return the log of each group's mean of exp(value) over `of_PG`, (P, 1); -inf where there is nothing."""
+    number_P1 = of_PG.sum(1, keepdim=True).clamp(min=1)
+    return value_PG.masked_fill(~of_PG, -torch.inf).logsumexp(1, keepdim=True) - number_P1.log()
+
+
+def standardized(value_PG: Tensor, of_PG: Tensor) -> Tensor:
+    """Return values less their group's mean over `of_PG`, over its standard deviation there (1e-6 at the least)."""
+    centered_PG = value_PG - mean(value_PG, of_PG)
+    return centered_PG / mean(centered_PG**2, of_PG).sqrt().clamp(min=1e-6)

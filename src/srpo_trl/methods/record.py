@@ -147,13 +147,15 @@ class StudentScores(NamedTuple):
     Attributes:
         logps_BT: log-probability of each token, at the sampling temperature.
         entropy_BT: over the full vocabulary, in nats.
+        divergence_BT: D to the first scorer that distils, in nats; 0 where that does not train.
     """
 
     logps_BT: Tensor
     entropy_BT: Tensor
+    divergence_BT: Tensor
 
 
-NOTHING_YET = StudentScores(torch.empty(0), torch.empty(0))  # before the student's pass
+NOTHING_YET = StudentScores(*torch.empty(3, 0))  # before the student's pass
 
 
 class Tokens(NamedTuple):

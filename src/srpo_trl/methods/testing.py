@@ -72,5 +72,5 @@ def tokens(
         rows={"is_correct": torch.tensor([True, False, False, True]), **rows},
         rollout_B=torch.arange(4) + 4 * seed,
         step=step,
-        student=StudentScores(logps() * mask_BT, logps().abs() * mask_BT),
+        student=StudentScores(*(sign * logps() * mask_BT for sign in (1, -1, -1))),
     )

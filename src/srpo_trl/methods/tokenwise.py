@@ -57,3 +57,55 @@ def drawn(tokens: Tokens, mask_BT: Tensor, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(int(tokens.rollout_B[0]) + 2**32 * tokens.step)
     noise_BT = torch.rand(mask_BT.shape, generator=generator).to(mask_BT.device)
     return largest(noise_BT, mask_BT, count)
+
+
+def no_advantages(tokens: Tokens) -> Tensor:
+    """Return advantages of 0, (B,): TRL's policy loss has no gradient, and a pull alone trains."""
+    return torch.zeros_like(tokens.advantage_B)
+
+
+def k3_pull(tokens: Tokens, scorer: str) -> Tensor:
+    """Return the pull of TRL's penalty k3 = r - log r - 1, r = reference / pi, for beta 1: r - 1."""
+    return tokens.gap_BT(scorer).expm1()
+
+
+def min_max(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return values scaled to [0, 1] within each row's masked tokens; 0 where they are all alike, and elsewhere."""
+    low_B1 = value_BT.masked_fill(~mask_BT, torch.inf).amin(1, keepdim=True)
+    high_B1 = value_BT.masked_fill(~mask_BT, -torch.inf).amax(1, keepdim=True)
+    width_B1 = (high_B1 - low_B1).nan_to_num(posinf=0.0, neginf=0.0)
+    scaled_BT = (value_BT - low_B1) / torch.where(width_B1 > 0, width_B1, 1.0)
+    return torch.where(mask_BT & (width_B1 > 0), scaled_BT, 0.0)
+
+
+def top_frac(value_BT: Tensor, mask_BT: Tensor, share: float) -> Tensor:
+    """Return the `share` of each row's masked tokens with the largest values, rounded down, bool; ties to the first."""
+    order_BT = value_BT.masked_fill(~mask_BT, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank_BT = torch.empty_like(order_BT).scatter_(
+        1, order_BT, torch.arange(order_BT.shape[1], device=order_BT.device).expand_as(order_BT)
+    )
+    return mask_BT & (rank_BT < (share * mask_BT.sum(1, keepdim=True)).floor())
+
+
+def two_means(value_BT: Tensor, mask_BT: Tensor, top: float, share: float) -> Tensor:
+    """Return weights of each row's tokens whose sum is that of its tokens' number: `share` of it on the `top` ones.
+
+    They make the weighted mean over a row `share` times the mean over its top tokens and 1 - share times that of the
+    others; a row without any top token has the others alone.
+    """
+    top_BT = top_frac(value_BT, mask_BT, top)
+    number_B1, top_B1 = mask_BT.sum(1, keepdim=True).double(), top_BT.sum(1, keepdim=True)
+    share_B1 = torch.where(top_B1 > 0, share, 0.0)
+    of_top_B1 = share_B1 * number_B1 / top_B1.clamp(min=1)
+    of_rest_B1 = (1 - share_B1) * number_B1 / (number_B1 - top_B1).clamp(min=1)
+    return torch.where(top_BT, of_top_B1, of_rest_B1) * mask_BT
+
+
+def of_row(name: str) -> Callable[[Tokens], Tensor]:
+    """Return one of the method's rows as the advantages, (B,)."""
+    return lambda tokens: tokens.rows[name]
+
+
+def times_row(name: str) -> Callable[[Tokens], Tensor]:
+    """Return TRL's advantages times one of the method's rows, (B,)."""
+    return lambda tokens: tokens.advantage_B * tokens.rows[name]

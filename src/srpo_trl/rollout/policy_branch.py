@@ -33,12 +33,15 @@ class PolicyBranch:
         self._method, self._routed, self._step = method, routed, step
         self._pulled: tuple[Tensor, Tensor] | None = None
 
-    def take(self, logps_BT: Tensor, entropy_BT: Tensor) -> None:
-        """Take the student's scores of the policy tokens, as its pass in hand gives them."""
+    def take(self, logps_BT: Tensor, entropy_BT: Tensor, divergence_N: Tensor) -> None:
+        """Take the student's scores of the policy tokens and the distilled ones, as its pass in hand gives them."""
         method, routed, mask_BT = self._method, self._routed, self._routed.policy_BT
         if not method.acts_on_policy:
             return
-        tokens = routed.tokens(self._step, StudentScores(logps_BT.detach(), entropy_BT.detach()))
+        divergence_BT = torch.zeros_like(logps_BT)
+        divergence_BT[routed.distilled_BT] = divergence_N.to(logps_BT.dtype)
+        student = StudentScores(logps_BT.detach(), entropy_BT.detach(), divergence_BT.detach())
+        tokens = routed.tokens(self._step, student)
         applies_B = routed.rows.get(IS_RESCORED, torch.ones_like(routed.route_B)).bool()
         applies_BT = mask_BT & applies_B.unsqueeze(1)
         if method.advantages is not None:
