@@ -59,6 +59,7 @@ def engine_options(engine: str) -> dict:
         return {"use_cpu": False, "ddp_backend": "gloo"}
     if engine.startswith("zero"):
         _no_extension_at_start()
+        _communication_from_the_start()
         return {"deepspeed": _zero(int(engine[4]), engine)}
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         _no_extension_at_start()
@@ -86,6 +87,13 @@ def _no_extension_at_start() -> None:
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _communication_from_the_start() -> None:
+    """Start DeepSpeed's communication, as accelerate does on a GPU: a model that is loaded later is sharded by it."""
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
 
 
 def _zero(stage: int, engine: str) -> dict:

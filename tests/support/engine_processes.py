@@ -32,8 +32,14 @@ from harness import (  # noqa: E402
     tiny_model,
     tiny_tokenizer,
 )
+from method_names import columns, needs  # noqa: E402
 from srpo_trl.host.finite_steps import NonFiniteStepsError  # noqa: E402
-from srpo_trl.seams.parameters import full_tensor, local_shard, named_trainable  # noqa: E402
+from srpo_trl.seams.parameters import (  # noqa: E402
+    full_tensor,
+    local_shard,
+    named_trainable,
+    whole_shape,
+)
 from two_processes import ONE_SIDED, STRADDLING  # noqa: E402
 
 TWO_STEPS = {"max_steps": 2, "learning_rate": 0.1}
@@ -82,6 +88,23 @@ RESUMED = {
     "resumed lora": {"max_steps": 4, "peft_config": LORA},
 }
 BFLOAT16 = {"bfloat16": {}, "bfloat16 lora": {"peft_config": LORA}}
+# A method of each kind: of weights by groups, a pull, an anchor, scorers of each kind, two that distil. Each with two
+# steps in small micro-batches, where the first process has one group and a half.
+FAMILY = {
+    "paced": {},
+    "kdrl": {"method_options": {"beta": 0.3}},
+    "rlad": {},
+    "tip": {},
+    "selfci": {},
+    "vopd": {},
+    "vla_opd": {},
+    "scope": {},
+    "rapo": {"method_options": {"alpha": 0.3}},
+    "ema_anchor": {"method_options": {"beta": 0.5}},
+    "opd": {"teacher_column": "domain"},
+    "kdrl, lora": {"method_options": {"beta": 0.3}, "peft_config": LORA},
+    "rapo, lora": {"method_options": {"alpha": 0.3}, "peft_config": LORA},
+}
 
 
 def make(folder, rollouts, num_processes, micro_batch, *, sizes=None, **options):
@@ -107,17 +130,26 @@ def whole(trainer, values=None):
     return flat((p, local_shard(p) if values is None else values[name]) for name, p in parameters.items())
 
 
-def saved_model(folder):
-    tiny_model().save_pretrained(folder / "model")  # on the first process alone
+def saved_model(folder, seed=0):
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        tiny_model(seed).save_pretrained(folder / "model")
+        tiny_tokenizer().save_pretrained(folder / "model")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     return str(folder / "model")
 
 
 def sharded_fraction(trainer):
-    parameters = trainer.teacher.weights._parameters()
-    wholes = [full_tensor(p, local_shard(p), torch.device("cpu")).numel() for p in parameters.values()]
-    return sum(local_shard(p).numel() for p in parameters.values()) / sum(wholes)
+    return fraction_of(trainer.teacher.weights._parameters().values())
+
+
+def held_fraction(model):
+    return fraction_of(model.parameters())
+
+
+def fraction_of(parameters):
+    held = [(local_shard(p).numel(), whole_shape(p).numel()) for p in parameters]
+    return sum(own for own, _ in held) / sum(all_of_it for _, all_of_it in held)
 
 
 def engine_name(trainer):
@@ -170,6 +202,38 @@ def run(folder, num_processes, rollouts, micro_batch, options):
 def results(folder, num_processes, scenarios):
     every = SCENARIOS | COMPARED_WITH_DDP
     return {name: run(folder / name, num_processes, *every[name]) for name in scenarios}
+
+
+def family(folder, num_processes, name):
+    """Two steps of a method of the family, and how much of the models each process holds."""
+    method, options = name.partition(",")[0], dict(FAMILY[name])
+    models = needs(method).get("teacher_model", {})
+    if "teacher_column" in options:
+        models = dict.fromkeys(("first", "second"))
+    paths = {model: saved_model(folder / model, seed) for seed, model in enumerate(models, 1)}
+    prompts = {column: [f"1+{n}, {column}" for n in range(3)] for column in columns(method)}
+    if "teacher_column" in options:
+        prompts["domain"] = ["first", "second", "first"]
+    trainer = make(
+        folder,
+        STRADDLING,
+        num_processes,
+        2,
+        method=method,
+        teacher_model=paths or None,
+        **(TWO_STEPS | {"train_dataset": chat_dataset(STRADDLING, **prompts)} | options),
+    )
+    initial = flat((p, local_shard(p)) for _, p in named_trainable(trainer.model))
+    trainer.train()
+    external = [teacher.model for teacher in trainer.teacher._external.values()]
+    return {
+        "engine": engine_name(trainer),
+        "num_processes": trainer.accelerator.num_processes,
+        "held": [sharded_fraction(trainer), *map(held_fraction, external)],
+        "update": whole(trainer) - initial,
+        "loss": logged(trainer, "loss"),
+        "grad_norm": [float(norm) for norm in logged(trainer, "grad_norm")],
+    }
 
 
 def half(completions, **kwargs):
@@ -316,6 +380,7 @@ if __name__ == "__main__":
             [name for name in [*SCENARIOS, *COMPARED_WITH_DDP] if name in names],
         ),
         "resume": {n: resumed(output / n, num_processes, RESUMED[n]) for n in RESUMED if n in names},
+        "family": {n: family(output / n, num_processes, n) for n in FAMILY if n in names},
         "bfloat16": {n: bfloat16(output / n, **BFLOAT16[n]) for n in BFLOAT16 if n in names},
         "nonfinite": nonfinite(output / "nonfinite") if "nonfinite" in names else None,
         "hanging": hanging(output / "hanging") if "hanging" in names else None,

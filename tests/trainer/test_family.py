@@ -124,7 +124,7 @@ def test_a_pull_by_the_advantage_is_grpos_first_update(tmp_path, grpo):
         {"method": "hdpo", **SHOWN},
         {"method": MINE + "distilled_and_pulled"},
         {"method": "negative_control"},
-        *({"method": name} for name in ("kdrl", "rlad", "tip", "selfci", "vopd", "dmpo")),
+        *({"method": name} for name in ("kdrl", "rlad", "tip", "selfci", "vopd", "scope")),
     ],
     ids=lambda options: options["method"],
 )
