@@ -151,6 +151,12 @@ class SRPOConfig(GRPOConfig):
     distillation_is_clip: float | None = option(
         2.0, "Cap of the distillation branch's importance ratio pi_theta / pi_old. None: off.", above(0.0)
     )
+    distillation_pointwise_clip: float | None = option(
+        None,
+        "Cap of what each token of the support, and the tail, adds to a token's divergence; what is above it has no "
+        "gradient. None: off.",
+        above(0.0),
+    )
     entropy_weight_beta: float | None = option(
         None,
         "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1. None: as the method says, SRPO "

@@ -219,7 +219,7 @@ def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: 
             local = slice(block.start - tokens.start, block.stop - tokens.start)
             if is_whole:
                 sides = (logits_CV[local], teacher_CV[local])
-                terms = full_losses(*sides, inputs.token_ids_N[block], inputs.spec.alpha)
+                terms = full_losses(*sides, inputs.token_ids_N[block], inputs.spec)
             else:
                 terms = _support_losses(logits_CV[local], inputs, block, plan)
             factor_R = _record_(sweep.statistics_6N[:, block], terms, inputs, block)

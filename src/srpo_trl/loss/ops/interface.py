@@ -4,6 +4,7 @@ Shapes: N packed scored tokens, D hidden (the teacher's may differ), V vocabular
 """
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -39,7 +40,7 @@ class DistillationSpec:
 
     Attributes:
         alpha: 0 forward KL(teacher || student), 1 reverse KL(student || teacher), between: generalized
-            Jensen-Shannon. Not used with "sampled", which is reverse KL.
+            Jensen-Shannon, or with `is_linear` the mix. Not used with "sampled", which is reverse KL.
         topk: size of the support, the student's most probable tokens; None, or V and more: the full
             vocabulary.
         add_tail: one more bucket for the mass outside the top K; False: both sides are renormalized.
@@ -47,9 +48,12 @@ class DistillationSpec:
             alone.
         temperature: both sides' logits are divided by it, after scale and softcap.
         importance_clip: cap of the importance ratio; None: the ratio is exactly 1.
+        is_linear: alpha KL(student || teacher) + (1 - alpha) KL(teacher || student) for alpha between.
+        pointwise_clip: cap of what each entry of the support, the tail included, adds to a token's divergence; an
+            entry above it has no gradient. None, which infinity becomes: off.
 
     Raises:
-        ValueError: a value is outside its range.
+        ValueError: a value is outside its range, or "sampled" has a `pointwise_clip`.
     """
 
     alpha: float = 0.5
@@ -58,6 +62,8 @@ class DistillationSpec:
     estimator: Estimator = "exact"
     temperature: float = 1.0
     importance_clip: float | None = 2.0
+    is_linear: bool = False
+    pointwise_clip: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -73,8 +79,19 @@ class DistillationSpec:
             problems.append(
                 f"importance_clip is {self.importance_clip}; it must be above 0, or None to switch it off"
             )
+        if self.pointwise_clip is not None and not self.pointwise_clip > 0.0:
+            problems.append(
+                f"pointwise_clip is {self.pointwise_clip}; it must be above 0, or None to switch it off"
+            )
+        if self.pointwise_clip is not None and self.estimator == "sampled":
+            problems.append(
+                f"pointwise_clip is {self.pointwise_clip} and estimator 'sampled', which has no entries to clip; use "
+                "'exact', or None"
+            )
         if problems:
             raise ValueError("; ".join(problems) + ".")
+        if self.pointwise_clip == math.inf:
+            object.__setattr__(self, "pointwise_clip", None)
 
     def support_size(self, vocab_size: int) -> int | None:
         """The number of tokens in the top K, or None where no top K is taken."""
