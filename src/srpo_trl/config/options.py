@@ -152,10 +152,7 @@ class SRPOConfig(GRPOConfig):
         2.0, "Cap of the distillation branch's importance ratio pi_theta / pi_old. None: off.", above(0.0)
     )
     distillation_pointwise_clip: float | None = option(
-        None,
-        "Cap of what each token of the support, and the tail, adds to a token's divergence; what is above it has no "
-        "gradient. None: off.",
-        above(0.0),
+        None, "Cap of what each entry of the support adds to a token's divergence. None: off.", above(0.0)
     )
     entropy_weight_beta: float | None = option(
         None,
