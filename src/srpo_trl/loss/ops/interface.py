@@ -166,20 +166,8 @@ def check_distillation_inputs(
         ValueError: the two sides' numbers of tokens or vocabularies differ, a head does not fit its hidden
             states, a per-token argument does not have the shape (N,), or the token ids are not integers.
     """
-    check_head("student", student_hidden_ND, student_head)
-    check_head("teacher", teacher_hidden_ND, teacher_head)
+    check_sides(student_hidden_ND, student_head, teacher_hidden_ND, teacher_head, "student", "teacher")
     num_tokens = student_hidden_ND.shape[0]
-    if teacher_hidden_ND.shape[0] != num_tokens:
-        raise ValueError(
-            f"the teacher's hidden states hold {teacher_hidden_ND.shape[0]} tokens and the student's "
-            f"{num_tokens}; both must hold the same tokens. Pack both with the same mask."
-        )
-    student_vocab, teacher_vocab = student_head.weight_VD.shape[0], teacher_head.weight_VD.shape[0]
-    if student_vocab != teacher_vocab:
-        raise ValueError(
-            f"the student's vocabulary has {student_vocab} tokens and the teacher's {teacher_vocab}; both "
-            "must be the same. Use a teacher with the student's tokenizer, and resize or pad both heads identically."
-        )
     per_token = {
         "token_ids_N": token_ids_N,
         "coefficient_N": coefficient_N,
@@ -195,6 +183,30 @@ def check_distillation_inputs(
     if token_ids_N.is_floating_point() or token_ids_N.dtype == torch.bool:
         raise ValueError(
             f"token_ids_N is {token_ids_N.dtype}; int64 token ids are required. Pass the sampled ids."
+        )
+
+
+def check_sides(
+    hidden_ND: Tensor, head: Head, other_hidden_ND: Tensor, other_head: Head, name: str, other_name: str
+) -> None:
+    """Refuse two sides that do not score the same tokens over the same vocabulary.
+
+    Raises:
+        ValueError: their numbers of tokens or vocabularies differ, or a head does not fit its hidden states.
+    """
+    check_head(name, hidden_ND, head)
+    check_head(other_name, other_hidden_ND, other_head)
+    num_tokens, other_tokens = hidden_ND.shape[0], other_hidden_ND.shape[0]
+    if num_tokens != other_tokens:
+        raise ValueError(
+            f"the {other_name}'s hidden states hold {other_tokens} tokens and the {name}'s {num_tokens}; both must "
+            "hold the same tokens. Pack both with the same mask."
+        )
+    vocab_size, other_vocab = head.weight_VD.shape[0], other_head.weight_VD.shape[0]
+    if vocab_size != other_vocab:
+        raise ValueError(
+            f"the {name}'s vocabulary has {vocab_size} tokens and the {other_name}'s {other_vocab}; both must be the "
+            "same. Use models of one tokenizer, and resize or pad both heads identically."
         )
 
 

@@ -117,6 +117,19 @@ def distillation_loss(
     )
 
 
+def hellinger(
+    hidden_ND: Tensor, head: Head, other_hidden_ND: Tensor, other_head: Head, temperature: float
+) -> Tensor:
+    """See `srpo_trl.loss.ops.hellinger`."""
+    dtype = compute_dtype(hidden_ND, head.weight_VD, other_hidden_ND, other_head.weight_VD)
+    with torch.no_grad():
+        roots_NV, other_roots_NV = (
+            log_probabilities(*side, temperature, dtype).mul(0.5).exp()
+            for side in ((hidden_ND, head), (other_hidden_ND, other_head))
+        )
+        return (0.5 * (roots_NV - other_roots_NV).square().sum(-1)).sqrt().clamp(max=1.0)
+
+
 def token_statistics(hidden_ND: Tensor, head: Head, temperature: float) -> TokenStatistics:
     """See `srpo_trl.loss.ops.token_statistics`."""
     with torch.no_grad():

@@ -133,6 +133,12 @@ def row_statistics_(logits_RV: Tensor) -> TokenStatistics:
     return TokenStatistics(entropy_R, largest_R1.squeeze(-1) + log_denominator_R)
 
 
+def root_probs_(logits_RV: Tensor) -> Tensor:
+    """Square roots of each row's softmax, which take the place of the logits: unit vectors."""
+    roots_RV = logits_RV.sub_(logits_RV.amax(-1, keepdim=True)).mul_(0.5).exp_()
+    return roots_RV.div_(roots_RV.square().sum(-1, keepdim=True).sqrt_())
+
+
 def student_rows(logits_RV: Tensor, token_ids_R: Tensor, topk: int | None) -> StudentRows:
     """Reduce the student's logits to what a support needs, in one sweep.
 
