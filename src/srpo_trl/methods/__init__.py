@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from srpo_trl.methods import (
     advantage_mix,
     clip_cov,
+    decoupling,
     distil,
     grpo,
     hdpo,
@@ -80,6 +81,7 @@ METHODS: dict[str, Entry] = {
     "paced": Entry(paced.paced, "PACED", UNWEIGHTED),
     "sc_sdpo": Entry(sc_sdpo.sc_sdpo, "SC-SDPO", UNWEIGHTED),
     "distil": Entry(distil.distil, "DistIL", UNWEIGHTED),
+    "decoupling": Entry(decoupling.decoupling, "Decoupling", UNWEIGHTED),
     "many_faces": Entry(many_faces.many_faces, "Many Faces", UNWEIGHTED),
     "sdpo_then_grpo": Entry(sdpo_then_grpo.sdpo_then_grpo, "SDPO, then GRPO", UNWEIGHTED),
     "clip_cov": Entry(clip_cov.clip_cov, "Clip-Cov", UNWEIGHTED),

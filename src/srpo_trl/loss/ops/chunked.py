@@ -152,7 +152,7 @@ def hellinger(
     temperature: float,
     chunk_bytes: int,
 ) -> Tensor:
-    """See `srpo_trl.loss.ops.hellinger`; two chunks of logits are held, and become unit vectors, sqrt(p) and sqrt(q)."""
+    """See `srpo_trl.loss.ops.hellinger`; both sides' logits of a chunk are held, and become sqrt(p) and sqrt(q)."""
     sides = ((hidden_ND, head), (other_hidden_ND, other_head))
     with torch.no_grad():
         dtype = compute_dtype(hidden_ND, head.weight_VD, other_hidden_ND, other_head.weight_VD)
