@@ -299,6 +299,12 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "pointwise_clip_ignored",
+        "the option distillation_pointwise_clip reaches no operator",
+        ("loss/student.py", "pointwise_clip=args.distillation_pointwise_clip,", "pointwise_clip=None,"),
+        tests=(f"{OBJECTIVE}[clipped entries]",),
+    ),
+    mutant(
         "clip_leaves_terms_out",
         "the gradient of a clipped reverse KL leaves out the multiple of p_k that drops out of a whole sum alone",
         (
