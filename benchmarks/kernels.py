@@ -137,6 +137,9 @@ def usual_cases() -> list[Case]:
     tail = DistillationSpec()
     return [
         *(Case(DistillationSpec(alpha=alpha)) for alpha in (0.0, 0.5, 1.0)),
+        *(Case(DistillationSpec(alpha=alpha, pointwise_clip=0.05)) for alpha in (0.0, 0.5, 1.0)),
+        *(Case(DistillationSpec(topk=k, is_linear=True, pointwise_clip=0.05)) for k in (100, None)),
+        Case(DistillationSpec(topk=None, pointwise_clip=0.05)),
         Case(DistillationSpec(topk=100, add_tail=False)),
         Case(DistillationSpec(topk=None)),
         Case(DistillationSpec(estimator="sampled")),
@@ -153,6 +156,13 @@ def all_cases() -> list[Case]:
         for alpha in (0.0, 0.5, 1.0)
         for topk, add_tail in ((100, True), (100, False), (20, True), (None, True))
         for clip in (2.0, None)
+    ]
+    specs += [
+        DistillationSpec(alpha=alpha, topk=k, add_tail=tail, is_linear=is_linear, pointwise_clip=clip)
+        for alpha, is_linear in ((0.0, False), (0.5, False), (1.0, False), (0.5, True))
+        for k, tail in ((100, True), (100, False), (None, True))
+        for clip in (0.05, None)
+        if is_linear or clip
     ]
     specs.append(DistillationSpec(estimator="sampled"))
     heads = ((False, None), (True, None), (False, 30.0), (True, 30.0))

@@ -99,6 +99,17 @@ def grouped(tiny: bool) -> dict[str, list[Problem]]:
         for head, options in heads.items()
         for support in (("top K + tail",) if tiny else ("top K + tail", "full vocabulary"))
     ]
+    divergences = {"mix": {"is_linear": True}, "clip": {}, "mix and clip": {"is_linear": True}}
+    groups["mix and clip"] = [
+        Problem(
+            f"{name}, {support}",
+            DistillationSpec(**options, **SUPPORTS[support], pointwise_clip=0.01 if "clip" in name else None),
+            torch.bfloat16,
+            size,
+        )
+        for name, options in divergences.items()
+        for support in ("top K + tail", "full vocabulary")
+    ]
     counts = (0, 1, 13) if tiny else (0, 1, 333)
     groups["numbers of tokens"] = [
         Problem(f"N = {count}", spec, torch.bfloat16, (count, *size[1:])) for count in counts

@@ -24,8 +24,8 @@ MUTANTS = [
         ),
         (
             "loss/ops/token_losses.py",
-            "if alpha == 1.0:\n        grad_RK",
-            "if alpha == 0.0:\n        grad_RK",
+            "if alpha == 1.0:\n        student_probs",
+            "if alpha == 0.0:\n        student_probs",
         ),
         tests=(
             "loss/test_ops.py::test_chunked_is_the_reference[5-33-7]",
@@ -164,7 +164,7 @@ MUTANTS = [
     mutant(
         "teachers_tail_never_summed",
         "the teacher's tail is one minus a sum where reverse KL divides by it",
-        ("loss/ops/teacher_rows.py", "if may_sum_tails(spec.alpha):", "if False:"),
+        ("loss/ops/teacher_rows.py", "if may_sum_tails(spec):", "if False:"),
         tests=("loss/test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
     ),
     mutant(
@@ -288,6 +288,89 @@ MUTANTS = [
             "pass",
         ),
         tests=("loss/test_ops.py::test_infinite_logits_are_refused",),
+    ),
+    mutant(
+        "clipped_entries_are_learned_from",
+        "an entry above the pointwise clip keeps its gradient",
+        ("loss/ops/token_losses.py", "        grad_RK.masked_fill_(share_RK > clip, 0.0)\n", ""),
+        tests=(
+            "loss/test_entry_clip.py::test_half_of_the_entries_are_clipped",
+            "loss/test_entry_clip.py::test_nothing_is_learned_where_everything_is_clipped",
+        ),
+    ),
+    mutant(
+        "pointwise_clip_ignored",
+        "the option distillation_pointwise_clip reaches no operator",
+        ("loss/student.py", "pointwise_clip=args.distillation_pointwise_clip,", "pointwise_clip=None,"),
+        tests=(f"{OBJECTIVE}[clipped entries]",),
+    ),
+    mutant(
+        "clip_leaves_terms_out",
+        "the gradient of a clipped reverse KL leaves out the multiple of p_k that drops out of a whole sum alone",
+        (
+            "loss/ops/token_losses.py",
+            "share_RK if clip is None else student_probs_RK.add_(share_RK)",
+            "share_RK.clone()",
+        ),
+        tests=("loss/test_entry_clip.py::test_half_of_the_entries_are_clipped",),
+    ),
+    mutant(
+        "kernels_learn_from_clipped_entries",
+        "an entry above the pointwise clip keeps its gradient in the kernels",
+        (
+            "loss/ops/triton_terms.py",
+            "        gradient = tl.where(summand > entry_clip, 0.0, gradient)\n",
+            "",
+        ),
+        tests=("loss/test_ops_triton.py::test_nothing_is_learned_where_everything_is_clipped",),
+    ),
+    mutant(
+        "mix_exchanges_its_sides",
+        "the mix is alpha KL(teacher || student) + (1 - alpha) KL(student || teacher)",
+        (
+            "loss/divergence.py",
+            "return alpha * reverse_NK + (1.0 - alpha) * ",
+            "return (1.0 - alpha) * reverse_NK + alpha * ",
+        ),
+        tests=("loss/test_entry_clip.py::test_the_mix_of_two_coins_by_hand",),
+    ),
+    mutant(
+        "mix_exchanges_its_sides_in_closed_form",
+        "the same in the chunked operator",
+        (
+            "loss/ops/token_losses.py",
+            "student_part_RK = student_logps_RK.exp().mul_(alpha)",
+            "student_part_RK = student_logps_RK.exp().mul_(1.0 - alpha)",
+        ),
+        (
+            "loss/ops/token_losses.py",
+            "teacher_logps_RK.exp().mul_(alpha - 1.0)",
+            "teacher_logps_RK.exp().mul_(-alpha)",
+        ),
+        tests=(
+            "loss/test_entry_clip.py::test_what_is_not_clipped_is_the_divergence",
+            "methods/test_family_oracle.py::test_decoupling_is_the_mix_of_the_two_kls",
+        ),
+    ),
+    mutant(
+        "mixes_tail_never_summed",
+        "the teacher's tail is one minus a sum where the mix divides by it",
+        (
+            "loss/ops/teacher_rows.py",
+            "spec.alpha > 0.0 if spec.is_linear else",
+            "False if spec.is_linear else",
+        ),
+        tests=("loss/test_ops.py::test_gradient_of_a_small_tail_is_the_float64_one",),
+    ),
+    mutant(
+        "hellinger_as_one_minus_a_sum",
+        "the Hellinger distance of near sides is one minus their product, which has no digits there",
+        (
+            "loss/ops/chunked.py",
+            "square_R = roots_RV.sub_(other_roots_RV).square_().sum(-1)",
+            "square_R = (2 - 2 * (roots_RV * other_roots_RV).sum(-1)).clamp(min=0.0)",
+        ),
+        tests=("loss/test_hellinger.py::test_near_0_the_distance_is_float64s",),
     ),
     mutant(
         "every_row_counts_its_prompt_again",

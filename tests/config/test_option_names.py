@@ -13,6 +13,7 @@ NAMES = [
     "distillation_alpha",
     "distillation_estimator",
     "distillation_is_clip",
+    "distillation_pointwise_clip",
     "distillation_topk",
     "distilled_frac_decay_steps",
     "distilled_frac_hold_steps",

@@ -268,8 +268,8 @@ def test_all_mass_in_the_topk_stays_finite(backend, dtype, alpha):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_tokens_that_both_sides_are_sure_of_have_no_divergence(backend, alpha):
+@pytest.mark.parametrize(("alpha", "is_linear"), [*((alpha, False) for alpha in ALPHAS), (0.3, True)])
+def test_tokens_that_both_sides_are_sure_of_have_no_divergence(backend, alpha, is_linear):
     """Logits of 33, tails of 5e-10: one minus a sum leaves noise of either sign, of which 4e-4 nats once remained."""
     generator = torch.Generator().manual_seed(0)
     weight = 0.15 * torch.randn(1001, 256, generator=generator)
@@ -279,9 +279,8 @@ def test_tokens_that_both_sides_are_sure_of_have_no_divergence(backend, alpha):
     hidden.requires_grad_()
     arguments = (hidden, head, teacher_hidden, head, ids, torch.ones(64), None)
     log_sum_exp = token_statistics(teacher_hidden, head, 1.0).log_sum_exp_N
-    result = distillation_loss(
-        *arguments, log_sum_exp, spec=DistillationSpec(alpha=alpha, topk=20), backend=backend
-    )
+    spec = DistillationSpec(alpha=alpha, topk=20, is_linear=is_linear)
+    result = distillation_loss(*arguments, log_sum_exp, spec=spec, backend=backend)
     assert result.divergence_N.abs().max() < 1e-6
     assert result.divergence_N.mean().abs() < 1e-7
     assert torch.autograd.grad(result.loss, hidden)[0].norm() < 1e-5
@@ -314,16 +313,18 @@ def tail_logits(masses, seed):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize(
+    ("alpha", "is_linear"), [*((alpha, False) for alpha in ALPHAS), (0.1, True), (0.5, True)]
+)
 @pytest.mark.parametrize("teacher_mass", [0.5, 0.2, 1e-3, 1e-5, 3e-8, 1e-9])
-def test_gradient_of_a_small_tail_is_the_float64_one(backend, alpha, teacher_mass):
+def test_gradient_of_a_small_tail_is_the_float64_one(backend, alpha, is_linear, teacher_mass):
     """The student's tail holds from 0.5 to 1e-9: each token's own gradient is right, and its divergence.
 
     One minus the mass inside, as elsewhere, makes forward KL's gradient wrong by 5 to 20 % between 1e-7 and 1e-6.
     """
     masses = [0.5, 1e-2, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9]
     students, teachers = tail_logits(masses, 5), tail_logits([teacher_mass] * len(masses), 6)
-    spec = DistillationSpec(alpha=alpha, topk=10)
+    spec = DistillationSpec(alpha=alpha, topk=10, is_linear=is_linear)
 
     def run(dtype, name, carries=True):
         logits, head = students.to(dtype).requires_grad_(), Head(torch.eye(101, dtype=dtype))
@@ -417,6 +418,10 @@ def test_the_counter_counts():
 
 MEMORY_SPECS = {
     **{f"full {alpha}": DistillationSpec(alpha=alpha, topk=None) for alpha in (0.0, 0.5, 1.0)},
+    **{f"full {a}, clipped": DistillationSpec(a, None, pointwise_clip=1e-3) for a in (0.0, 0.5, 1.0)},
+    "mix": DistillationSpec(topk=None, is_linear=True),
+    "mix, clipped": DistillationSpec(topk=None, is_linear=True, pointwise_clip=1e-3),
+    "mix with tail, clipped": DistillationSpec(topk=200, is_linear=True, pointwise_clip=1e-3),
     "tail": DistillationSpec(topk=5),
     "large top K": DistillationSpec(topk=200),
     "renormalized": DistillationSpec(topk=5, add_tail=False),
@@ -660,6 +665,9 @@ def test_unknown_backend_and_temperature_are_refused():
         {"estimator": "token"},
         {"temperature": 0.0},
         {"importance_clip": 0.0},
+        {"pointwise_clip": 0.0},
+        {"pointwise_clip": math.nan},
+        {"pointwise_clip": 0.1, "estimator": "sampled"},
     ],
 )
 def test_a_spec_outside_its_ranges_is_refused(options):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import triton_worker
+from entry_shares import clipped_frac
 from loss_problems import SPECS, make_problem
 from srpo_trl.loss import ops
 from srpo_trl.loss.ops import DistillationSpec, Head, fused_plan, token_statistics
@@ -28,7 +29,8 @@ AT_SIZE = {torch.float32: 0.01, torch.bfloat16: 0.01, torch.float16: 0.00125}
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("triton") / "results.pt"
     folder = Path(triton_worker.__file__).parent
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(folder)}
+    path_of_modules = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path_of_modules}
     command = [sys.executable, str(folder / "triton_worker.py"), str(path)]
     finished = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-4000:]
@@ -64,7 +66,12 @@ def names(*prefixes):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in CASES if n not in names("identical", "near", "bfloat16", "float16", "mixed")]
+    "name",
+    [
+        n
+        for n in CASES
+        if n not in names("identical", "wholly clipped", "near", "bfloat16", "float16", "mixed")
+    ],
 )
 def test_triton_is_the_reference(results, name):
     actual, expected = results["cases"][name], expected_of(CASES[name])
@@ -80,6 +87,20 @@ def test_a_teacher_equal_to_the_student_leaves_nothing_to_learn(results, name):
     actual = results["cases"][name]
     assert actual["divergence_N"].abs().max() <= 1e-9
     assert max(value.abs().max() for key, value in actual.items() if "gradient" in key) <= 2e-6
+
+
+@pytest.mark.parametrize("name", names("clipped"))
+def test_clipped_cases_clip(name):
+    case = CASES[name]
+    torch.manual_seed(0)
+    assert 0.3 < clipped_frac(in_float64(case.problem()), case.spec) < 0.6
+
+
+@pytest.mark.parametrize("name", names("wholly clipped"))
+def test_nothing_is_learned_where_everything_is_clipped(results, name):
+    actual = results["cases"][name]
+    assert actual["divergence_N"].abs().max() < 1e-7
+    assert all((value == 0).all() for key, value in actual.items() if "gradient" in key)
 
 
 @pytest.mark.parametrize("name", names("near"))

@@ -7,7 +7,7 @@ import torch
 
 import family_oracle as oracle
 from method_names import FAMILY
-from srpo_trl.loss.ops import DistillationSpec
+from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss
 from srpo_trl.methods import METHODS, groups, routers, schedules, testing, tokenwise
 from srpo_trl.methods.routers import scored_routes
 
@@ -54,6 +54,7 @@ DIVERGENCES = {
     "opsd_zhao": {"alpha": 0.5, "topk": None},
     "paced": {"alpha": 0.0},
     "distil": {"alpha": 0.0},
+    "decoupling": {"alpha": 0.5, "is_linear": True},
     "many_faces": {"alpha": 1.0, "topk": 20, "add_tail": False},
     "skill_sd": {"estimator": "sampled", "alpha": 1.0},
     **{name: {"alpha": 1.0} for name in ("tip", "va_opd", "vopd", "selfci", "vla_opd")},
@@ -76,6 +77,16 @@ def test_paced_turns_from_forward_to_reverse_kl():
         1.0,
         1.0,
     ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_decoupling_is_the_mix_of_the_two_kls(share):
+    student, teacher = [0.5, 0.3, 0.2], [0.1, 0.3, 0.6]
+    spec = make("decoupling", share=share).divergence_at(0, DistillationSpec(topk=None))
+    logits_1V, teacher_1V = (torch.tensor([side], dtype=torch.float64).log() for side in (student, teacher))
+    head, ids_1 = Head(torch.eye(3, dtype=torch.float64)), torch.zeros(1, dtype=torch.int64)
+    result = distillation_loss(logits_1V, head, teacher_1V, head, ids_1, torch.ones(1), spec=spec)
+    assert result.divergence_N.tolist() == pytest.approx([oracle.mix(student, teacher, share)], rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["hdpo", "opsd"])

@@ -82,12 +82,17 @@ def test_kernels_agree_with_the_reference():
         f"{support}, alpha {alpha}" for support in list(kernels.SUPPORTS)[:2] for alpha in (0, 0.5, 1)
     } <= names
     assert {f"log-sum-exp carried, {support}" for support in kernels.SUPPORTS} <= names
+    assert {"mix, top K + tail", "clip, full vocabulary", "mix and clip, top K + tail"} <= names
     assert {"N = 0", "N = 1", "tied, top K + tail", "frozen head, as under LoRA, top K + tail"} <= names
 
 
 def test_all_of_a_gpus_kernel_problems_are_there():
     groups = kernels.grouped(tiny=False)
-    assert set(groups) == {"bfloat16", "float16", "float32", "heads", "numbers of tokens", "N = 8,192"}
+    dtypes, others = (
+        {"bfloat16", "float16", "float32"},
+        {"heads", "mix and clip", "numbers of tokens", "N = 8,192"},
+    )
+    assert set(groups) == dtypes | others
     assert [len(groups[name]) for name in ("bfloat16", "float16", "float32")] == [10] * 3
     assert groups["N = 8,192"][0].sizes == (8192, 1024, 151_936)
 

@@ -49,6 +49,13 @@ def pass_rate_weight(group, powers):
     return p ** powers[0] * (1 - p) ** powers[1]
 
 
+def mix(student, teacher, share):
+    """share KL(student || teacher) + (1 - share) KL(teacher || student) of two lists of probabilities."""
+    reverse = sum(p * math.log(p / q) for p, q in zip(student, teacher, strict=True))
+    forward = sum(q * math.log(q / p) for p, q in zip(student, teacher, strict=True))
+    return share * reverse + (1 - share) * forward
+
+
 def covariances(advantages, logps, mask):
     """(A - mean A)(log pi - mean log pi) of each token that counts; its place first."""
     places = [(i, t) for i, row in enumerate(mask) for t, counts in enumerate(row) if counts]

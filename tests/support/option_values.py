@@ -47,6 +47,10 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
         st.one_of(st.none(), within(0, 1e6, exclude_min=True)),
         [*without(NO_NUMBER, None), 0, 0.0, -1, 1e31],
     ),
+    "distillation_pointwise_clip": (
+        st.one_of(st.none(), within(0, 10, exclude_min=True)),
+        [*without(NO_NUMBER, None), 0, 0.0, -1, 1e31],
+    ),
     "entropy_weight_beta": (st.one_of(st.none(), within(0, 50)), [*without(NO_NUMBER, None), -1e-9, 50.1]),
     "distilled_frac_hold_steps": (st.just(0), [*NO_NUMBER[:-1], -1, 0.5]),
     "distilled_frac_decay_steps": (st.one_of(st.none(), st.integers(1, 9)), without(NO_COUNT, None, 10**400)),

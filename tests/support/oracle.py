@@ -118,7 +118,13 @@ def support(
 def kl(first: np.ndarray, second: np.ndarray) -> float:
     """KL(first || second) of two probability vectors, in nats; entries without mass in `first` add
     nothing."""
-    return float(sum(a * (math.log(a) - math.log(b)) for a, b in zip(first, second, strict=True) if a > 0))
+    return float(sum(summands(first, second)))
+
+
+def summands(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Each entry's part of KL(first || second)."""
+    parts = [a * (math.log(a) - math.log(b)) if a > 0 else 0.0 for a, b in zip(first, second, strict=True)]
+    return np.array(parts)
 
 
 def divergence(
@@ -127,15 +133,21 @@ def divergence(
     alpha: float,
     topk: int | None = None,
     add_tail: bool = True,
+    clip: float | None = None,
 ) -> float:
-    """Divergence of one token, in nats: alpha 0 KL(q||p), 1 KL(p||q), between generalized Jensen-Shannon."""
+    """Divergence of one token, in nats: alpha 0 KL(q||p), 1 KL(p||q), between generalized Jensen-Shannon.
+
+    No entry of the support adds more than `clip`.
+    """
     p, q = support(student_logps, teacher_logps, topk, add_tail)
     if alpha == 0:
-        return kl(q, p)
-    if alpha == 1:
-        return kl(p, q)
-    mixture = (1 - alpha) * p + alpha * q
-    return alpha * kl(q, mixture) + (1 - alpha) * kl(p, mixture)
+        parts = summands(q, p)
+    elif alpha == 1:
+        parts = summands(p, q)
+    else:
+        mixture = (1 - alpha) * p + alpha * q
+        parts = alpha * summands(q, mixture) + (1 - alpha) * summands(p, mixture)
+    return float(sum(part if clip is None else min(part, clip) for part in parts))
 
 
 def importance_ratio(student_logp: float, old_logp: float, clip: float | None) -> float:
@@ -229,6 +241,7 @@ class Options:
     distillation_add_tail: bool = True
     distillation_estimator: str = "exact"
     distillation_is_clip: float | None = 2.0
+    distillation_pointwise_clip: float | None = None
     entropy_weight_beta: float = 1.0
     epsilon_low: float = 0.2
     epsilon_high: float = 0.28
@@ -381,6 +394,7 @@ def _distillation_loss(rollout: Rollout, t: int, options: Options) -> float:
             options.distillation_alpha,
             options.distillation_topk,
             options.distillation_add_tail,
+            options.distillation_pointwise_clip,
         )
     if rollout.old_logps is None:
         return loss

@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from entry_shares import half_clip
 from loss_problems import SPECS, CountLiveBytes, Problem, make_problem
 from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, projection, token_statistics
 
@@ -42,6 +43,13 @@ class Case:
     chunk_bytes: int = 2**26
     trained: tuple[bool, bool] = (True, True)  # hidden states, head
     mixed: bool = False
+    clips_half: bool = False  # at a clip that half of the entries are above
+
+    def __post_init__(self) -> None:
+        if self.clips_half:
+            torch.manual_seed(0)
+            clip = half_clip(self.problem(), self.spec)
+            self.spec = dataclasses.replace(self.spec, pointwise_clip=clip)
 
     def problem(self) -> Problem:
         problem = make_problem(
@@ -83,6 +91,15 @@ def make_cases() -> dict[str, Case]:
             spec = _spec(mode, alpha, temperature=(1.0, 0.6)[j % 2])
             cases[f"{mode} {alpha}"] = Case(spec, head=HEADS[(i + j) % 3])
             cases[f"identical {mode} {alpha}"] = Case(_spec(mode, alpha), noise=0.0, num_tokens=3)
+            cases[f"clipped {mode} {alpha}"] = Case(
+                _spec(mode, alpha), head=HEADS[(i + j) % 3], clips_half=True
+            )
+        mix, head = _spec(mode, 0.3, is_linear=True), HEADS[(i + 1) % 3]
+        cases[f"mix {mode}"] = Case(mix, head=head)
+        cases[f"identical mix {mode}"] = Case(mix, noise=0.0, num_tokens=3)
+        cases[f"clipped mix {mode}"] = Case(mix, head=head, clips_half=True)
+        wholly = _spec(mode, 0.3, pointwise_clip=1e-30)
+        cases[f"wholly clipped {mode}"] = Case(wholly, vocab_size=33, noise=2.0, num_tokens=3)
     cases["sampled"] = Case(_spec("sampled", temperature=0.6), head=HEADS[2])
     cases["sampled narrow"] = Case(_spec("sampled"), vocab_size=5)
     cases["identical sampled"] = Case(_spec("sampled"), noise=0.0, num_tokens=3)
@@ -115,6 +132,10 @@ def make_cases() -> dict[str, Case]:
         for alpha in ALPHAS:
             spec, head = _spec(mode, alpha), {"old": False}
             cases[f"near {mode} {alpha}"] = Case(spec, 12, 301, noise=0.01, head=head)
+            clipped = dataclasses.replace(spec, pointwise_clip=0.1)  # which no entry reaches
+            cases[f"near clip {mode} {alpha}"] = Case(clipped, 12, 301, noise=0.01, head=head)
+        mix = _spec(mode, 0.3, is_linear=True)
+        cases[f"near mix {mode}"] = Case(mix, 12, 301, noise=0.01, head=head)
     return cases
 
 

@@ -84,6 +84,7 @@ VARIANTS = {
     "renormalized top K": {"distillation_add_tail": False},
     "full vocabulary": {"distillation_topk": None},
     "sampled token": {"distillation_estimator": "sampled", "distillation_alpha": 1.0},
+    "clipped entries": {"distillation_pointwise_clip": 0.002, "distillation_alpha": 1.0},
     "temperature": {"temperature": 1.7},
 }
 

@@ -152,6 +152,9 @@ class SRPOConfig(GRPOConfig):
     distillation_is_clip: float | None = option(
         2.0, "Cap of the distillation branch's importance ratio pi_theta / pi_old. None: off.", above(0.0)
     )
+    distillation_pointwise_clip: float | None = option(
+        None, "Cap of what each entry of the support adds to a token's divergence. None: off.", above(0.0)
+    )
     entropy_weight_beta: float | None = option(
         None,
         "Sharpness of the weights exp(-beta * teacher entropy). 0: all weights are 1. None: as the method says, SRPO "

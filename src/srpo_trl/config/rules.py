@@ -50,6 +50,14 @@ def _estimator(distillation_estimator: str, distillation_alpha: float) -> Iterat
         )
 
 
+def _pointwise_clip(distillation_estimator: str, distillation_pointwise_clip: float | None) -> Iterator[str]:
+    if distillation_estimator == "sampled" and distillation_pointwise_clip is not None:
+        yield (
+            f"distillation_pointwise_clip={distillation_pointwise_clip!r} caps the entries of a support, and "
+            "distillation_estimator='sampled' has none. Leave it out, or set distillation_estimator='exact'."
+        )
+
+
 def _hold(distilled_frac_hold_steps: int, distilled_frac_decay_steps: int | None) -> Iterator[str]:
     if distilled_frac_hold_steps and distilled_frac_decay_steps is None:
         yield (
@@ -125,6 +133,7 @@ def _resampled(
 RULES: tuple[Rule, ...] = (
     _extras,
     _estimator,
+    _pointwise_clip,
     _hold,
     _reference,
     _best_metric,

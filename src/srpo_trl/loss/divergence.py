@@ -98,27 +98,41 @@ def mixture_logps(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: flo
     return torch.logaddexp(student_part_NK, teacher_logps_NK.detach() + math.log(alpha))
 
 
-def divergence(student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: float) -> Tensor:
+def divergence(
+    student_logps_NK: Tensor,
+    teacher_logps_NK: Tensor,
+    alpha: float,
+    is_linear: bool = False,
+    pointwise_clip: float | None = None,
+) -> Tensor:
     """The divergence that `alpha` names, of each token on the given support, in nats.
 
         alpha = 0: KL(q || p);   alpha = 1: KL(p || q);   between: generalized Jensen-Shannon
                                                                       (SDPO, arXiv:2601.20802; SRPO, table 3)
+        is_linear: alpha KL(p || q) + (1 - alpha) KL(q || p)                                    (arXiv:2605.16826)
+        pointwise_clip: sum_k min(D_k, clip), D_k the summand of entry k                 (TRACE, arXiv:2605.10194)
 
     Args:
-        student_logps_NK: finite log-probabilities, float32 or float64. Receives the gradient.
+        student_logps_NK: finite log-probabilities, float32 or float64. Receives the gradient; an entry above the
+            clip has none.
         teacher_logps_NK: same shape and dtype; detached here, never receives one.
         alpha: from 0 to 1. The two ends are the KLs by convention, not the limits of the form between them.
+        is_linear: the mix of the two KLs between the ends.
+        pointwise_clip: cap of each entry's summand, above 0; None: off.
 
     Returns:
-        (N,) in the inputs' dtype, >= 0 up to rounding where both sides sum to one.
+        (N,) in the inputs' dtype, >= 0 up to rounding where both sides sum to one and nothing is clipped.
 
     Raises:
         ValueError: alpha is outside [0, 1], the shapes differ, or a dtype is narrower than float32.
     """
     ends: dict[float, Callable[[Tensor, Tensor], Tensor]] = {0.0: forward_kl, 1.0: reverse_kl}
-    if alpha in ends:
+    if pointwise_clip is None and alpha in ends:
         return ends[alpha](student_logps_NK, teacher_logps_NK)
-    return generalized_jensen_shannon(student_logps_NK, teacher_logps_NK, alpha)
+    if pointwise_clip is None and not is_linear:
+        return generalized_jensen_shannon(student_logps_NK, teacher_logps_NK, alpha)
+    share_NK = _entry_shares(student_logps_NK, teacher_logps_NK, alpha, is_linear)
+    return (share_NK if pointwise_clip is None else share_NK.clamp(max=pointwise_clip)).sum(-1)
 
 
 def student_topk(student_logps_NV: Tensor, topk: int) -> Tensor:
@@ -192,7 +206,13 @@ def renormalize(top_logps_NK: Tensor) -> Tensor:
 
 
 def divergence_on_topk(
-    student_logps_NV: Tensor, teacher_logps_NV: Tensor, alpha: float, topk: int | None, add_tail: bool
+    student_logps_NV: Tensor,
+    teacher_logps_NV: Tensor,
+    alpha: float,
+    topk: int | None,
+    add_tail: bool,
+    is_linear: bool = False,
+    pointwise_clip: float | None = None,
 ) -> Tensor:
     """The divergence that `alpha` names, of each token on the student's top K, in nats.
 
@@ -203,22 +223,22 @@ def divergence_on_topk(
         alpha: as in `divergence`.
         topk: size of the support. None, or V and more: the full vocabulary, whatever `add_tail`.
         add_tail: True: one more bucket with the mass of all other tokens; False: both sides renormalized.
+        is_linear, pointwise_clip: as in `divergence`; the tail is one entry.
 
     Returns:
-        (N,) in the inputs' dtype, >= 0 up to rounding.
+        (N,) in the inputs' dtype, >= 0 up to rounding where nothing is clipped.
 
     Raises:
         ValueError: alpha is outside [0, 1], topk is below 1, the shapes differ, or a dtype is narrower than
             float32.
     """
     if topk is None or topk >= student_logps_NV.shape[-1]:
-        return divergence(student_logps_NV, teacher_logps_NV, alpha)
+        return divergence(student_logps_NV, teacher_logps_NV, alpha, is_linear, pointwise_clip)
     _check_pair(student_logps_NV, teacher_logps_NV)
     indices_NK = student_topk(student_logps_NV, topk)
     close = topk_and_tail if add_tail else renormalized_topk
-    return divergence(
-        close(student_logps_NV, indices_NK), close(teacher_logps_NV.detach(), indices_NK), alpha
-    )
+    sides = (close(student_logps_NV, indices_NK), close(teacher_logps_NV.detach(), indices_NK))
+    return divergence(*sides, alpha, is_linear, pointwise_clip)
 
 
 def sampled_token_reverse_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
@@ -243,9 +263,32 @@ def sampled_token_reverse_kl(student_logp_N: Tensor, teacher_logp_N: Tensor) -> 
     return (student_logp_N - teacher_logp_N).detach() * student_logp_N
 
 
+def _entry_shares(
+    student_logps_NK: Tensor, teacher_logps_NK: Tensor, alpha: float, is_linear: bool
+) -> Tensor:
+    """Each entry's summand of the divergence, of either sign: (N, K)."""
+    _check_pair(student_logps_NK, teacher_logps_NK)
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha is {alpha}; it must be from 0 (forward KL) to 1 (reverse KL).")
+    teacher_logps_NK = teacher_logps_NK.detach()
+    if is_linear or alpha in (0.0, 1.0):
+        reverse_NK = _relative_entropy_shares(student_logps_NK, teacher_logps_NK)
+        return alpha * reverse_NK + (1.0 - alpha) * _relative_entropy_shares(
+            teacher_logps_NK, student_logps_NK
+        )
+    mixture_NK = mixture_logps(student_logps_NK, teacher_logps_NK, alpha)
+    student_term_NK = _relative_entropy_shares(student_logps_NK, mixture_NK)
+    return alpha * _relative_entropy_shares(teacher_logps_NK, mixture_NK) + (1.0 - alpha) * student_term_NK
+
+
 def _relative_entropy(logps_NK: Tensor, reference_logps_NK: Tensor) -> Tensor:
     """KL(first || second) of each token, differentiable in both."""
-    return (logps_NK.exp() * (logps_NK - reference_logps_NK)).sum(-1)
+    return _relative_entropy_shares(logps_NK, reference_logps_NK).sum(-1)
+
+
+def _relative_entropy_shares(logps_NK: Tensor, reference_logps_NK: Tensor) -> Tensor:
+    """Each entry's summand of KL(first || second), differentiable in both."""
+    return logps_NK.exp() * (logps_NK - reference_logps_NK)
 
 
 def _check_pair(student_logps: Tensor, teacher_logps: Tensor) -> None:

@@ -30,6 +30,7 @@ def distillation_spec(args: Any, step: int) -> DistillationSpec:
         estimator=args.distillation_estimator,
         temperature=args.temperature,
         importance_clip=args.distillation_is_clip,
+        pointwise_clip=args.distillation_pointwise_clip,
     )
     spec: DistillationSpec = args.method_record.divergence_at(step, of_options)
     return spec

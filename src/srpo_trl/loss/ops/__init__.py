@@ -22,6 +22,7 @@ from srpo_trl.loss.ops.interface import (
     TokenStatistics,
     check_distillation_inputs,
     check_head,
+    check_sides,
     compute_dtype,
 )
 from srpo_trl.loss.ops.plan import slices
@@ -34,6 +35,7 @@ __all__ = [
     "Head",
     "TokenStatistics",
     "distillation_loss",
+    "hellinger",
     "sampled_logps",
     "token_statistics",
 ]
@@ -221,6 +223,58 @@ def sampled_logps(
             for block in slices(0, len(hidden_ND), _LOGPS_BLOCK)
         ]
     return torch.cat([hidden_ND.new_empty(0, 1, dtype=dtype), *blocks]).squeeze(1)
+
+
+def hellinger(
+    hidden_ND: Tensor,
+    head: Head,
+    other_hidden_ND: Tensor,
+    other_head: Head,
+    temperature: float,
+    *,
+    backend: Backend = "auto",
+    chunk_bytes: int | None = None,
+    refuse_nonfinite: bool = True,
+) -> Tensor:
+    """Hellinger distance of two sides at each token, over the whole vocabulary: 0 where they agree, 1 where disjoint.
+
+        H_n = sqrt(1 - sum_v sqrt(p_v q_v)) = sqrt(1/2 sum_v (sqrt(p_v) - sqrt(q_v))^2)         (DGPO, arXiv:2605.03327)
+
+    Args:
+        hidden_ND: last hidden states; never receives a gradient.
+        head: never receives a gradient.
+        other_hidden_ND: the other side's at the same tokens; never receives a gradient.
+        other_head: never receives a gradient. Its vocabulary is the head's, its width may differ.
+        temperature: above 0.
+        backend: as in `distillation_loss`, but there are no kernels: "auto" is "chunked" on a GPU, too.
+        chunk_bytes: as in `token_statistics`.
+        refuse_nonfinite: as in `distillation_loss`.
+
+    Returns:
+        (N,) float32 (float64 where hidden states or weights are), from 0 to 1, no gradient; NaN where a logit is NaN
+        or above all numbers.
+
+    Raises:
+        ValueError: a head does not fit its hidden states, the sides do not fit together, temperature is not above 0,
+            `backend` is unknown or "triton", or a logit is refused.
+    """
+    check_sides(hidden_ND, head, other_hidden_ND, other_head, "first side", "second side")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0. Pass the sampling temperature.")
+    if backend not in ("auto", "reference", "chunked"):
+        raise ValueError(
+            f"backend is {backend!r}; the Hellinger distance has 'reference' and 'chunked'. Use 'auto'."
+        )
+    sides = (*_round_as_autocast(hidden_ND, head), *_round_as_autocast(other_hidden_ND, other_head))
+    with _without_autocast(hidden_ND):
+        if backend == "reference":
+            distance_N = reference.hellinger(*sides, temperature)
+        else:
+            chunk_bytes = chunk_bytes or statistics_chunk_bytes(hidden_ND.is_cuda)
+            distance_N = chunked.hellinger(*sides, temperature, chunk_bytes)
+    if refuse_nonfinite:
+        _refuse_infinite_logits("first or second side", distance_N.isfinite().all())
+    return distance_N
 
 
 def _statistics(

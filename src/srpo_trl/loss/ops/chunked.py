@@ -40,6 +40,7 @@ from srpo_trl.loss.ops.token_losses import (
     TokenTerms,
     full_losses,
     gradient_ids,
+    root_probs_,
     row_statistics_,
     student_rows,
     support_terms,
@@ -143,6 +144,34 @@ def token_statistics(hidden_ND: Tensor, head: Head, temperature: float, chunk_by
         return TokenStatistics(entropy_N, log_sum_exp_N)
 
 
+def hellinger(
+    hidden_ND: Tensor,
+    head: Head,
+    other_hidden_ND: Tensor,
+    other_head: Head,
+    temperature: float,
+    chunk_bytes: int,
+) -> Tensor:
+    """See `srpo_trl.loss.ops.hellinger`; both sides' logits of a chunk are held, and become sqrt(p) and sqrt(q)."""
+    sides = ((hidden_ND, head), (other_hidden_ND, other_head))
+    with torch.no_grad():
+        dtype = compute_dtype(hidden_ND, head.weight_VD, other_hidden_ND, other_head.weight_VD)
+        plan = plan_distillation(*sides[0], *sides[1], dtype, DistillationSpec(topk=None), chunk_bytes)
+        distance_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=dtype)
+        buffer_2CV = hidden_ND.new_empty((2, plan.chunk_tokens, head.weight_VD.shape[0]), dtype=dtype)
+        for tokens in slices(0, hidden_ND.shape[0], plan.chunk_tokens):
+            logits_2CV = buffer_2CV[:, : tokens.stop - tokens.start]
+            for logits_CV, (side_ND, side_head) in zip(logits_2CV, sides, strict=True):
+                precision = matmul_precision(side_ND, side_head.weight_VD, dtype)
+                project_(logits_CV, side_ND[tokens], side_head, temperature, precision, plan.tile_rows)
+            for block in slices(tokens.start, tokens.stop, plan.block_tokens):
+                local = slice(block.start - tokens.start, block.stop - tokens.start)
+                roots_RV, other_roots_RV = map(root_probs_, logits_2CV[:, local])
+                square_R = roots_RV.sub_(other_roots_RV).square_().sum(-1)
+                distance_N[block] = square_R.mul_(0.5).sqrt_().clamp_(max=1.0)
+        return distance_N
+
+
 class _DistillationLoss(torch.autograd.Function):
     """The sweep as one differentiable step."""
 
@@ -219,7 +248,7 @@ def _sweep(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: 
             local = slice(block.start - tokens.start, block.stop - tokens.start)
             if is_whole:
                 sides = (logits_CV[local], teacher_CV[local])
-                terms = full_losses(*sides, inputs.token_ids_N[block], inputs.spec.alpha)
+                terms = full_losses(*sides, inputs.token_ids_N[block], inputs.spec)
             else:
                 terms = _support_losses(logits_CV[local], inputs, block, plan)
             factor_R = _record_(sweep.statistics_6N[:, block], terms, inputs, block)

@@ -91,7 +91,7 @@ def plan_fused(
     elif topk is not None:
         support = "tail" if spec.add_tail else "renormalized"
     sides = ((student_hidden_ND, student_head), (teacher_hidden_ND, teacher_head))
-    sums_tails = support == "tail" and may_sum_tails(spec.alpha)
+    sums_tails = support == "tail" and may_sum_tails(spec)
     return _plan(sides, support, topk or 0, chunk_bytes, sums_tails=sums_tails)
 
 

@@ -241,6 +241,7 @@ def reduce_support_(
         None if old_logps_N is None else old_logps_N[tokens],
         clip,
         inputs.spec.alpha,
+        inputs.spec.pointwise_clip,
         student.inner,
         student.outer,
         statistics_6C,
@@ -250,7 +251,7 @@ def reduce_support_(
         HAS_RATIO=old_logps_N is not None,
         HAS_SOFTCAP=student.head.softcap is not None,
         SUPPORT=plan.support,
-        DIVERGENCE=_divergence_name(inputs.spec),
+        **_divergence(inputs.spec),
         BLOCK=block,
         **_with_all_registers(max(4, block // 512)),
     )
@@ -323,6 +324,7 @@ def reduce_full_(
         None if old_logps_N is None else old_logps_N[tokens],
         clip,
         inputs.spec.alpha,
+        inputs.spec.pointwise_clip,
         statistics_6C,
         statistics_6C.stride(0),
         gradient_CV,
@@ -332,7 +334,7 @@ def reduce_full_(
         TEACHER_HAS_BIAS=teacher.head.bias_V is not None,
         TEACHER_HAS_SOFTCAP=teacher.head.softcap is not None,
         HAS_RATIO=old_logps_N is not None,
-        DIVERGENCE=_divergence_name(inputs.spec),
+        **_divergence(inputs.spec),
         WITH_GRADIENT=inputs.needs_gradient,
         NARROW=gradient_CV.dtype != torch.float32,
         BLOCK=row_block,
@@ -346,8 +348,9 @@ def _ratio_inputs(inputs: Inputs) -> tuple[Tensor | None, float]:
     return (None, 1.0) if clip is None else (inputs.old_logps_N, clip)
 
 
-def _divergence_name(spec: DistillationSpec) -> str:
-    return {0.0: "forward_kl", 1.0: "reverse_kl"}.get(spec.alpha, "jsd")
+def _divergence(spec: DistillationSpec) -> dict[str, str | bool]:
+    name = {0.0: "forward_kl", 1.0: "reverse_kl"}.get(spec.alpha, "linear" if spec.is_linear else "jsd")
+    return {"DIVERGENCE": name, "CLIPS_ENTRIES": spec.pointwise_clip is not None}
 
 
 def _flags(side: DistributionStats) -> dict[str, bool]:

@@ -4,6 +4,7 @@ Shapes: N packed scored tokens, D hidden (the teacher's may differ), V vocabular
 """
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -39,7 +40,7 @@ class DistillationSpec:
 
     Attributes:
         alpha: 0 forward KL(teacher || student), 1 reverse KL(student || teacher), between: generalized
-            Jensen-Shannon. Not used with "sampled", which is reverse KL.
+            Jensen-Shannon, or with `is_linear` the mix. Not used with "sampled", which is reverse KL.
         topk: size of the support, the student's most probable tokens; None, or V and more: the full
             vocabulary.
         add_tail: one more bucket for the mass outside the top K; False: both sides are renormalized.
@@ -47,9 +48,12 @@ class DistillationSpec:
             alone.
         temperature: both sides' logits are divided by it, after scale and softcap.
         importance_clip: cap of the importance ratio; None: the ratio is exactly 1.
+        is_linear: alpha KL(student || teacher) + (1 - alpha) KL(teacher || student) for alpha between.
+        pointwise_clip: cap of what each entry of the support, the tail included, adds to a token's divergence; an
+            entry above it has no gradient. None, which infinity becomes: off.
 
     Raises:
-        ValueError: a value is outside its range.
+        ValueError: a value is outside its range, or "sampled" has a `pointwise_clip`.
     """
 
     alpha: float = 0.5
@@ -58,6 +62,8 @@ class DistillationSpec:
     estimator: Estimator = "exact"
     temperature: float = 1.0
     importance_clip: float | None = 2.0
+    is_linear: bool = False
+    pointwise_clip: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -73,8 +79,19 @@ class DistillationSpec:
             problems.append(
                 f"importance_clip is {self.importance_clip}; it must be above 0, or None to switch it off"
             )
+        if self.pointwise_clip is not None and not self.pointwise_clip > 0.0:
+            problems.append(
+                f"pointwise_clip is {self.pointwise_clip}; it must be above 0, or None to switch it off"
+            )
+        if self.pointwise_clip is not None and self.estimator == "sampled":
+            problems.append(
+                f"pointwise_clip is {self.pointwise_clip} and estimator 'sampled', which has no entries to clip; use "
+                "'exact', or None"
+            )
         if problems:
             raise ValueError("; ".join(problems) + ".")
+        if self.pointwise_clip == math.inf:
+            object.__setattr__(self, "pointwise_clip", None)
 
     def support_size(self, vocab_size: int) -> int | None:
         """The number of tokens in the top K, or None where no top K is taken."""
@@ -149,20 +166,8 @@ def check_distillation_inputs(
         ValueError: the two sides' numbers of tokens or vocabularies differ, a head does not fit its hidden
             states, a per-token argument does not have the shape (N,), or the token ids are not integers.
     """
-    check_head("student", student_hidden_ND, student_head)
-    check_head("teacher", teacher_hidden_ND, teacher_head)
+    check_sides(student_hidden_ND, student_head, teacher_hidden_ND, teacher_head, "student", "teacher")
     num_tokens = student_hidden_ND.shape[0]
-    if teacher_hidden_ND.shape[0] != num_tokens:
-        raise ValueError(
-            f"the teacher's hidden states hold {teacher_hidden_ND.shape[0]} tokens and the student's "
-            f"{num_tokens}; both must hold the same tokens. Pack both with the same mask."
-        )
-    student_vocab, teacher_vocab = student_head.weight_VD.shape[0], teacher_head.weight_VD.shape[0]
-    if student_vocab != teacher_vocab:
-        raise ValueError(
-            f"the student's vocabulary has {student_vocab} tokens and the teacher's {teacher_vocab}; both "
-            "must be the same. Use a teacher with the student's tokenizer, and resize or pad both heads identically."
-        )
     per_token = {
         "token_ids_N": token_ids_N,
         "coefficient_N": coefficient_N,
@@ -178,6 +183,30 @@ def check_distillation_inputs(
     if token_ids_N.is_floating_point() or token_ids_N.dtype == torch.bool:
         raise ValueError(
             f"token_ids_N is {token_ids_N.dtype}; int64 token ids are required. Pass the sampled ids."
+        )
+
+
+def check_sides(
+    hidden_ND: Tensor, head: Head, other_hidden_ND: Tensor, other_head: Head, name: str, other_name: str
+) -> None:
+    """Refuse two sides that do not score the same tokens over the same vocabulary.
+
+    Raises:
+        ValueError: their numbers of tokens or vocabularies differ, or a head does not fit its hidden states.
+    """
+    check_head(name, hidden_ND, head)
+    check_head(other_name, other_hidden_ND, other_head)
+    num_tokens, other_tokens = hidden_ND.shape[0], other_hidden_ND.shape[0]
+    if num_tokens != other_tokens:
+        raise ValueError(
+            f"the {other_name}'s hidden states hold {other_tokens} tokens and the {name}'s {num_tokens}; both must "
+            "hold the same tokens. Pack both with the same mask."
+        )
+    vocab_size, other_vocab = head.weight_VD.shape[0], other_head.weight_VD.shape[0]
+    if vocab_size != other_vocab:
+        raise ValueError(
+            f"the {name}'s vocabulary has {vocab_size} tokens and the {other_name}'s {other_vocab}; both must be the "
+            "same. Use models of one tokenizer, and resize or pad both heads identically."
         )
 
 

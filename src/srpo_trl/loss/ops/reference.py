@@ -82,11 +82,14 @@ def distillation_loss(
             side = (teacher_hidden_ND, teacher_head, ids_NW, teacher_log_sum_exp_N)
             teacher_NW = teacher_logps(*side, spec.temperature, dtype)
 
+    entries = (spec.is_linear, spec.pointwise_clip)
     if spec.estimator == "sampled":
         token_loss_N = sampled_token_reverse_kl(student_logps_N, teacher_NW[:, 0])
         divergence_N = student_logps_N - teacher_NW[:, 0]
     elif teacher_log_sum_exp_N is None:
-        token_loss_N = divergence_on_topk(student_logps_NV, teacher_NV, spec.alpha, spec.topk, spec.add_tail)
+        token_loss_N = divergence_on_topk(
+            *(student_logps_NV, teacher_NV, spec.alpha, spec.topk, spec.add_tail), *entries
+        )
         divergence_N = token_loss_N
     else:
         ids_NK, teacher_NK, whole = ids_NW[:, 1:], teacher_NW[:, 1:], teacher_head.weight_VD.shape[0]
@@ -94,7 +97,8 @@ def distillation_loss(
         sums = (teacher_hidden_ND, teacher_head, ids_NK, teacher_log_sum_exp_N, spec, whole, whole)
         tail_N = teacher_tail_(teacher_NK, student_NK[:, -1].detach().exp(), *sums)
         log_tail_N1 = tail_N.clamp(min=MIN_TAIL_MASS).log().unsqueeze(-1)
-        token_loss_N = divergence(student_NK, torch.cat([teacher_NK, log_tail_N1], dim=-1), spec.alpha)
+        teacher_NK = torch.cat([teacher_NK, log_tail_N1], dim=-1)
+        token_loss_N = divergence(student_NK, teacher_NK, spec.alpha, *entries)
         divergence_N = token_loss_N
 
     topk_mass_N = torch.ones_like(student_logps_N)
@@ -111,6 +115,19 @@ def distillation_loss(
         topk_mass_N=topk_mass_N.detach(),
         importance_ratio_N=ratio_N.detach(),
     )
+
+
+def hellinger(
+    hidden_ND: Tensor, head: Head, other_hidden_ND: Tensor, other_head: Head, temperature: float
+) -> Tensor:
+    """See `srpo_trl.loss.ops.hellinger`."""
+    dtype = compute_dtype(hidden_ND, head.weight_VD, other_hidden_ND, other_head.weight_VD)
+    with torch.no_grad():
+        roots_NV, other_roots_NV = (
+            log_probabilities(*side, temperature, dtype).mul(0.5).exp()
+            for side in ((hidden_ND, head), (other_hidden_ND, other_head))
+        )
+        return (0.5 * (roots_NV - other_roots_NV).square().sum(-1)).sqrt().clamp(max=1.0)
 
 
 def token_statistics(hidden_ND: Tensor, head: Head, temperature: float) -> TokenStatistics:

@@ -11,6 +11,12 @@ from srpo_trl.loss.ops import fused, reference
 from srpo_trl.loss.ops.interface import DistillationSpec, Head
 
 NUM_TOKENS, HIDDEN, VOCABULARY = 33, 64, 20_011
+SPECS = (
+    DistillationSpec(),
+    DistillationSpec(topk=None),
+    DistillationSpec(topk=20, add_tail=False),
+    DistillationSpec(topk=20, is_linear=True, pointwise_clip=0.05),
+)
 TOLERANCE = 2e-3  # bfloat16 gradients, relative to the largest
 CHUNK_BYTES = 16 * 2**20  # several chunks
 
@@ -19,7 +25,7 @@ _FAILURES = (RuntimeError, ValueError, triton.compiler.errors.CompilationError)
 
 def disagreement(device: torch.device) -> str | None:
     """Return what differs from the reference, or what failed, on the given device; None where nothing does."""
-    for spec in (DistillationSpec(), DistillationSpec(topk=None), DistillationSpec(topk=20, add_tail=False)):
+    for spec in SPECS:
         try:
             worst = _largest_error(spec, device)
         except _FAILURES as error:

@@ -71,7 +71,7 @@ def teacher_tail_(
         top_logps_RK: the teacher's, of the student's top K; normalized in place, so that both sum to 1.
         student_tail_R: the student's mass outside.
         hidden_RD, head, top_ids_RK, log_sum_exp_R: the teacher's, of the same tokens.
-        spec: for its alpha and temperature.
+        spec: for its divergence and temperature.
         tile_rows: as in `project_`.
         rows_at_a_time: how many (V,) rows of logits may be held.
     """
@@ -80,8 +80,8 @@ def teacher_tail_(
     error_R = _PRODUCT_ERROR * torch.finfo(tail_R.dtype).eps * (1.0 + log_sum_exp_R.abs()).to(tail_R.dtype)
     error_R.clamp_(max=_LARGEST_ERROR)
     is_noise_R = (tail_R <= error_R) & (student_tail_R <= error_R)
-    if may_sum_tails(spec.alpha):
-        is_felt_R = _feels_subtraction(student_tail_R, tail_R, spec.alpha)
+    if may_sum_tails(spec):
+        is_felt_R = _feels_subtraction(student_tail_R, tail_R, spec)
         is_noise_R &= ~is_felt_R
         sides = (hidden_RD, head, top_ids_RK, log_sum_exp_R, spec.temperature)
         _sum_tails_(tail_R, is_felt_R, *sides, tile_rows, rows_at_a_time)
@@ -114,16 +114,19 @@ def _sum_tails_(
         del logits_UV  # before the next rows are made
 
 
-def may_sum_tails(alpha: float) -> bool:
-    """Whether `teacher_tail_` may sum up a tail: the mixture that a loss divides by can be far below the student's."""
-    return 1.0 - alpha < 1.0 / _MAX_GROWTH
+def may_sum_tails(spec: DistillationSpec) -> bool:
+    """Whether `teacher_tail_` may sum up a tail: what a loss divides by can be far below the student's."""
+    return spec.alpha > 0.0 if spec.is_linear else 1.0 - spec.alpha < 1.0 / _MAX_GROWTH
 
 
-def _feels_subtraction(student_tail_R: Tensor, teacher_tail_R: Tensor, alpha: float) -> Tensor:
+def _feels_subtraction(student_tail_R: Tensor, teacher_tail_R: Tensor, spec: DistillationSpec) -> Tensor:
     """Which tokens' losses an error of the teacher's tail would reach much enlarged: (R,) bool.
 
-    an error e of q_tail makes one of about e p_tail / m_tail,   m = (1 - alpha) p + alpha q
+    an error e of q_tail makes one of about e p_tail / m_tail,   m = (1 - alpha) p + alpha q, or with `is_linear`
+                                                                 m = q / alpha
     """
-    mixture_R = (1.0 - alpha) * student_tail_R + alpha * teacher_tail_R
+    divisor_R = (1.0 - spec.alpha) * student_tail_R + spec.alpha * teacher_tail_R
+    if spec.is_linear:
+        divisor_R = teacher_tail_R / spec.alpha
     least = 2 * torch.finfo(student_tail_R.dtype).eps  # of a smaller tail no error is felt
-    return (student_tail_R > least) & (student_tail_R > _MAX_GROWTH * mixture_R)
+    return (student_tail_R > least) & (student_tail_R > _MAX_GROWTH * divisor_R)

@@ -1,11 +1,14 @@
 """Per-token loss terms and their gradient with respect to the logits, in closed form.
 
 For a support with student log-probabilities a_k, let g_k = dD/da_k with the a_k taken as independent. Terms
-of g_k that are a multiple of p_k drop out once the a_k are normalized, and are left out:
+of g_k that are a multiple of p_k, in brackets, drop out once the a_k are normalized, and may be left out:
 
     forward KL(q || p)    g_k = -q_k
-    reverse KL(p || q)    g_k = p_k (log p_k - log q_k)
+    reverse KL(p || q)    g_k = p_k (log p_k - log q_k) [+ p_k]
     Jensen-Shannon        g_k = (1 - alpha) p_k (log p_k - log m_k)
+    linear mix            g_k = alpha p_k (log p_k - log q_k) [+ alpha p_k] - (1 - alpha) q_k
+
+With a pointwise clip an entry whose share of D is above it has g_k = 0, and the terms in brackets stay at the others.
 
 With p_v over the full vocabulary and G = sum_k g_k, the gradient with respect to the logit z_v is
 
@@ -96,7 +99,7 @@ def full_losses(
     student_logits_RV: Tensor,
     teacher_logits_RV: Tensor,
     token_ids_R: Tensor,
-    alpha: float,
+    spec: DistillationSpec,
 ) -> TokenTerms:
     """Each token's divergence over the whole vocabulary, what is reported about it, and its gradient.
 
@@ -104,7 +107,7 @@ def full_losses(
         student_logits_RV: finite, temperature applied, float32 or float64; not overwritten.
         teacher_logits_RV: same shape and dtype; not overwritten.
         token_ids_R: int64, the sampled tokens.
-        alpha: as in `srpo_trl.loss.divergence.divergence`.
+        spec: what is computed, over the full vocabulary.
 
     Returns:
         Terms in the logits' dtype; logarithms in nats.
@@ -113,7 +116,7 @@ def full_losses(
     student_logps_R = student_logps_RV.gather(-1, token_ids_R.unsqueeze(-1)).squeeze(-1)
     entropy_R = entropy(student_logps_RV)
     teacher_logps_RV = torch.log_softmax(teacher_logits_RV, dim=-1)
-    divergence_R, grad_RV = divergence_and_gradient(student_logps_RV, teacher_logps_RV, alpha)
+    divergence_R, grad_RV = divergence_and_gradient(student_logps_RV, teacher_logps_RV, spec)
     grad_RV.addcmul_(student_logps_RV.exp_(), grad_RV.sum(-1, keepdim=True), value=-1.0)
     return TokenTerms(
         divergence_R, divergence_R, student_logps_R, entropy_R, torch.ones_like(entropy_R), grad_RV
@@ -128,6 +131,12 @@ def row_statistics_(logits_RV: Tensor) -> TokenStatistics:
     log_denominator_R = denominator_R.log()
     entropy_R = log_denominator_R - probs_RV.mul_(logits_RV).sum(-1) / denominator_R
     return TokenStatistics(entropy_R, largest_R1.squeeze(-1) + log_denominator_R)
+
+
+def root_probs_(logits_RV: Tensor) -> Tensor:
+    """Square roots of each row's softmax, which take the place of the logits: unit vectors."""
+    roots_RV = logits_RV.sub_(logits_RV.amax(-1, keepdim=True)).mul_(0.5).exp_()
+    return roots_RV.div_(roots_RV.square().sum(-1, keepdim=True).sqrt_())
 
 
 def student_rows(logits_RV: Tensor, token_ids_R: Tensor, topk: int | None) -> StudentRows:
@@ -197,34 +206,55 @@ def support_terms(
         )
     student_RK, teacher_RK = student_logps_RW[:, 1:], teacher_logps_RW[:, 1:]
     if not spec.add_tail:
-        return _topk_renormalized(student_RK, teacher_RK, spec.alpha)
-    return _topk_and_tail(student_RK, teacher_RK, student_tail_R, teacher_tail_R, spec.alpha)
+        return _topk_renormalized(student_RK, teacher_RK, spec)
+    return _topk_and_tail(student_RK, teacher_RK, student_tail_R, teacher_tail_R, spec)
 
 
 def divergence_and_gradient(
-    student_logps_RK: Tensor, teacher_logps_RK: Tensor, alpha: float
+    student_logps_RK: Tensor, teacher_logps_RK: Tensor, spec: DistillationSpec
 ) -> tuple[Tensor, Tensor]:
-    """The divergence that `alpha` names on the given support, in nats, and g_k of the formulas above.
+    """The divergence that `spec` names on the given support, in nats, and g_k of the formulas above.
 
     Args:
         student_logps_RK: finite; each row sums to one in probability.
         teacher_logps_RK: same shape and dtype; each row sums to one in probability.
-        alpha: from 0 to 1, as in `srpo_trl.loss.divergence.divergence`.
+        spec: for its alpha, its mix and its clip.
 
     Returns:
         (R,) divergence and (R, K) gradient; four (R, K) matrices are held on the way, the arguments aside.
     """
+    alpha, clip = spec.alpha, spec.pointwise_clip
     if alpha == 0.0:
         teacher_probs_RK = teacher_logps_RK.exp()
-        divergence_R = (teacher_logps_RK - student_logps_RK).mul_(teacher_probs_RK).sum(-1)
-        return divergence_R, teacher_probs_RK.neg_()
+        share_RK = (teacher_logps_RK - student_logps_RK).mul_(teacher_probs_RK)
+        return _clipped_(share_RK, teacher_probs_RK.neg_(), clip)
     if alpha == 1.0:
-        grad_RK = (student_logps_RK - teacher_logps_RK).mul_(student_logps_RK.exp())
-        return grad_RK.sum(-1), grad_RK
+        student_probs_RK = student_logps_RK.exp()
+        share_RK = (student_logps_RK - teacher_logps_RK).mul_(student_probs_RK)
+        return _clipped_(share_RK, share_RK if clip is None else student_probs_RK.add_(share_RK), clip)
+    if spec.is_linear:
+        student_part_RK = student_logps_RK.exp().mul_(alpha)
+        grad_RK = teacher_logps_RK.exp().mul_(alpha - 1.0).add_(student_part_RK)
+        gap_RK = student_logps_RK - teacher_logps_RK
+        student_part_RK.mul_(gap_RK)
+        share_RK = gap_RK.mul_(grad_RK)
+        grad_RK.add_(student_part_RK)
+        del student_part_RK  # before the clip's mask is made
+        return _clipped_(share_RK, grad_RK, clip)
     mixture_logps_RK = mixture_logps(student_logps_RK, teacher_logps_RK, alpha)
     grad_RK = (student_logps_RK - mixture_logps_RK).mul_(student_logps_RK.exp()).mul_(1.0 - alpha)
     teacher_term_RK = mixture_logps_RK.neg_().add_(teacher_logps_RK).mul_(teacher_logps_RK.exp())
-    return grad_RK.sum(-1) + alpha * teacher_term_RK.sum(-1), grad_RK
+    if clip is None:
+        return grad_RK.sum(-1) + alpha * teacher_term_RK.sum(-1), grad_RK
+    return _clipped_(teacher_term_RK.mul_(alpha).add_(grad_RK), grad_RK, clip)
+
+
+def _clipped_(share_RK: Tensor, grad_RK: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """The shares' sum (R,), each share at most `clip`, and the gradient of those that are; both are overwritten."""
+    if clip is not None:
+        grad_RK.masked_fill_(share_RK > clip, 0.0)
+        share_RK.clamp_(max=clip)
+    return share_RK.sum(-1), grad_RK
 
 
 def _topk_and_tail(
@@ -232,14 +262,14 @@ def _topk_and_tail(
     teacher_top_RK: Tensor,
     student_tail_R: Tensor,
     teacher_tail_R: Tensor,
-    alpha: float,
+    spec: DistillationSpec,
 ) -> SupportTerms:
     topk = student_top_RK.shape[-1]
     bounded_tail_R = student_tail_R.clamp(min=MIN_TAIL_MASS)
     divergence_R, grad_RK = divergence_and_gradient(
         _with_tail(student_top_RK, bounded_tail_R),
         _with_tail(teacher_top_RK, teacher_tail_R.clamp(min=MIN_TAIL_MASS)),
-        alpha,
+        spec,
     )
     # At its bound the tail is a constant.
     grad_tail_R = grad_RK[:, topk].masked_fill(student_tail_R < MIN_TAIL_MASS, 0.0)
@@ -252,8 +282,10 @@ def _with_tail(top_logps_RK: Tensor, tail_R: Tensor) -> Tensor:
     return torch.cat([top_logps_RK, tail_R.log().unsqueeze(-1)], dim=-1)
 
 
-def _topk_renormalized(student_top_RK: Tensor, teacher_top_RK: Tensor, alpha: float) -> SupportTerms:
+def _topk_renormalized(
+    student_top_RK: Tensor, teacher_top_RK: Tensor, spec: DistillationSpec
+) -> SupportTerms:
     student_logps_RK = renormalize(student_top_RK)
-    divergence_R, grad_RK = divergence_and_gradient(student_logps_RK, renormalize(teacher_top_RK), alpha)
+    divergence_R, grad_RK = divergence_and_gradient(student_logps_RK, renormalize(teacher_top_RK), spec)
     grad_top_RK = grad_RK - student_logps_RK.exp() * grad_RK.sum(-1, keepdim=True)
     return SupportTerms(divergence_R, divergence_R, grad_top_RK, torch.zeros_like(divergence_R))

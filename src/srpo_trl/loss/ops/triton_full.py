@@ -27,11 +27,13 @@ def _full_block(
     teacher_max,
     teacher_sum,
     alpha,
+    entry_clip,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     TEACHER_HAS_BIAS: tl.constexpr,
     TEACHER_HAS_SOFTCAP: tl.constexpr,
     DIVERGENCE: tl.constexpr,
+    CLIPS_ENTRIES: tl.constexpr,
 ):
     """The student's finished logits and probabilities at the given columns, and their `divergence_terms`."""
     logit = tl.load(student_row + column, mask=in_range, other=0.0)
@@ -54,7 +56,9 @@ def _full_block(
         prob,
         tl.exp(teacher - teacher_max) / teacher_sum,
         alpha,
+        entry_clip,
         DIVERGENCE,
+        CLIPS_ENTRIES,
     )
     return logit, prob, share, gradient
 
@@ -78,6 +82,7 @@ def full_vocab_loss(
     old_logps_ptr,
     clip,
     alpha,
+    entry_clip,
     statistics_ptr,
     statistics_stride,
     gradient_ptr,
@@ -89,6 +94,7 @@ def full_vocab_loss(
     TEACHER_HAS_SOFTCAP: tl.constexpr,
     HAS_RATIO: tl.constexpr,
     DIVERGENCE: tl.constexpr,
+    CLIPS_ENTRIES: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
     NARROW: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -128,11 +134,13 @@ def full_vocab_loss(
             teacher_max,
             teacher_sum,
             alpha,
+            entry_clip,
             HAS_BIAS,
             HAS_SOFTCAP,
             TEACHER_HAS_BIAS,
             TEACHER_HAS_SOFTCAP,
             DIVERGENCE,
+            CLIPS_ENTRIES,
         )
         shares += tl.where(here, share, 0.0)
         gradients += tl.where(here, gradient, 0.0)
@@ -172,11 +180,13 @@ def full_vocab_loss(
                 teacher_max,
                 teacher_sum,
                 alpha,
+                entry_clip,
                 HAS_BIAS,
                 HAS_SOFTCAP,
                 TEACHER_HAS_BIAS,
                 TEACHER_HAS_SOFTCAP,
                 DIVERGENCE,
+                CLIPS_ENTRIES,
             )
             gradient = factor * (gradient - prob * total) * slope(logit, inner, outer, HAS_SOFTCAP)
             if NARROW:

@@ -38,17 +38,40 @@ def _bregman(weight, other, log_ratio):
 
 
 @triton.jit
-def divergence_terms(student_logp, teacher_logp, student_prob, teacher_prob, alpha, DIVERGENCE: tl.constexpr):
+def divergence_terms(
+    student_logp,
+    teacher_logp,
+    student_prob,
+    teacher_prob,
+    alpha,
+    entry_clip,
+    DIVERGENCE: tl.constexpr,
+    CLIPS_ENTRIES: tl.constexpr,
+):
     """Each bucket's share of the divergence, and g_k = dD/d(student_logp) as in `ops.token_losses`.
 
-    Args: log-probabilities, finite, and the probabilities of the same buckets; alpha, used by "jsd".
+    Args: log-probabilities, finite, and the probabilities of the same buckets; alpha, used by "jsd" and "linear".
+    With CLIPS_ENTRIES a share gives away what its summand, whose sum is the same, has above `entry_clip`: so nothing
+    cancels where no summand is above it.
     """
     if DIVERGENCE == "forward_kl":
         share = _bregman(teacher_prob, student_prob, student_logp - teacher_logp)
+        summand = teacher_prob * (teacher_logp - student_logp)
         gradient = -teacher_prob
     elif DIVERGENCE == "reverse_kl":
         share = _bregman(student_prob, teacher_prob, teacher_logp - student_logp)
-        gradient = student_prob * (student_logp - teacher_logp)
+        summand = student_prob * (student_logp - teacher_logp)
+        gradient = summand
+        if CLIPS_ENTRIES:
+            gradient += student_prob
+    elif DIVERGENCE == "linear":
+        gap = student_logp - teacher_logp
+        share = alpha * _bregman(student_prob, teacher_prob, -gap)
+        share += (1.0 - alpha) * _bregman(teacher_prob, student_prob, gap)
+        summand = gap * (alpha * student_prob - (1.0 - alpha) * teacher_prob)
+        gradient = alpha * student_prob * gap - (1.0 - alpha) * teacher_prob
+        if CLIPS_ENTRIES:
+            gradient += alpha * student_prob
     else:
         gap = teacher_logp - student_logp
         small = tl.exp(-tl.abs(gap))
@@ -59,6 +82,10 @@ def divergence_terms(student_logp, teacher_logp, student_prob, teacher_prob, alp
         share = alpha * _bregman(teacher_prob, mixture_prob, mixture_logp - teacher_logp)
         share += (1.0 - alpha) * _bregman(student_prob, mixture_prob, mixture_logp - student_logp)
         gradient = (1.0 - alpha) * student_prob * (student_logp - mixture_logp)
+        summand = gradient + alpha * teacher_prob * (teacher_logp - mixture_logp)
+    if CLIPS_ENTRIES:
+        share -= tl.maximum(summand - entry_clip, 0.0)
+        gradient = tl.where(summand > entry_clip, 0.0, gradient)
     return share, gradient
 
 
@@ -106,6 +133,7 @@ def topk_loss(
     old_logps_ptr,
     clip,
     alpha,
+    entry_clip,
     inner,
     outer,
     statistics_ptr,
@@ -116,6 +144,7 @@ def topk_loss(
     HAS_SOFTCAP: tl.constexpr,
     SUPPORT: tl.constexpr,
     DIVERGENCE: tl.constexpr,
+    CLIPS_ENTRIES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Loss, statistics and the support's gradient of each row. Grid: (C,).
@@ -160,7 +189,9 @@ def topk_loss(
             teacher_logp = tl.where(in_support, teacher_logp - tl.log(teacher_mass), 0.0)
             prob /= mass
             teacher_prob /= teacher_mass
-        share, gradient = divergence_terms(logp, teacher_logp, prob, teacher_prob, alpha, DIVERGENCE)
+        share, gradient = divergence_terms(
+            logp, teacher_logp, prob, teacher_prob, alpha, entry_clip, DIVERGENCE, CLIPS_ENTRIES
+        )
         divergence = tl.sum(share, axis=0)
         total = tl.sum(gradient, axis=0)
         rest = 0.0
@@ -169,7 +200,14 @@ def topk_loss(
             tail = tl.maximum(student_tail, _MIN_TAIL_MASS)
             teacher_tail = tl.maximum(tl.load(teacher_tail_ptr + row), _MIN_TAIL_MASS)
             share, tail_gradient = divergence_terms(
-                tl.log(tail), tl.log(teacher_tail), tail, teacher_tail, alpha, DIVERGENCE
+                tl.log(tail),
+                tl.log(teacher_tail),
+                tail,
+                teacher_tail,
+                alpha,
+                entry_clip,
+                DIVERGENCE,
+                CLIPS_ENTRIES,
             )
             divergence += share
             # At its bound the tail is a constant.
