@@ -1,8 +1,12 @@
 """Tiny inputs to try a method on: seeded values of every kind, without a model."""
 
+import itertools
+
 import torch
 
 from srpo_trl.methods.record import Graded, Route, StudentScores, Tokens, TokenScores
+
+STEPS = (0, 10**6)  # at a run's start and late in it
 
 
 def graded(step: int = 0) -> Graded:
@@ -12,6 +16,14 @@ def graded(step: int = 0) -> Graded:
     has_context_PG = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 1, 0]]).bool()
     score_PG = torch.where(is_scored_PG, is_correct_PG.double(), torch.nan)
     return Graded(score_PG, is_scored_PG, is_correct_PG, has_context_PG, step)
+
+
+def groups(step: int = 0) -> Graded:
+    """Every group of four rollouts that are correct or failed, with context or without, all of them scored."""
+    kinds = itertools.product([False, True], repeat=2)
+    kinds_PG2 = torch.tensor(list(itertools.product(kinds, repeat=4)))
+    is_correct_PG, has_context_PG = kinds_PG2.unbind(2)
+    return Graded(is_correct_PG.double(), torch.ones_like(is_correct_PG), is_correct_PG, has_context_PG, step)
 
 
 def tokens(step: int = 0, *, seed: int = 0, is_on_policy: bool = False, **rows: torch.Tensor) -> Tokens:
