@@ -362,9 +362,11 @@ def trained(folder, checkpoint=None, *, max_steps, rows=12, **options):
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["ema", "live"])
-def test_a_run_resumed_in_straddling_steps_equals_the_uninterrupted_one(tmp_path, stopped_after, kind):
-    options = batch_options(2, 3, 1) | {"teacher_model_kind": kind}
+@pytest.mark.parametrize(("kind", "interval"), [("ema", 1), ("ema", 2), ("live", 1)])
+def test_a_run_resumed_in_straddling_steps_equals_the_uninterrupted_one(
+    tmp_path, stopped_after, kind, interval
+):
+    options = batch_options(2, 3, 1) | {"teacher_model_kind": kind, "teacher_update_interval": interval}
     whole = trained(tmp_path, max_steps=5, **options)
     resumed = trained(tmp_path, f"checkpoint-{stopped_after}", max_steps=5, **options)
     assert torch.equal(flat_parameters(resumed.model), flat_parameters(whole.model))

@@ -181,6 +181,7 @@ class SRPOConfig(GRPOConfig):
     teacher_update_rate: float = option(
         0.05, "teacher <- (1 - rate) * teacher + rate * student, once per rollout batch.", above(0.0, 1.0)
     )
+    teacher_update_interval: int = option(1, "The teacher moves every so many rollout batches.", at_least(1))
     teacher_context: list[str] = field(
         default_factory=lambda: ["sibling"],
         metadata=OptionMetadata(
