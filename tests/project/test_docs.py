@@ -135,7 +135,6 @@ def test_the_page_of_methods_has_each_once_with_its_source():
         (name, row["source"])
         for row in rows_with("docs/methods.md", "`method`", "source")
         for name in re.findall(r"`(\w+)`", row["`method`"])
-        if name in METHODS
     ]
     assert sorted(name for name, _ in named) == sorted(METHODS)
     words = {"F": "the paper", "C": "the authors' code", "S": "secondary sources", "A": "the abstract alone"}
@@ -375,6 +374,13 @@ def test_reward_example_runs_as_it_says(capsys):
     exec(compile(config_block, "rewards.md", "exec"), names)
     assert "feedback" in names["args"].teacher_context
     assert set(names["rows"].column_names) == {"prompt", "min_length"}
+
+
+def test_the_pages_rubric_grades():
+    (block,) = blocks(ROOT / "docs" / "rewards.md", "py")
+    names: dict[str, Any] = {}
+    exec(compile(block, "rewards.md", "exec"), names)
+    assert names["by_rubric"](["?"] * 2, ["The law says 3 meter.", "By law."]) == [1.0, 0.75]
 
 
 def commands(path: Path) -> list[list[str]]:
