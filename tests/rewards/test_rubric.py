@@ -32,6 +32,13 @@ def test_the_reward_is_the_share_of_the_points():
     assert rewards(lambda *_: np.array([True, False]), completions=["a"]) == [0.75]
 
 
+def test_a_criterion_without_points_counts_nothing():
+    assert rewards(make_rubric=lambda prompt: [("law", 0), ("unit", 2)], completions=["law", "unit"]) == [
+        0.0,
+        1.0,
+    ]
+
+
 def test_the_judge_sees_prompt_text_and_criteria():
     seen = []
 
@@ -50,7 +57,7 @@ def test_a_prompts_rubric_is_made_once_and_a_wrong_one_again():
 
     def make(prompt):
         asked.append(prompt)
-        return [] if len(asked) == 1 else [("law", 2)]
+        return [("law", 0)] if len(asked) == 1 else [("law", 2)]
 
     reward = RubricReward(make, by_words)
     assert reward(["a", "a", "b", "a"], ["law", "law", "", "law"]) == [None, 1.0, 0.0, 1.0]
