@@ -213,6 +213,18 @@ def test_command_line_replaces_yaml_replaces_default() -> None:
     assert script.benchmark == "chemistry"
 
 
+@pytest.mark.parametrize("config_file", [SMOKE_CONFIG, str(REPOSITORY / "configs" / "methods" / "opsd.yaml")])
+def test_a_method_and_its_options_are_given_on_the_command_line(config_file: str) -> None:
+    words = ["--config", config_file, "--method", "paced", "--method_options", '{"powers": [2, 1]}']
+    _, config, _, problems = read_arguments([*words, "--use_cpu", "true"])
+    assert problems == []
+    assert config is not None
+    assert (config.method, config.method_options) == ("paced", {"powers": [2, 1]})
+    assert not config.method_record.mean_one  # PACED's alone
+    wrong = [*words[:-1], '{"power": 2}', "--use_cpu", "true"]
+    assert "which paced() does not take; it takes powers" in read_arguments(wrong)[3][0]
+
+
 def test_env_in_the_config_file_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRPO_TEST_VARIABLE", "before")
     path = tmp_path / "config.yaml"

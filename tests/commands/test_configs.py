@@ -1,5 +1,6 @@
 """Every file in configs/ is read by the parser that reads it in a run, and says what its comments claim."""
 
+import inspect
 import itertools
 import re
 import shlex
@@ -12,16 +13,20 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from method_names import FAMILY
 from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.commands.methods import describe, with_defaults
 from srpo_trl.commands.train import read_arguments
 from srpo_trl.data import BENCHMARKS
+from srpo_trl.methods import METHODS
 from srpo_trl.rewards import BENCHMARK_REWARDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 PAPER_CONFIGS = sorted((CONFIGS / "paper").glob("*.yaml"))
 SMALL_CONFIGS = sorted((CONFIGS / "small").glob("*.yaml"))
-TRAINING_CONFIGS = [*sorted(CONFIGS.glob("*.yaml")), *PAPER_CONFIGS, *SMALL_CONFIGS]
+METHOD_CONFIGS = sorted((CONFIGS / "methods").glob("*.yaml"))
+TRAINING_CONFIGS = [*sorted(CONFIGS.glob("*.yaml")), *PAPER_CONFIGS, *SMALL_CONFIGS, *METHOD_CONFIGS]
 ACCELERATE_CONFIGS = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 
 # SRPO, arXiv:2604.02288: table 3, section 3.3 and appendix B.5; the same for every method
@@ -102,6 +107,7 @@ def test_configs_are_found() -> None:
     assert {by_name(path) for path in TRAINING_CONFIGS} >= {"smoke_cpu.yaml", "qwen3_0.6b.yaml"}
     assert {path.stem for path in PAPER_CONFIGS} == set(PAPER_METHODS)
     assert {path.stem for path in SMALL_CONFIGS} == {*SMALL_SIZES, "lora"}
+    assert {path.stem for path in METHOD_CONFIGS} == set(FAMILY)
     engines = ("single", "ddp", "fsdp2", "fsdp2_no_reshard", "multi_node")
     stages = (f"zero{stage}{offload}" for stage in (1, 2, 3) for offload in ("", "_offload"))
     names = {f"accelerate/{engine}.yaml" for engine in (*engines, *stages)}
@@ -186,10 +192,24 @@ def test_small_recipe_keeps_the_papers_values_but_the_completion_length() -> Non
 def test_teachers_move_by_the_papers_rate_a_step(path: Path) -> None:
     """Once per rollout batch: n of them in an optimizer step move the teacher by 1 - (1 - rate)^n."""
     values = read_config_file(path)
-    if "teacher_update_rate" not in values or values["method"] == "grpo":
+    has_teacher = bool(with_defaults(METHODS[values["method"]].factory).scorers)
+    if "teacher_update_rate" not in values or not has_teacher:
         return  # the default, with one rollout batch a step; or no teacher
     num_batches = values["gradient_accumulation_steps"] / values["steps_per_generation"]
     assert 1 - (1 - values["teacher_update_rate"]) ** num_batches == pytest.approx(0.05, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_methods_recipes_name_the_method_and_what_differs_alone(name: str) -> None:
+    path = CONFIGS / "methods" / f"{name}.yaml"
+    own, said = own_values(path), describe(METHODS[name].factory)
+    titles = [said.title, *([f"({said.paper})"] if said.title != "A control" else [])]
+    assert path.read_text(encoding="utf-8").startswith(f"# {' '.join(titles)} on GSM8K")
+    assert (own["method"], own["output_dir"]) == (name, f"outputs/methods/{name}")
+    base = read_config_file(path.parent / own.pop("base"))
+    assert all(base.get(option) != value for option, value in own.items())
+    parameters = inspect.signature(METHODS[name].factory).parameters
+    assert list(own.get("method_options", {})) == list(parameters)
 
 
 @pytest.mark.parametrize("name", SMALL_SIZES)
@@ -257,7 +277,7 @@ def test_commands_in_comments_parse(path: Path, monkeypatch: pytest.MonkeyPatch)
         output_dirs.append(config.output_dir)
         if path.suffix == ".yaml":
             assert Path(words[words.index("--config") + 1]).samefile(path)
-    if path.parent.name in ("paper", "small") and path.stem != "lora":
+    if path.parent.name in ("paper", "small", "methods") and path.stem != "lora":
         assert output_dirs
         assert len(set(output_dirs)) == len(output_dirs)
 

@@ -11,7 +11,7 @@ import torch
 from method_names import needs
 from srpo_trl import SRPOConfig
 from srpo_trl.methods import METHODS, routers
-from srpo_trl.methods.record import Method, Route
+from srpo_trl.methods.record import Method, Route, Scorer
 
 BASE = {"output_dir": "unused", "use_cpu": True, "bf16": False}
 CALLS = []
@@ -80,7 +80,7 @@ def test_a_router_takes_the_place_of_the_methods():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "srop"}, "method='srop' is not one of 'srpo', .*Did you mean 'srpo'"),
+        ({"method": "srop"}, "method='srop' is not a method. Did you mean 'srpo'"),
         ({"method": "no.such:f"}, "method='no.such:f' cannot be imported"),
         ({"method": f"{__name__}:nothing"}, "cannot be imported"),
         ({"method": f"{__name__}:BASE"}, "is a dict; a function that makes a method is required"),
@@ -197,3 +197,54 @@ def test_a_router_is_tried_on_each_kind_of_group_and_late(monkeypatch, distills)
     method = Method(route=lambda graded: torch.where(distills(graded), Route.BOTH, Route.POLICY))
     monkeypatch.setitem(METHODS, "sdpo", METHODS["sdpo"]._replace(factory=lambda: method))
     SRPOConfig(**BASE, method="sdpo")
+
+
+def by_row() -> Method:
+    """Advantages from what a rollout is told of its group."""
+    return Method(
+        routers.policy,
+        scorers=(),
+        rows=lambda scored: {"share": scored.score_PG},
+        advantages=lambda tokens: tokens.rows["share"] * tokens.advantage_B,
+    )
+
+
+def by_score() -> Method:
+    """Advantages of whole rollouts, by their entropy under a scorer of another name."""
+    return Method(
+        routers.sample_routed,
+        scorers=(Scorer("other"),),
+        advantages=lambda tokens: tokens.scores["other"].entropy_BT.sum(1) * tokens.advantage_B,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("clip_cov", "advantages of its own for each token"),
+        ("kl_cov", "a pull for each token"),
+        (f"{__name__}:by_row", "advantages of its own for each token"),
+        (f"{__name__}:by_score", ""),
+        ("advantage_mix", ""),
+        ("negative_control", ""),
+        ("srpo", ""),
+        ("grpo", ""),
+    ],
+)
+def test_what_decides_by_one_advantage_of_a_rollout_takes_no_others(method, own):
+    SRPOConfig(**BASE, method=method, loss_type="dapo")
+    for option in ({"loss_type": "vespo"}, {"off_policy_mask_threshold": 0.5}):
+        ((name, value),) = option.items()
+        if not own:
+            SRPOConfig(**BASE, method=method, **option)
+            continue
+        with pytest.raises(
+            ValueError, match=f"1 problem.*\n- {name}={value!r} decides for a whole rollout"
+        ) as refusal:
+            SRPOConfig(**BASE, method=method, **option)
+        assert f"but method={method!r} has {own}. " in str(refusal.value)
+
+
+def test_a_method_made_of_a_wrong_option_is_not_tried():
+    with pytest.raises(ValueError, match=r"1 problem.*\n- advantage_mix_lambda=None"):
+        SRPOConfig(**BASE, method="advantage_mix", advantage_mix_lambda=None, loss_type="vespo")

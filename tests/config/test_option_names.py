@@ -45,6 +45,7 @@ NAMES = [
     "teacher_model_kind",
     "teacher_states_on_cpu",
     "teacher_tokens_per_pass",
+    "teacher_update_interval",
     "teacher_update_rate",
 ]
 

@@ -110,6 +110,35 @@ def test_checkpoint_of_another_engine_is_refused_before_it_is_loaded(tmp_path, m
         trainer.train(resume_from_checkpoint=str(path.parent))
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ({}, {"method": "sdpo"}, ("'srpo'", "'sdpo'")),
+        ({}, {"routing": "sdpo"}, ("'srpo'", "'srpo, routing=sdpo'")),
+        (
+            {"method": "paced", "method_options": {"powers": [2, 1]}},
+            {"method": "paced", "method_options": {"powers": [1, 1]}},
+            ("[2, 1]", "[1, 1]"),
+        ),
+        ({}, {"method": "grpo"}, ("'srpo'", "'grpo'")),
+    ],
+    ids=str,
+)
+def test_checkpoint_of_another_method_is_refused_before_it_is_loaded(
+    tmp_path, monkeypatch, before, after, named
+):
+    """At the end of a rollout batch, too, where no saved rollout was routed by it."""
+    options = RUN | SPLITS["one step a batch"] | {"reward_funcs": half}
+    make_trainer(tmp_path, **options | before).train()
+    trainer = make_trainer(tmp_path, **options | after)
+    monkeypatch.setattr(GRPOTrainer, "_load_from_checkpoint", lambda *args: pytest.fail("it was loaded"))
+    with pytest.raises(
+        ValueError, match=r"was trained with method=.* cannot be resumed with method="
+    ) as error:
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert all(name in str(error.value) for name in named)
+
+
 class PowerCut(BaseException):
     pass
 

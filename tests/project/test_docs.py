@@ -19,6 +19,7 @@ from method_names import PAPER
 from srpo_trl import SRPOConfig
 from srpo_trl.commands import evaluate as command
 from srpo_trl.commands.compare import command as compare_command
+from srpo_trl.commands.methods import describe
 from srpo_trl.commands.plan import arguments as memory_arguments
 from srpo_trl.commands.report import command as report_command
 from srpo_trl.commands.train import TrainArguments, read_arguments
@@ -129,13 +130,20 @@ def test_values_of_choices_are_documented():
     assert ranges["teacher_context"] == list(TEACHER_SOURCES)
 
 
-def test_the_page_of_methods_names_each_once():
+def test_the_page_of_methods_has_each_once_with_its_source():
     named = [
-        name
+        (name, row["source"])
         for row in rows_with("docs/methods.md", "`method`", "source")
         for name in re.findall(r"`(\w+)`", row["`method`"])
     ]
-    assert sorted(named) == sorted(METHODS)
+    assert sorted(name for name, _ in named) == sorted(METHODS)
+    words = {"F": "the paper", "C": "the authors' code", "S": "secondary sources", "A": "the abstract alone"}
+    for name, source in named:
+        said = describe(METHODS[name].factory)
+        assert re.findall(r"\d{4}\.\d{5}", source) == re.findall(r"\d{4}\.\d{5}", said.paper), name
+        sources = said.paragraphs[-1].partition(".")[0]
+        tags = {tag for tag, word in words.items() if word in sources}
+        assert set(re.findall(r"\[([FCSA])\]", source)) == tags, name
 
 
 def test_accepted_loss_types_are_the_documented_ones():
@@ -366,6 +374,13 @@ def test_reward_example_runs_as_it_says(capsys):
     exec(compile(config_block, "rewards.md", "exec"), names)
     assert "feedback" in names["args"].teacher_context
     assert set(names["rows"].column_names) == {"prompt", "min_length"}
+
+
+def test_the_pages_rubric_grades():
+    (block,) = blocks(ROOT / "docs" / "rewards.md", "py")
+    names: dict[str, Any] = {}
+    exec(compile(block, "rewards.md", "exec"), names)
+    assert names["by_rubric"](["?"] * 2, ["The law says 3 meter.", "By law."]) == [1.0, 0.75]
 
 
 def commands(path: Path) -> list[list[str]]:

@@ -108,7 +108,6 @@ def test_a_resumed_count_has_as_many_rollout_batches(micro_batches, saved, now, 
         ({"steps_per_generation": 2}, True),
         ({"num_iterations": 2}, True),
         ({"num_processes": 2}, True),
-        ({"method": "advantage_mix"}, True),
         ({"num_generations": 8}, False),
         ({"num_prompts": 23}, False),
         ({"num_prompts": None}, False),
@@ -126,6 +125,17 @@ def test_what_rollouts_in_use_cannot_be_resumed_under_is_named_with_both_values(
     assert f"{name}={value!r}" in note
     assert "after 7 rollout batches" in note
     assert resume_note(OPTIONS, OPTIONS, 7) == ""
+
+
+@pytest.mark.parametrize("has_rollouts", [True, False])
+def test_another_method_is_refused_with_both_names(has_rollouts):
+    now = dataclasses.replace(OPTIONS, method="paced, method_options={'powers': [2, 1]}")
+    problem = resume_problem(OPTIONS, now, has_rollouts=has_rollouts)
+    assert (
+        "method='srpo' and cannot be resumed with method=\"paced, method_options={'powers': [2, 1]}\""
+        in problem
+    )
+    assert resume_problem(now, now, has_rollouts=has_rollouts) == ""
 
 
 @pytest.mark.parametrize("each", range(1, 7))
@@ -362,9 +372,11 @@ def trained(folder, checkpoint=None, *, max_steps, rows=12, **options):
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["ema", "live"])
-def test_a_run_resumed_in_straddling_steps_equals_the_uninterrupted_one(tmp_path, stopped_after, kind):
-    options = batch_options(2, 3, 1) | {"teacher_model_kind": kind}
+@pytest.mark.parametrize(("kind", "interval"), [("ema", 1), ("ema", 2), ("live", 1)])
+def test_a_run_resumed_in_straddling_steps_equals_the_uninterrupted_one(
+    tmp_path, stopped_after, kind, interval
+):
+    options = batch_options(2, 3, 1) | {"teacher_model_kind": kind, "teacher_update_interval": interval}
     whole = trained(tmp_path, max_steps=5, **options)
     resumed = trained(tmp_path, f"checkpoint-{stopped_after}", max_steps=5, **options)
     assert torch.equal(flat_parameters(resumed.model), flat_parameters(whole.model))
@@ -388,14 +400,12 @@ OTHER_OPTIONS = {
     "generations": (EIGHT, EIGHT | {"num_generations": 2}),
     "fewer rows": (EIGHT, EIGHT | {"rows": 8}),
     "from the first row": (EIGHT, batch_options(2, 1, 1) | {"ignore_data_skip": True}),
-    "another method": (EIGHT, EIGHT | {"method": "sdpo"}),
 }
 SELDOM = (
     "twice the batch",
     "fewer",
     "generations",
     "fewer rows",
-    "another method",
 )  # tested with the slow ones
 
 
@@ -448,7 +458,6 @@ def test_a_run_resumed_with_half_the_batch_goes_on_as_if_it_had_been_so(tmp_path
             batch_options(1, 3, 1) | {"per_device_train_batch_size": 8},
             ("per_device_train_batch_size=4", "per_device_train_batch_size=8"),
         ),
-        (batch_options(1, 3, 1) | {"method": "sdpo"}, ("method='srpo'", "method='sdpo'")),
     ],
 )
 def test_inside_a_rollout_batch_other_options_are_refused_before_anything_is_loaded(

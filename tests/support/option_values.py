@@ -77,6 +77,7 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
     "eval_tokens_per_batch": (st.one_of(st.none(), st.integers(1, 10**6)), without(NO_COUNT, None, 10**400)),
     "run_log": (st.sampled_from([None, True, False]), without(NO_BOOL, None)),
     "teacher_model_kind": (st.sampled_from(["ema", "base", "live"]), [*NO_WORD, None]),
+    "teacher_update_interval": (st.integers(1, 9), without(NO_COUNT, 10**400)),
     "teacher_update_rate": (within(0, 1, exclude_min=True), [*NO_NUMBER, 0, 0.0, -0.1, 1.1]),
     "teacher_context": (
         st.lists(

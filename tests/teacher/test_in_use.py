@@ -28,6 +28,7 @@ class Run:
             teacher_model_kind=kind,
             method_record=SimpleNamespace(scorers=(Scorer(),)),
             teacher_update_rate=0.5,
+            teacher_update_interval=1,
             teacher_tokens_per_pass=100,
             temperature=1.0,
             teacher_states_on_cpu=False,

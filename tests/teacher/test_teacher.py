@@ -78,6 +78,24 @@ def test_ema_direction_is_toward_the_student_at_the_rate_given():
     torch.testing.assert_close(values(teacher), 0.75 * before + 0.25 * flat_parameters(model))
 
 
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+@pytest.mark.parametrize("interval", [1, 2, 3, 10])
+@pytest.mark.parametrize("sizes", [(1,) * 11, (1, 3, 2, 5), (7, 1, 4), (0, 2, 0, 1)], ids=str)
+def test_the_teacher_moves_at_every_so_many_rollout_batches(rate, interval, sizes):
+    """So many rollout batches end with each optimizer step, against a loop over them."""
+    model = tiny_model()
+    teacher = TeacherWeights(model, "ema", rate, interval)
+    expected, num_batches = values(teacher), 0
+    for number, size in enumerate(sizes):
+        move(model, 0.1 * (number + 1))
+        teacher.update(size)
+        for _ in range(size):
+            num_batches += 1
+            if num_batches % interval == 0:
+                expected = (1 - rate) * expected + rate * flat_parameters(model)
+        torch.testing.assert_close(values(teacher), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_distance_is_exact_to_six_digits(dtype):
     """Of parameters that are a multiple of the pieces of the sum, and of others."""

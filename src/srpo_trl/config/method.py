@@ -1,16 +1,13 @@
 """From the options `method`, `method_options` and `routing` to the method that the trainer executes."""
 
-import importlib
 import inspect
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, get_args
 
 import torch
 
-from srpo_trl.methods import METHODS
+from srpo_trl.methods import METHODS, factory_of, testing
 from srpo_trl.methods.record import (
     ROUTE_NAMES,
     Graded,
@@ -23,10 +20,6 @@ from srpo_trl.methods.record import (
 from srpo_trl.methods.routers import ROUTERS
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-# What a router is tried on: groups of every mixture of kinds, at a run's start and late in it.
-_KINDS = tuple(itertools.product([False, True], repeat=2))  # correct, has context
-_TRIED_GENERATIONS = 4
-_TRIED_STEPS = (0, 10**6)
 
 
 def make_method(name: Any, method_options: Any, routing: Any, options: Mapping[str, Any]) -> Method:
@@ -42,7 +35,7 @@ def make_method(name: Any, method_options: Any, routing: Any, options: Mapping[s
     """
     readers: list[tuple[Callable[[Any], Any], Any]]
     readers, read, problems = (
-        [(_factory, name), (method_arguments, method_options), (_router, routing)],
+        [(factory_of, name), (method_arguments, method_options), (_router, routing)],
         [],
         [],
     )
@@ -69,27 +62,6 @@ def make_method(name: Any, method_options: Any, routing: Any, options: Mapping[s
     if problem:
         raise ValueError(f"method={name!r} with routing={routing!r} {problem}")
     return method
-
-
-def _factory(name: Any) -> Callable[..., Any]:
-    if isinstance(name, str) and name in METHODS:
-        return METHODS[name].factory
-    if isinstance(name, str) and ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            factory: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"method={name!r} cannot be imported: {error}") from error
-        if callable(factory):
-            return factory
-        raise ValueError(
-            f"method={name!r} is a {type(factory).__name__}; a function that makes a method is required."
-        )
-    near = get_close_matches(name, METHODS, n=1) if isinstance(name, str) else []
-    meant = f"Did you mean {near[0]!r}? " if near else ""
-    raise ValueError(
-        f"method={name!r} is not one of {', '.join(map(repr, METHODS))}. {meant}Your own is 'module:factory'."
-    )
 
 
 def method_arguments(method_options: Any) -> dict[str, Any]:
@@ -140,13 +112,11 @@ def _router(routing: Any) -> Callable[[Graded], torch.Tensor] | None:
 
 def _problem(method: Method) -> str:
     """Return what does not fit within a method, tried on groups of each kind; empty where all does."""
-    kinds_PG2 = torch.tensor(list(itertools.product(_KINDS, repeat=_TRIED_GENERATIONS)))
-    is_correct_PG, has_context_PG = kinds_PG2.unbind(2)
-    scored_PG, distills, has_policy = torch.ones_like(is_correct_PG), False, False
-    for step in _TRIED_STEPS:
-        graded = Graded(is_correct_PG.float(), scored_PG, is_correct_PG, has_context_PG, step)
+    distills = has_policy = False
+    for step in testing.STEPS:
+        graded = testing.groups(step)
         route_PG = method.route(graded)
-        if not _are_routes(route_PG, is_correct_PG.shape):
+        if not _are_routes(route_PG, graded.is_correct_PG.shape):
             return "has a router that does not give a Route for each rollout, (P, G) int64 of 0 to 3."
         distills |= bool(is_distilled(route_PG).any())
         has_policy |= bool(is_policy(route_PG).any())
@@ -159,7 +129,7 @@ def _problem(method: Method) -> str:
     for name in ("advantages", "pull", "anchor"):
         if getattr(method, name) is not None and not has_policy:
             return f"has {name}, and no rollout takes the policy loss. Give a router that lets some take it."
-    for step in _TRIED_STEPS:
+    for step in testing.STEPS:
         try:
             method.divergence_at(step)
         except (TypeError, ValueError) as error:

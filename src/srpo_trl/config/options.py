@@ -65,36 +65,26 @@ class SRPOConfig(GRPOConfig):
     """
 
     # Inherited options whose defaults SRPO changes
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "Initial learning rate of AdamW. None: 5e-6 (SRPO, table 3); TRL's with 'grpo'."},
+    learning_rate: float | None = option(  # type: ignore[assignment]
+        None, "Initial learning rate of AdamW. None: 5e-6 (SRPO, table 3); TRL's with 'grpo'."
     )
     epsilon_high: float | None = option(
         None, "Upper clip of the policy ratio. None: 0.28 (DAPO; SRPO, section 3.3); TRL's with 'grpo'."
     )
-    scale_rewards: str | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "'none' (Dr. GRPO), 'group' or 'batch': what advantages are divided by. None: 'none', as in the "
-            "paper; TRL's with 'grpo'."
-        },
+    scale_rewards: str | None = option(  # type: ignore[assignment]
+        None,
+        "'none' (Dr. GRPO), 'group' or 'batch': what advantages are divided by. None: 'none', as in the paper; TRL's "
+        "with 'grpo'.",
     )
-    vllm_importance_sampling_mode: str | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "How vLLM's importance ratio is bounded. None: 'token_truncate', the paper's; TRL's with 'grpo'."
-        },
+    vllm_importance_sampling_mode: str | None = option(  # type: ignore[assignment]
+        None,
+        "How vLLM's importance ratio is bounded. None: 'token_truncate', the paper's; TRL's with 'grpo'.",
     )
-    vllm_importance_sampling_clip_max: float | None = field(
-        default=None,
-        metadata={"help": "Upper bound of vLLM's importance ratio. None: the paper's 2; TRL's with 'grpo'."},
+    vllm_importance_sampling_clip_max: float | None = option(
+        None, "Upper bound of vLLM's importance ratio. None: the paper's 2; TRL's with 'grpo'."
     )
-
-    num_generations_eval: int | None = field(
-        default=None,
-        metadata={
-            "help": "Samples of each question in an evaluation. None: the paper's 16; TRL's with 'grpo'."
-        },
+    num_generations_eval: int | None = option(
+        None, "Samples of each question in an evaluation. None: the paper's 16; TRL's with 'grpo'."
     )
 
     # Method
@@ -195,6 +185,7 @@ class SRPOConfig(GRPOConfig):
     teacher_update_rate: float = option(
         0.05, "teacher <- (1 - rate) * teacher + rate * student, once per rollout batch.", above(0.0, 1.0)
     )
+    teacher_update_interval: int = option(1, "The teacher moves every so many rollout batches.", at_least(1))
     teacher_context: list[str] = field(
         default_factory=lambda: ["sibling"],
         metadata=OptionMetadata(
@@ -347,7 +338,8 @@ class SRPOConfig(GRPOConfig):
         wrong = value_problems(values, own, ranges)
         wrong_inherited = inherited_problems(values)
         inherited = [*wrong_inherited.values(), *rule_problems(INHERITED_RULES, values, wrong_inherited)]
-        problems += [*wrong.values(), *inherited, *rule_problems(RULES, values, wrong | wrong_inherited)]
+        unusable = {*wrong, *wrong_inherited, *["method_record"] * bool(wrong)}  # it is made of own options
+        problems += [*wrong.values(), *inherited, *rule_problems(RULES, values, unusable)]
         if not inherited:  # TRL computes with these options
             try:
                 super().__post_init__()

@@ -7,6 +7,8 @@ from typing import Any
 from srpo_trl.config.defaults import LOSS_METRICS
 from srpo_trl.config.ranges import Rule
 from srpo_trl.config.teachers import external_teachers
+from srpo_trl.methods import testing
+from srpo_trl.methods.record import Method
 
 JOINT_DENOMINATOR_LOSSES = ("dapo", "cispo", "vespo")
 MIN_TEMPERATURE = 1e-20
@@ -106,6 +108,31 @@ def _cispo(is_routed: bool, loss_type: str, epsilon_high: float | None) -> Itera
         )
 
 
+def _one_advantage(
+    method_record: Method, method: str, loss_type: str, off_policy_mask_threshold: float | None
+) -> Iterator[str]:
+    """Yield what of TRL decides by the one advantage of a rollout, where a method has several or goes beside it."""
+    own = "a pull" if method_record.pull is not None else "advantages of its own"
+    if method_record.pull is None and not _has_token_advantages(method_record):
+        return
+    reason = (
+        f"decides for a whole rollout by its one advantage, but method={method!r} has {own} for each token"
+    )
+    if loss_type == "vespo":
+        yield f"loss_type={loss_type!r} {reason}. Use 'dapo' or 'cispo', or another method."
+    if off_policy_mask_threshold is not None:
+        yield f"off_policy_mask_threshold={off_policy_mask_threshold!r} {reason}. Leave it out, or take another method."
+
+
+def _has_token_advantages(method: Method) -> bool:
+    """Return whether advantages are (B, T), tried on a few rollouts; those by a method's own rows count as such."""
+    if method.advantages is None or method.rows is not None:
+        return method.advantages is not None
+    tokens = testing.tokens()
+    scores = dict.fromkeys((scorer.name for scorer in method.scorers), tokens.scores["teacher"])
+    return method.advantages(tokens._replace(scores=scores)).dim() == 2
+
+
 def _temperature(is_routed: bool, temperature: float) -> Iterator[str]:
     if is_routed and temperature < MIN_TEMPERATURE:
         yield (
@@ -139,6 +166,7 @@ RULES: tuple[Rule, ...] = (
     _best_metric,
     _joint_denominator,
     _cispo,
+    _one_advantage,
     _temperature,
     _completion_length,
     external_teachers,

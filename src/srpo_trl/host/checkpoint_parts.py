@@ -14,6 +14,7 @@ from srpo_trl.host.checkpoints import CheckpointPart
 from srpo_trl.rollout.batch_counter import (
     BatchOptions,
     RolloutBatchCounter,
+    method_problem,
     resume_note,
     resume_problem,
     resumed_micro_batches,
@@ -121,7 +122,8 @@ class StateFile(CheckpointPart):
 
         Raises:
             FileNotFoundError: the checkpoint was not written by SRPOTrainer.
-            ValueError: it was written by another version, engine, or inside a rollout batch under other options.
+            ValueError: it was written by another version, engine or method, or inside a rollout batch under other
+                options.
         """
         self._counters.check(folder, self._read(folder))
 
@@ -143,6 +145,30 @@ class StateFile(CheckpointPart):
         _refuse_other_fields(path, set(state), {*_OF_COUNTERS, *self._others})
         _refuse_other_fields(path, set(state["counted_in"]), {field.name for field in fields(BatchOptions)})
         return state
+
+
+@dataclass
+class PlainRun(CheckpointPart):
+    """Nothing of `GRPOTrainer` itself, whose checkpoints are its own; those of another method are refused.
+
+    Args:
+        method: of this launch.
+    """
+
+    method: str
+
+    def save(self, folder: Path, rank: int, *, writes: bool) -> None:
+        """Add nothing."""
+
+    def check(self, folder: Path) -> None:
+        """Raise ValueError where another method wrote the checkpoint."""
+        path = folder / STATE_FILE
+        if path.is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))["counted_in"]["method"]
+            raise ValueError(f"{folder} {method_problem(saved, self.method)}")
+
+    def load(self, folder: Path, rank: int, device: torch.device) -> None:
+        """Restore nothing."""
 
 
 def _refuse_other_fields(path: Path, found: set[str], expected: set[str]) -> None:

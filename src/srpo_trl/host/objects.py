@@ -6,7 +6,15 @@ from typing import Any
 from srpo_trl.evaluation.evaluator import Evaluator
 from srpo_trl.evaluation.samples import answer_parser
 from srpo_trl.host.arguments import refuse_unsupported
-from srpo_trl.host.checkpoint_parts import BufferedRollouts, Counters, OwnFile, StateFile, Stateful, engine_of
+from srpo_trl.host.checkpoint_parts import (
+    BufferedRollouts,
+    Counters,
+    OwnFile,
+    PlainRun,
+    StateFile,
+    Stateful,
+    engine_of,
+)
 from srpo_trl.host.checkpoints import CheckpointPart, Checkpoints
 from srpo_trl.host.datasets import check_rows, max_prompt_length
 from srpo_trl.host.manifest import Manifest
@@ -35,6 +43,7 @@ def checkpoints(trainer: Any) -> Checkpoints:
         writes=args.should_save,
         must_write=args.save_strategy != "no",
         limit=args.save_total_limit,
+        parts=[PlainRun(args.method_name)] if args.method_record.is_plain else (),
     )
 
 

@@ -1,7 +1,9 @@
 """Methods: what each rollout and each token is trained by. A new one is a file here and a line in `METHODS`."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from srpo_trl.methods import (
@@ -151,3 +153,31 @@ VARIANTS: dict[str, dict[str, str]] = {
     "sdpo_failed": {"method": "sdpo_failed", **_UNWEIGHTED},
     "sdpo_correct": {"method": "sdpo_correct", **_UNWEIGHTED},
 }
+
+
+def factory_of(name: Any) -> Callable[..., Any]:
+    """Return what makes the method of this name.
+
+    Args:
+        name: a key of `METHODS`, or "module:factory".
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(name, str) and name in METHODS:
+        return METHODS[name].factory
+    if isinstance(name, str) and ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            factory: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"method={name!r} cannot be imported: {error}") from error
+        if callable(factory):
+            return factory
+        raise ValueError(
+            f"method={name!r} is a {type(factory).__name__}; a function that makes a method is required."
+        )
+    near = get_close_matches(name, METHODS, n=1) if isinstance(name, str) else []
+    meant = f"Did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+        f"method={name!r} is not a method. {meant}`srpo-trl methods` lists all; your own is 'module:factory'."
+    )

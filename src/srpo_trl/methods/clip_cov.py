@@ -7,7 +7,10 @@ from srpo_trl.methods.record import Method, Tokens
 
 
 def clip_cov(share: float = 2e-4, lowest: float = 1.0, highest: float = 5.0) -> Method:
-    """A = 0 on `share` of the micro-batch's tokens, drawn among those whose covariance is within the bounds."""
+    """A = 0 on `share` of the micro-batch's tokens, drawn among those of covariance between `lowest` and `highest`.
+
+    Source: the authors' code. A token that the clip holds already can be drawn, too; the draw is by micro-batch.
+    """
 
     def advantages(tokens: Tokens) -> torch.Tensor:
         cov_BT = tokenwise.covariance(tokens)

@@ -1,4 +1,4 @@
-"""KL-Cov (arXiv:2505.22617): hold the tokens back on which advantage and log-probability rise together most."""
+"""KL-Cov (arXiv:2505.22617): the tokens on which advantage and log-probability rise together most are held back."""
 
 from torch import Tensor
 
@@ -7,9 +7,11 @@ from srpo_trl.methods.record import Method, Tokens
 
 
 def kl_cov(share: float = 2e-3, coefficient: float = 1.0) -> Method:
-    """k = -coefficient sign(log pi - log pi_old) on the top tokens by covariance.
+    """k = -`coefficient` sign(log pi - log pi_old) on the top `share` of the micro-batch's tokens by covariance.
 
-    Nothing in the first update of a rollout batch, where both are equal. Theirs has no PPO clip: epsilon is TRL's.
+    Nothing in the first update of a rollout batch, where both are equal.
+
+    Source: the authors' code. Theirs has no PPO clip; here epsilon is TRL's.
     """
 
     def pull(tokens: Tokens) -> Tensor:

@@ -7,9 +7,11 @@ from srpo_trl.methods.record import Method
 
 
 def negative_control(advantage: float = -0.1) -> Method:
-    """The policy loss everywhere; TRL's advantage on correct rollouts, a constant one on failed ones.
+    """A = `advantage` on failed rollouts, TRL's on correct ones.
 
     What distillation of failed rollouts gains beyond this is not gained by pushing them away alone.
+
+    Source: ours.
     """
     return Method(
         route=routers.policy,

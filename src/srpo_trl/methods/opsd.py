@@ -5,6 +5,11 @@ from srpo_trl.methods.record import Method
 
 
 def opsd(beta: float = 0.01) -> Method:
-    """Gradient: GRPO's and `beta` (log pi_T - log pi) grad log pi where there is something to show."""
+    """Gradient: GRPO's and `beta` (log pi_T - log pi) grad log pi where there is something to show.
+
+    Their teacher is the student itself: teacher_model_kind='live'.
+
+    Source: secondary sources. beta is ours.
+    """
     divergence = {"estimator": "sampled", "alpha": 1.0}
     return Method(routers.both, divergence=divergence, strength=schedules.constant(beta))

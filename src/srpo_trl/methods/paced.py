@@ -1,4 +1,4 @@
-"""PACED (arXiv:2603.11178): distil most where the student passes about half of the time."""
+"""PACED (arXiv:2603.11178): most is distilled where the student passes about half of the time."""
 
 from torch import Tensor
 
@@ -11,9 +11,11 @@ def paced(
     reverse_from_step: int | None = None,
     alphas: tuple[float, float] = (0.0, 1.0),
 ) -> Method:
-    """w = p^a (1 - p)^b with the group's pass rate p; forward KL, from `reverse_from_step` on reverse KL.
+    """w = p^a (1 - p)^b as it is, with the group's pass rate p and `powers` (a, b).
 
-    The weights are used as they are: the paper's normaliser is not known.
+    D is that of `alphas[0]` (0: forward KL), from `reverse_from_step` on that of `alphas[1]` (1: reverse KL).
+
+    Source: secondary sources. The paper's normaliser is not known.
     """
 
     def rows(scored: Scored) -> dict[str, Tensor]:
@@ -21,10 +23,5 @@ def paced(
         weight_P1 = pass_rate_P1 ** powers[0] * (1 - pass_rate_P1) ** powers[1]
         return {"weight": weight_P1.expand_as(scored.route_PG)}
 
-    return Method(
-        route=routers.distilled,
-        divergence={"alpha": schedules.switch(*alphas, reverse_from_step)},
-        rows=rows,
-        weights=lambda tokens: tokens.rows["weight"].unsqueeze(1),
-        mean_one=False,
-    )
+    method = Method(routers.distilled, divergence={"alpha": schedules.switch(*alphas, reverse_from_step)})
+    return method._replace(rows=rows, weights=lambda t: t.rows["weight"].unsqueeze(1), mean_one=False)

@@ -5,5 +5,10 @@ from srpo_trl.methods.record import Method
 
 
 def sdpo(entropy_weight_beta: float) -> Method:
-    """Every rollout with teacher information is distilled, the others are excluded from the loss."""
+    """Every rollout with teacher information is distilled, the others are excluded from the loss.
+
+    w = exp(-beta H) with beta = `entropy_weight_beta`, 0 unless it is given: w = 1.
+
+    Source: the paper, the authors' code.
+    """
     return Method(route=routers.distilled, weights=tokenwise.entropy_weights(entropy_weight_beta))

@@ -1,5 +1,6 @@
 """Tiny inputs to try a method on: seeded values of every kind, without a model."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from srpo_trl.methods.record import (
     Tokens,
     TokenScores,
 )
+
+STEPS = (0, 10**6)  # at a run's start and late in it
 
 
 def graded(step: int = 0) -> Graded:
@@ -35,6 +38,14 @@ def scored(graded: Graded, route_PG: torch.Tensor, *scorers: str, seed: int = 0)
         for name in scorers
     }
     return Scored(route_PG, *graded, torch.randint(1, 21, shape, generator=generator), means)
+
+
+def groups(step: int = 0) -> Graded:
+    """Every group of four rollouts that are correct or failed, with context or without, all of them scored."""
+    kinds = itertools.product([False, True], repeat=2)
+    kinds_PG2 = torch.tensor(list(itertools.product(kinds, repeat=4)))
+    is_correct_PG, has_context_PG = kinds_PG2.unbind(2)
+    return Graded(is_correct_PG.double(), torch.ones_like(is_correct_PG), is_correct_PG, has_context_PG, step)
 
 
 def tokens(

@@ -1,4 +1,4 @@
-"""Reward functions for TRL: graders of the paper's benchmarks with feedback, mathematics, format and length.
+"""Reward functions for TRL: graders of the paper's benchmarks with feedback, mathematics, rubrics, format and length.
 
 Each `get_*_reward(options)` returns a reward function; `*_reward` is the one with default options, importable
 by its dotted name from a YAML file or the command line (`srpo_trl.rewards.multiple_choice_reward`).
@@ -7,6 +7,7 @@ by its dotted name from a YAML file or the command line (`srpo_trl.rewards.multi
 from srpo_trl.rewards.grading import GradedReward
 from srpo_trl.rewards.maths import get_math_reward, math_reward
 from srpo_trl.rewards.multiple_choice import get_multiple_choice_reward, multiple_choice_reward
+from srpo_trl.rewards.rubric import RubricReward
 from srpo_trl.rewards.shape import format_reward, get_format_reward, get_length_reward, length_reward
 from srpo_trl.rewards.tool_use import get_tool_use_reward, tool_use_reward
 
@@ -21,6 +22,7 @@ BENCHMARK_REWARDS: dict[str, GradedReward] = {
 
 __all__ = [
     "BENCHMARK_REWARDS",
+    "RubricReward",
     "format_reward",
     "get_format_reward",
     "get_length_reward",

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_OF_ROLLOUTS_IN_USE = (  # saved rollouts are laid out and routed by them
-    "method",
+_OF_ROLLOUTS_IN_USE = (  # saved rollouts are laid out by them
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "steps_per_generation",
@@ -24,6 +23,7 @@ class BatchOptions:
     """What micro-batches, rollout batches and the position in the data are counted in, named as the options.
 
     Attributes:
+        method: with its options and router, where these are given; a run has one.
         num_prompts: rows of the training data; None for a stream.
     """
 
@@ -115,12 +115,22 @@ def resume_problem(saved: BatchOptions, now: BatchOptions, *, has_rollouts: bool
         now: of this launch.
         has_rollouts: the checkpoint holds the rest of a rollout batch.
     """
+    if saved.method != now.method:
+        return method_problem(saved.method, now.method)
     before, after = saved.differing(now, _OF_ROLLOUTS_IN_USE)
     if not has_rollouts or not before:
         return ""
     return (
         f"lies inside a rollout batch, whose rest was saved under {before}, and cannot be resumed under {after}. "
         "Resume with the options as they were, or from a checkpoint at the end of a rollout batch."
+    )
+
+
+def method_problem(saved: str, now: str) -> str:
+    """Return why a run cannot resume with another method; names are those of `SRPOConfig.method_name`."""
+    return (
+        f"was trained with method={saved!r} and cannot be resumed with method={now!r}. Resume with method, "
+        "method_options and routing as they were, or start a new run from the checkpoint's model."
     )
 
 

@@ -103,6 +103,7 @@ class TeacherInUse:
             self._model(),
             kind,
             self._args.teacher_update_rate,
+            self._args.teacher_update_interval,
             release_gathered=lambda: release_gathered(self._model(), self._accelerator),
             device=self._accelerator.device,
             file=file,
@@ -231,7 +232,7 @@ class TeacherInUse:
         self._heads.forget_before(self._batch_number())
 
     def update(self, num_batches: int) -> TeacherDistance | None:
-        """Make one EMA update per completed rollout batch; buffered rollouts keep their heads."""
+        """Count one update per completed rollout batch; buffered rollouts keep their heads."""
         self._heads.keep_apart_from(self.weights.state_dict().values())
         return self.weights.update(num_batches)
 

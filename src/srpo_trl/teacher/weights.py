@@ -47,6 +47,8 @@ class TeacherWeights:
         model: the student with its initial weights; PEFT's wrapper included, a parallel engine's not.
         kind: "ema", "base" (frozen initial weights) or "live" (the student itself; nothing is stored).
         update_rate: EMA rate in (0, 1]; SDPO and SRPO use 0.05.
+        update_interval: the average moves at every so many updates, at least 1; with rate 1 it is set to the student
+            (TRACE, arXiv:2605.10194: every 10).
         release_gathered: frees gathered copies of sharded parameters; called before parameters are looked up,
             because sharding replaces them and a gathered copy hides them.
         device: that whole values of sharded parameters are gathered on.
@@ -58,6 +60,7 @@ class TeacherWeights:
         model: nn.Module,
         kind: str,
         update_rate: float,
+        update_interval: int = 1,
         *,
         release_gathered: Callable[[], None] = lambda: None,
         device: torch.device | None = None,
@@ -66,6 +69,7 @@ class TeacherWeights:
         self.kind = kind
         self._file = file
         self.update_rate = update_rate
+        self.update_interval = update_interval
         self.num_updates = 0
         self.is_frozen = False  # an average that moves no more
         self._resets_to_student = False
@@ -129,14 +133,17 @@ class TeacherWeights:
         """Move the average: `teacher <- (1 - rate) * teacher + rate * student`, in float32 (SDPO, section 3).
 
         Args:
-            num_updates: so many times toward the same student, which is once at the rate `1 - (1 - rate)^n`.
+            num_updates: so many times toward the same student, which is once at the rate `1 - (1 - rate)^n`, n the
+                number of them at which an interval ends.
         Returns:
             The distance to the student afterwards; None for the live teacher, which has none.
         """
+        num_intervals = self.num_updates // self.update_interval
         self.num_updates += num_updates
         if self.kind == "live":
             return None
-        rate = self.update_rate if num_updates == 1 else 1.0 - (1.0 - self.update_rate) ** num_updates
+        num_moves = self.num_updates // self.update_interval - num_intervals
+        rate = self.update_rate if num_moves == 1 else 1.0 - (1.0 - self.update_rate) ** num_moves
         parts = self._parts()
         device = next((value.device for value in self._values.values()), self._device)
         distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
