@@ -152,7 +152,7 @@ class TestRefusals:
             ("- 1", "must hold `option: value` lines"),
             ("learning_rat: 1", "learning_rat is not an option. Did you mean learning_rate?"),
             ("dtype: bf16", "dtype='bf16' is not one of 'auto', 'bfloat16'"),
-            ("method: both", "method='both' is not one of 'srpo'"),
+            ("method: both", "method='both' is not a method"),
         ],
     )
     def test_wrong_config_file(
