@@ -56,8 +56,8 @@ def _pointwise_clip(
     clip = of_method.get("pointwise_clip", distillation_pointwise_clip)
     if clip is not None and of_method.get("estimator", distillation_estimator) == "sampled":
         yield (
-            f"distillation_pointwise_clip={clip!r} caps the entries of a support, and the estimator 'sampled' has none. "
-            "Leave it out, or set distillation_estimator='exact', which a method may have taken the place of."
+            f"distillation_pointwise_clip={clip!r} caps the entries of a support, and the estimator 'sampled' has "
+            "none. Leave it out, or take distillation_estimator='exact' and a method that leaves it."
         )
 
 
