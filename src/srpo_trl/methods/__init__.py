@@ -11,6 +11,7 @@ from srpo_trl.methods import (
     apo,
     clip_cov,
     decoupling,
+    dgpo,
     distil,
     dmpo,
     eksft,
@@ -20,9 +21,11 @@ from srpo_trl.methods import (
     fg_expo,
     g_opd,
     grpo,
+    gtpo,
     hdpo,
     kdrl,
     kl_cov,
+    lightning,
     mad_opd,
     many_faces,
     negative_control,
@@ -44,6 +47,7 @@ from srpo_trl.methods import (
     selfci,
     skill_sd,
     srpo,
+    srpo_stable,
     tip,
     uni_opd,
     va_opd,
@@ -137,6 +141,10 @@ METHODS: dict[str, Entry] = {
     "mad_opd": Entry(mad_opd.mad_opd, "MAD-OPD", UNWEIGHTED),
     "vla_opd": Entry(vla_opd.vla_opd, "VLA-OPD", UNWEIGHTED),
     "skill_sd": Entry(skill_sd.skill_sd, "Skill-SD", UNWEIGHTED),
+    "gtpo": Entry(gtpo.gtpo, "GTPO", UNWEIGHTED),
+    "dgpo": Entry(dgpo.dgpo, "DGPO", UNWEIGHTED),
+    "lightning": Entry(lightning.lightning, "Lightning OPD", UNWEIGHTED),
+    "srpo_stable": Entry(srpo_stable.srpo_stable, "SRPO, stable"),
 }
 DEFAULT = "srpo"
 GRPO = "grpo"  # `GRPOTrainer` itself

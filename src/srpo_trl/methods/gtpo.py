@@ -8,25 +8,24 @@ from srpo_trl.methods.record import Method, Scored, Tokens
 
 
 def gtpo(weight: float = 2.0, entropy_cost: float = 0.1, largest_entropy: float = 0.7) -> Method:
-    """A less `entropy_cost` H, times `weight` (rewarded) or 0 (others) on shared tokens, over their number or 1.
+    """A - `entropy_cost` H, times `weight` (rewarded) or 0 (others) on shared tokens, over their number or 1.
 
-    H: a rollout's mean entropy, A = 0 above `largest_entropy`. A rollout has the mean length's share of the loss.
+    H: a rollout's mean entropy; A = 0 above `largest_entropy`. Every rollout weighs alike, however long.
 
     Source: the authors' code, which has neither ratio nor clip; the sign of A is here that of the score less its mean.
     """
 
     def rows(scored: Scored) -> dict[str, Tensor]:
-        is_scored_PG = scored.is_scored_PG
-        sign_PG = (scored.score_PG - groups.mean(scored.score_PG, is_scored_PG)).sign() * is_scored_PG
-        shared_PGT = groups.conflicts(scored.token_ids(), sign_PG.nan_to_num(0.0))
+        sign_PG = (scored.score_PG - groups.mean(scored.score_PG, scored.is_scored_PG)).sign().nan_to_num(0.0)
+        shared_PGT = groups.conflicts(scored.token_ids(), sign_PG)
         factor_PGT = torch.where(shared_PGT, weight * (sign_PG > 0).double().unsqueeze(2), 1.0)
-        mean_length = scored.length_PG.double().mean()
-        per_rollout_PG = mean_length / scored.length_PG.clamp(min=1) / shared_PGT.sum(2).clamp(min=1)
-        return {"factor": factor_PGT * per_rollout_PG.unsqueeze(2), "entropy": scored.means["student"].entropy_PG}
+        tokens_PG = scored.length_PG * shared_PGT.sum(2).clamp(min=1)
+        factor_PGT = factor_PGT * (scored.length_PG.double().mean() / tokens_PG.clamp(min=1)).unsqueeze(2)
+        return {"factor": factor_PGT, "entropy": scored.means["student"].entropy_PG}
 
     def advantages(tokens: Tokens) -> Tensor:
-        entropy_B = tokens.rows["entropy"]
-        kept_B = (tokens.advantage_B - entropy_cost * entropy_B).masked_fill(entropy_B > largest_entropy, 0.0)
+        h_B = tokens.rows["entropy"]
+        kept_B = (tokens.advantage_B - entropy_cost * h_B).masked_fill(h_B > largest_entropy, 0.0)
         return kept_B.unsqueeze(1) * tokens.rows["factor"]
 
     return Method(routers.policy, (scorers.STUDENT,), rows=rows, advantages=advantages)

@@ -1,4 +1,4 @@
-"""Rollouts that were made before: a `rollout_func` that gives them, and the log-probabilities of a teacher beside them."""
+"""Rollouts that were made before: a `rollout_func` that gives them, and a teacher's log-probabilities beside them."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,8 +24,8 @@ def offline_rollouts(rows: Iterable[Stored]) -> Callable[[list[Any], Any], dict[
     Several rollouts of one prompt are its group's, in turn.
 
     Args:
-        rows: each with "prompt" as the training data has it, "prompt_ids" and "completion_ids", lists of token ids, and,
-            for scorers with weights="cached", "teacher_logps", a log-probability for each token of the completion.
+        rows: each with "prompt" as the training data has it, "prompt_ids" and "completion_ids", lists of token ids; for
+            scorers with weights="cached" also "teacher_logps", a log-probability for each token of the completion.
     Raises:
         ValueError: a row lacks one of them; when called: a prompt has no stored rollout.
     """
@@ -52,7 +52,11 @@ def offline_rollouts(rows: Iterable[Stored]) -> Callable[[list[Any], Any], dict[
 
 @torch.no_grad()
 def with_teacher_logps(
-    rows: Sequence[Stored], teacher: PreTrainedModel, *, temperature: float = 1.0, tokens_per_pass: int = 16384
+    rows: Sequence[Stored],
+    teacher: PreTrainedModel,
+    *,
+    temperature: float = 1.0,
+    tokens_per_pass: int = 16384,
 ) -> list[dict[str, Any]]:
     """Return the rows with "teacher_logps": of each token of the completion, after the row's own prompt.
 

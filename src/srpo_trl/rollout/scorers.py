@@ -87,13 +87,17 @@ def _run(
         scored_BT = scored_tokens(batch) & _rows(scorer, rollouts).unsqueeze(1) if that is None else that[0]
         prompts = own if scorer.context == OWN_CONTEXT else rollouts.contexts[scorer.context].prompts
 
-        def ask(mask_BT: Tensor, model: str = "", name: str = scorer.name, prompts: Any = prompts) -> TeacherScores:
+        def ask(
+            mask_BT: Tensor, model: str = "", name: str = scorer.name, prompts: Any = prompts
+        ) -> TeacherScores:
             return teacher.score(name, prompts, completions, mask_BT, vision, autocast(), model)
 
         if scorer.weights == "cached":
             scores = _stored(graded.columns[LOGPS_COLUMN], scored_BT)
         elif scorer.weights == "external" and not scorer.model and model_of_row is not None:
-            masks = {model: scored_BT & _named(model_of_row, model, scored_BT) for model in teacher.external_names}
+            masks = {
+                model: scored_BT & _named(model_of_row, model, scored_BT) for model in teacher.external_names
+            }
             scores = _joined([(mask_BT, ask(mask_BT, model)) for model, mask_BT in masks.items()], scored_BT)
         else:
             scores = ask(scored_BT)
