@@ -61,7 +61,7 @@ DIVERGENCES = {
     "skill_sd": {"estimator": "sampled", "alpha": 1.0},
     **{name: {"alpha": 1.0} for name in ("tip", "va_opd", "vopd", "selfci", "vla_opd")},
     "mad_opd": {"alpha": 0.5},
-    "srpo_stable": {"alpha": 0.0, "pointwise_clip": 0.05},
+    **{name: {"alpha": 0.0, "pointwise_clip": 0.05} for name in ("srpo_stable", "trace")},
 }
 
 

@@ -513,6 +513,35 @@ def test_distils_credit_is_the_later_disagreement():
     assert make("distil").advantages is None
 
 
+@pytest.mark.parametrize("step", [0, 10, 25, 40, 99])
+def test_trace_moves_spans_from_the_teacher_to_the_reward(step):
+    method, share = make("trace", weight=0.4), torch.tensor([0.5, 2.0, 1.0, 1.5])
+    spans_BT = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    tokens = tokens_of(method, step=step, share=share, spans=spans_BT)
+    advantage, correct = tokens.advantage_B.tolist(), tokens.is_correct_B.tolist()
+    assert_tokens(
+        method.advantages(tokens),
+        tokens,
+        lambda i, t: oracle.trace_advantage(advantage[i], bool(spans_BT[i, t]), step, 0.4, 10, 30),
+    )
+    (weight_BT,) = method.raw_weights(tokens)
+    assert_tokens(weight_BT, tokens, lambda i, t: float(share[i]) * correct[i] * float(spans_BT[i, t]))
+    assert method.strength(step) == pytest.approx(0.4 * min(1.0, max(0.0, (40 - step) / 30)))
+    assert method.spans
+    nothing = tokens._replace(rows=tokens.rows | {"spans": torch.zeros(4, 6, dtype=torch.bool)})
+    torch.testing.assert_close(  # GRPO
+        method.advantages(nothing), tokens.advantage_B.unsqueeze(1).expand(4, 6)
+    )
+
+
+def test_rollouts_of_equal_say():
+    scored = testing.scored(testing.graded(), routers.policy(testing.graded()))
+    total = (groups.equal_shares(scored) * scored.length_PG).sum() / scored.length_PG.sum()
+    assert float(total) == pytest.approx(1.0)
+    by_rollout = groups.equal_shares(scored) * scored.length_PG
+    torch.testing.assert_close(by_rollout, by_rollout[0, 0].expand(3, 4))
+
+
 def test_srpo_stable_is_srpo_with_another_divergence():
     stable, srpo = make("srpo_stable", entropy_weight_beta=1.5), make("srpo", entropy_weight_beta=1.5)
     tokens, graded = tokens_of(srpo), testing.graded()

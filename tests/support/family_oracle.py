@@ -6,32 +6,9 @@ Formulas: see docs/methods.md. Nothing here imports the package.
 import math
 
 POLICY, DISTILLED = 1, 2
-ON_POLICY = set(
-    [
-        "clip_cov",
-        "kl_cov",
-        "negative_control",
-        "ema_anchor",
-        "kdrl",
-        "opd",
-        "opd_then_rl",
-        "rlsd",
-        "rlad",
-        "g_opd",
-        "uni_opd",
-        "scope",
-        "dmpo",
-        "rapo",
-        "f_dpg",
-        "salsa",
-        "eksft",
-        "apo",
-        "fg_expo",
-        "erpd",
-        "gtpo",
-        "dgpo",
-        "lightning",
-    ]
+ON_POLICY = (
+    "clip_cov kl_cov negative_control ema_anchor kdrl opd opd_then_rl rlsd rlad g_opd uni_opd scope dmpo rapo f_dpg "
+    "salsa eksft apo fg_expo erpd gtpo dgpo lightning"
 )
 
 
@@ -40,13 +17,13 @@ def routes(method, group, step=0, at_step=50):
     all_failed = any(scored for *_, scored in group) and not any(correct for correct, *_ in group)
     found = []
     for correct, context, scored in group:
-        if method in ON_POLICY:
+        if method in ON_POLICY.split():
             route = POLICY
         elif method == "hdpo":
             route = POLICY | (DISTILLED if all_failed and context else 0)
         elif method == "srpo_stable":
             route = POLICY if correct or not context else DISTILLED
-        elif method in ("opsd", "vopd", "skill_sd"):
+        elif method in ("opsd", "vopd", "skill_sd", "trace"):
             route = POLICY | (DISTILLED if context else 0)
         elif method == "sdpo_then_grpo" and step >= at_step:
             route = POLICY
@@ -242,6 +219,12 @@ def gtpo_advantages(advantage, entropy, completions, signs, i, weight, cost, lar
     return [
         base * share * ((weight if signs[i] > 0 else 0.0) if t in places else 1.0) for t in range(len(row))
     ]
+
+
+def trace_advantage(advantage, is_span, step, weight, hold, decay):
+    """Of a token: GRPO's, on spans as far as the distillation has left it."""
+    share = 1.0 if step < hold else max(0.0, 1.0 - (step - hold) / decay)
+    return advantage * (1 - share) if is_span else advantage
 
 
 def dgpo_factors(entropies, distances, temperature, kappa):

@@ -75,6 +75,7 @@ def wrong_row() -> Method:
 
 COLUMNS = {  # whole prompts of scorers; of one row none
     "skill": ["1+1, add", "2+2, add", None, "4+4, add"],
+    "label": ["1+1, carry"] * 4,
     "utility": ["1+1, helpfully"] * 4,
     "privacy": ["1+1, discreetly"] * 4,
 }

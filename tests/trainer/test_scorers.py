@@ -382,6 +382,42 @@ def test_a_method_sees_the_token_ids_of_whole_groups(tmp_path):
     assert output["srpo_row/factor"].shape == output["completion_ids"].shape
 
 
+def marking(completions, completion_ids, log_extra, **_):
+    """Marks the second and third token of every correct rollout, and nothing of the others."""
+    correct = ["#" in completion[-1]["content"] for completion in completions]
+    log_extra("spans", [[(1, 3)] if is_right else None for is_right in correct])
+    return [float(is_right) for is_right in correct]
+
+
+def test_spans_come_from_the_reward_function(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        method="trace",
+        train_dataset=chat_dataset(label=["1+1, carry"] * 4),
+        reward_funcs=marking,
+    )
+    kept = batches_of(trainer)
+    trainer.train()
+    ((output, _),) = kept
+    spans_BT = output["srpo_row/spans"]
+    correct_B = output["srpo_row/is_correct"]
+    assert spans_BT[:, 1:3].all(1).tolist() == correct_B.tolist()
+    assert int(spans_BT.sum()) == 2 * int(correct_B.sum()) > 0
+
+
+@pytest.mark.parametrize("span", [(2, 1), (-1, 2), (1,)])
+def test_a_span_that_is_none_is_refused(tmp_path, span):
+    def wrong(completions, log_extra, **_):
+        log_extra("spans", [[span]] * len(completions))
+        return [1.0] * len(completions)
+
+    trainer = make_trainer(
+        tmp_path, method="trace", train_dataset=chat_dataset(label=["1"] * 4), reward_funcs=wrong
+    )
+    with pytest.raises(ValueError, match="give pairs of positions"):
+        trainer.train()
+
+
 # --- What is refused ---
 
 

@@ -49,6 +49,7 @@ from srpo_trl.methods import (
     srpo,
     srpo_stable,
     tip,
+    trace,
     uni_opd,
     va_opd,
     vla_opd,
@@ -144,6 +145,7 @@ METHODS: dict[str, Entry] = {
     "gtpo": Entry(gtpo.gtpo, "GTPO", UNWEIGHTED),
     "dgpo": Entry(dgpo.dgpo, "DGPO", UNWEIGHTED),
     "lightning": Entry(lightning.lightning, "Lightning OPD", UNWEIGHTED),
+    "trace": Entry(trace.trace, "TRACE", UNWEIGHTED),
     "srpo_stable": Entry(srpo_stable.srpo_stable, "SRPO, stable"),
 }
 DEFAULT = "srpo"

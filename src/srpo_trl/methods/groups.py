@@ -53,6 +53,16 @@ def standardized(value_PG: Tensor, of_PG: Tensor) -> Tensor:
     return centered_PG / mean(centered_PG**2, of_PG).sqrt().clamp(min=1e-6)
 
 
+def equal_shares(scored: Scored) -> Tensor:
+    """Return what gives every rollout the same say, however long: mean length over length, (P, G) float64."""
+    return scored.length_PG.double().mean() / scored.length_PG.clamp(min=1)
+
+
+def shares(scored: Scored) -> dict[str, Tensor]:
+    """Return `equal_shares` as a method's rows."""
+    return {"share": equal_shares(scored)}
+
+
 def conflicts(ids_PGT: Tensor, sign_PG: Tensor) -> Tensor:
     """Return tokens that completions of both signs begin with, or end with, (P, G, T) bool.
 

@@ -19,9 +19,8 @@ def gtpo(weight: float = 2.0, entropy_cost: float = 0.1, largest_entropy: float 
         sign_PG = (scored.score_PG - groups.mean(scored.score_PG, scored.is_scored_PG)).sign().nan_to_num(0.0)
         shared_PGT = groups.conflicts(scored.token_ids(), sign_PG)
         factor_PGT = torch.where(shared_PGT, weight * (sign_PG > 0).double().unsqueeze(2), 1.0)
-        tokens_PG = scored.length_PG * shared_PGT.sum(2).clamp(min=1)
-        factor_PGT = factor_PGT * (scored.length_PG.double().mean() / tokens_PG.clamp(min=1)).unsqueeze(2)
-        return {"factor": factor_PGT, "entropy": scored.means["student"].entropy_PG}
+        share_PG = groups.equal_shares(scored) / shared_PGT.sum(2).clamp(min=1)
+        return {"factor": factor_PGT * share_PG.unsqueeze(2), "entropy": scored.means["student"].entropy_PG}
 
     def advantages(tokens: Tokens) -> Tensor:
         h_B = tokens.rows["entropy"]

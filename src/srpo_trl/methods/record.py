@@ -227,6 +227,8 @@ class Method(NamedTuple):
         advantages: that TRL's policy loss takes, inside its clip: (B,), or (B, T) token by token; None: TRL's own.
         pull: k of each token, (B, T): adds -k log pi to the token's loss, outside the clip; k carries no gradient.
         anchor: of each token, (B, T), what takes the place of log pi_old in the ratio of TRL's policy loss.
+        spans: whether the rows have "spans", (B, T): the tokens that a reward function marks with
+            log_extra("spans", ...), for each rollout a list of (first, end) positions in its completion_ids, or None.
 
     Where a rollout has no context, advantages, pull and anchor do not apply, if the method has a scorer that does not
     distil: there is nothing to compute them from.
@@ -242,6 +244,7 @@ class Method(NamedTuple):
     advantages: Callable[[Tokens], Tensor] | None = None
     pull: Callable[[Tokens], Tensor] | None = None
     anchor: Callable[[Tokens], Tensor] | None = None
+    spans: bool = False
 
     @property
     def is_plain(self) -> bool:

@@ -31,6 +31,7 @@ from srpo_trl.teacher.in_use import TeacherInUse
 from srpo_trl.teacher.scoring import TeacherScores
 
 LOGPS_COLUMN = "teacher_logps"  # of stored rollouts, a list for each
+SPANS = "spans"  # column and row
 Passes = Mapping[str, tuple[Tensor, TeacherScores]]  # the tokens and their scores, by the scorers' names
 
 
@@ -66,6 +67,8 @@ def score_rollouts(
     passes = _run(batch, method, rollouts, graded, teacher, autocast, model_of_row, reads_images)
     scored = partial(scored_groups, rollouts, batch, passes, gather)
     add_rows(batch, method_rows(method, rollouts, graded.own_rows, scored))
+    if method.spans:
+        add_rows(batch, {SPANS: span_mask(graded.columns.get(SPANS, ()), scored_tokens(batch))})
 
 
 def _run(
@@ -101,7 +104,8 @@ def _run(
             scores = _joined([(mask_BT, ask(mask_BT, model)) for model, mask_BT in masks.items()], scored_BT)
         else:
             scores = ask(scored_BT)
-        passes[scorer.name] = scored_BT, scores
+        is_compared = any(other.against == scorer.name for other in method.scorers)
+        passes[scorer.name] = scored_BT, scores if is_compared else scores._replace(hidden=[])  # let memory go
         add_scores(
             batch,
             scorer.name,
@@ -131,6 +135,23 @@ def _stored(logps: Sequence[Sequence[float] | None], scored_BT: Tensor) -> Teach
     logps_N = made_BT.to(scored_BT.device)[scored_BT]
     nothing_N = torch.zeros_like(logps_N)
     return TeacherScores([], TokenStatistics(nothing_N, nothing_N), STUDENT_HEAD, logps_N)
+
+
+def span_mask(spans: Sequence[Sequence[tuple[int, int]] | None], mask_BT: Tensor) -> Tensor:
+    """Return the masked tokens within a rollout's spans, (B, T) bool.
+
+    Raises:
+        ValueError: a span is no pair of positions with 0 <= first <= end.
+    """
+    marked_BT = torch.zeros_like(mask_BT)
+    for row, of_row in enumerate(spans):
+        for span in of_row or ():
+            if len(span) != 2 or not 0 <= span[0] <= span[1]:
+                raise ValueError(
+                    f"log_extra('spans', ...) got {span!r} for rollout {row}; give pairs of positions, first and end."
+                )
+            marked_BT[row, span[0] : span[1]] = True
+    return marked_BT & mask_BT
 
 
 def _named(model_of_row: Sequence[str], model: str, scored_BT: Tensor) -> Tensor:
