@@ -18,7 +18,9 @@ from srpo_trl.methods.record import ROUTE_NAMES, Graded, Method, is_distilled
 
 EXIT_UNKNOWN = 2
 CONTEXT = "a correct rollout of the group, feedback or a reference"
-HEADING = re.compile(r"(?P<title>.+?)(?: \((?P<paper>arXiv:\d{4}\.\d{5}|ours)\))?: (?P<sentence>.+\.)")
+HEADING = re.compile(
+    r"(?P<title>.+?)(?: \((?P<paper>arXiv:\d{4}\.\d{5}|ours|id unknown)\))?: (?P<sentence>.+\.)"
+)
 _NEEDS_WIDTH = 12
 _OPTION = 0.5  # in place of any option of the configuration that a factory takes
 
@@ -28,7 +30,7 @@ class Description(NamedTuple):
 
     Attributes:
         title, paper, sentence: of the file's first line, `TITLE (arXiv:ID): SENTENCE`; paper is "ours" where none is
-            named.
+            named, and "id unknown" where a paper's id could not be checked.
         paragraphs: of the factory's docstring; the last is `Source: ...`.
     """
 
