@@ -9,7 +9,7 @@ from srpo_trl.methods.record import Method, Tokens
 def opd_then_rl(at_step: int = 60) -> Method:
     """A = d for the first `at_step` optimizer steps, then TRL's own.
 
-    Source: secondary sources: a line of the paper's table 1.
+    Source: secondary sources. A line of the paper's table 1.
     """
     method = distillation.opd()
 

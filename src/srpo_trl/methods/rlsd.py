@@ -9,7 +9,7 @@ from srpo_trl.methods.record import Method, Scorer, Tokens
 def rlsd(share: float = 0.5, epsilon: float = 0.2) -> Method:
     """A times (1 - `share`) + `share` clip(exp(sign(A) d), 1 - `epsilon`, 1 + `epsilon`): its sign is the reward's.
 
-    Source: secondary sources: a line of the paper's table 1, and a library's code with these values.
+    Source: secondary sources. A line of the paper's table 1, and a library's code with these values.
     """
 
     def advantages(tokens: Tokens) -> Tensor:
