@@ -39,6 +39,9 @@ KEYS: Mapping[str, str] = {
     "srpo/seconds/elapsed": "training_seconds",
 }
 
+# The head that buffered rollouts were scored with stands below its scorer's name.
+_HEAD = re.compile(r"(srpo_rollouts_rank\d+\.pt/1)(?=(/\d+)?$)")
+
 ROUTES: Mapping[str, str] = {"grpo": "policy", "sdpo": "distilled", "mix": "both", "skip": "skipped"}
 
 _OF_OPTIONS = ("fields/", "options/", "counted_in/")  # parts of a key below which an option's name stands
@@ -75,7 +78,7 @@ def new_key(key: str) -> str:
     """Return a key under the new names; itself where no part of it has changed."""
     for old, new in KEYS.items():
         key = re.sub(f"(?<![^/]){re.escape(old)}(?![^/])", lambda _, new=new: new, key)
-    return key
+    return _HEAD.sub(r"\1/teacher", key)
 
 
 def _new_option(key: str, value: Any) -> tuple[str, Any]:

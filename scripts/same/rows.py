@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ROUTINGS = ("srpo", "grpo", "sdpo", "sdpo_failed", "sdpo_correct", "advantage_mix")
+METHODS = (
+    *("clip_cov", "distil", "kl_cov", "many_faces", "negative_control", "opsd", "opsd_zhao"),
+    *("paced", "sc_sdpo", "sdpo_then_grpo"),
+)
 ALL_SOURCES = ["sibling+feedback", "reference", "earlier"]
 
 # How the 16 rollouts of an optimizer step are cut into micro-batches.
@@ -79,12 +83,24 @@ def _of_one_option_each() -> list[Row]:
     return rows
 
 
+def _of_methods() -> list[Row]:
+    """Return rows whose method was written after the table, two updates on each rollout batch: a clip acts.
+
+    HDPO distils groups that failed as a whole, which have feedback alone to show.
+    """
+    rows = [Row(f"method-{name}", options={"method": name, "num_iterations": 2} | SPLIT) for name in METHODS]
+    shown = {"teacher_context": ["sibling+feedback", "feedback", "sibling"]}
+    hdpo = Row("method-hdpo", options={"method": "hdpo"} | shown | SPLIT, rewards=("by_ids", "by_length"))
+    return [*rows, hdpo]
+
+
 ROWS: tuple[Row, ...] = (
     Row("train-help", "train_help"),
     Row("config-fields", "config_fields"),
     Row("report", "report"),
     *_of_routings(),
     *_of_one_option_each(),
+    *_of_methods(),
     Row(
         "two-feedbacks",
         options=WHOLE | {"teacher_context": ["sibling+feedback", "feedback", "sibling"]},

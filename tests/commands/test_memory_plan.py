@@ -17,9 +17,14 @@ from srpo_trl import cli
 from srpo_trl.commands.plan.engines import Engine, read_engine
 from srpo_trl.commands.plan.estimate import BACKWARD, FORWARD, SAMPLING, TEACHER, UPDATE
 from srpo_trl.commands.plan.fitting import find_fit, largest_micro_batch, micro_batches
+from srpo_trl.commands.plan.losses import LossSizes
 from srpo_trl.commands.plan.phases import estimate_memory
 from srpo_trl.commands.plan.run import RunSpec
 from srpo_trl.commands.plan.step import FakeModels
+from srpo_trl.loss.ops import DistillationSpec
+from srpo_trl.methods import routers
+from srpo_trl.methods.record import Method, Scorer
+from srpo_trl.methods.scorers import INITIAL
 
 ACCELERATE = ROOT / "configs" / "accelerate"
 SIZES = {
@@ -42,7 +47,7 @@ PROMPT, COMPLETION = 40, 24
 MODELS = FakeModels()  # each pass is simulated once
 
 
-def the_run(engine=None, *, memory=None, model=None, **options):
+def the_run(engine=None, *, memory=None, model=None, teachers=None, **options):
     """A run of 8 rollouts a step; options named as ModelConfig's fields go there, the others to the trainer's."""
     names = {field.name for field in dataclasses.fields(ModelConfig)}
     model_options = {name: options.pop(name) for name in list(options) if name in names}
@@ -57,7 +62,9 @@ def the_run(engine=None, *, memory=None, model=None, **options):
     training = config("unused", **(defaults | options))
     model_config = ModelConfig(model_name_or_path="tiny", **({"dtype": "float32"} | model_options))
     model = model or Qwen3Config(**SIZES)
-    return RunSpec(training, model_config, model, engine or Engine(), PROMPT, on_gpu=True, memory=memory)
+    return RunSpec(
+        training, model_config, model, engine or Engine(), PROMPT, True, memory, teachers=teachers or {}
+    )
 
 
 def of_accelerate(name, num_processes=None):
@@ -262,6 +269,152 @@ def test_without_distillation_there_is_no_teacher():
     assert TEACHER not in [phase for c in plan.components if c.name == "activations" for phase in c.phases]
 
 
+# ------------------------------------------------------------------ scorers
+
+SMALLER = {"hidden_size": 32, "num_hidden_layers": 1}
+N_SMALLER = 512 * 32 + 32 * 64 * 2 + 32 * 32 * 2 + 3 * 32 * 128 + 2 * 16 + 2 * 32 + 32
+
+
+def external(dtype="bfloat16", **sizes):
+    """The config of an external teacher, as its folder has it."""
+    return Qwen3Config(**SIZES | SMALLER | sizes, dtype=dtype)
+
+
+def with_teacher(method, engine=None, *, teacher=None, **options):
+    """A run with one external teacher."""
+    teachers = {"teacher": teacher or external()}
+    return the_run(engine, method=method, teacher_model="folder", teachers=teachers, **options)
+
+
+# Bytes per parameter on each of four processes, of a teacher in bfloat16 and one in float32.
+PER_TEACHERS_PARAMETER = {
+    "single": (2, 4),
+    "ddp": (2, 4),
+    "fsdp2": (0.5, 1),  # what does not train is not upcast
+    "zero1": (2, 4),
+    "zero2": (2, 4),  # DeepSpeed does not convert a model that it does not shard
+    "zero3": (0.5, 0.5),
+    "zero3_offload": (0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", PER_TEACHERS_PARAMETER)
+def test_external_teachers_are_sharded_where_the_student_is(name):
+    engine = of_accelerate(name, None if name == "single" else 4)
+    for dtype, per_parameter in zip(("bfloat16", "float32"), PER_TEACHERS_PARAMETER[name], strict=True):
+        run = with_teacher("kdrl", engine, teacher=external(dtype))
+        assert held(run, "external teacher") == [per_parameter * N_SMALLER]
+        assert held(run, "external teacher", phase=SAMPLING) == [per_parameter * N_SMALLER]
+    assert components(run)["external teacher"].on_cpu == (name == "zero3_offload")
+
+
+def test_a_config_without_a_dtype_is_float32():
+    assert held(with_teacher("kdrl", teacher=external(None)), "external teacher") == [4 * N_SMALLER]
+
+
+def test_an_adapter_is_the_students_alone():
+    run = with_teacher("kdrl", dtype="bfloat16", load_in_4bit=True, **LORA)
+    assert held(run, "external teacher") == [2 * N_SMALLER]
+
+
+def test_without_its_scorer_there_is_no_self_teacher():
+    run = with_teacher("kdrl", of_accelerate("zero3", 4))
+    own = ("teacher", "student's weights set aside", "teacher's hidden states", "initial weights")
+    assert held(run, *own, phase=TEACHER) == [None] * 4
+
+
+def test_what_only_observes_lets_go_after_the_passes():
+    states, head = 8 * COMPLETION * 32 * 2, 512 * 32 * 2
+    run = with_teacher("kdrl", of_accelerate("zero3", 4))
+    found = components(run)
+    assert found["observers' hidden states"].phases == {TEACHER: states}
+    assert held(run, "teacher's LM head", phase=TEACHER) == [head]  # gathered
+    assert held(run, "teacher's LM head") == held(run, "teacher's LM head", phase=FORWARD) == [0]
+    assert held(with_teacher("kdrl"), "teacher's LM head", phase=TEACHER) == [None]  # as it lies there
+
+
+def test_what_distils_stays_until_it_is_trained_on():
+    states, head = 8 * COMPLETION * 32 * 2, 512 * 32 * 2
+    run = with_teacher("vla_opd", of_accelerate("zero3", 4))
+    names = ("teacher's hidden states", "teacher's LM head", "observers' hidden states")
+    assert held(run, *names, phase=TEACHER) == [2 * states, head, None]
+    assert held(run, *names, phase=FORWARD) == [states, head, None]
+    assert held(run, *names, phase=SAMPLING) == [states, 0, None]
+    assert held(with_teacher("vla_opd"), "teacher's LM head", phase=FORWARD) == [None]
+
+
+def test_each_scorer_that_distils_has_hidden_states_and_each_model_a_head():
+    teachers = {"first": external(), "second": external(hidden_size=48)}
+    run = the_run(
+        of_accelerate("fsdp2", 4),
+        method="mad_opd",
+        teacher_model={"first": "a", "second": "b"},
+        teachers=teachers,
+    )
+    assert held(run, "external teacher first") == [2 * N_SMALLER / 4]
+    assert held(run, "external teacher second")[0] > 2 * N_SMALLER / 4
+    names = ("teacher's hidden states", "teacher's LM head")
+    assert held(run, *names) == [8 * COMPLETION * (32 + 48) * 2, 512 * (32 + 48) * 2]
+    two_prompts = the_run(of_accelerate("fsdp2", 4), method="selfci")  # one self-teacher, two scorers
+    one, head = 8 * COMPLETION * 64 * 2, 512 * 64 * 4
+    assert held(two_prompts, *names) == [2 * one, head]
+    assert held(two_prompts, *names, phase=TEACHER) == [4 * one, 2 * head]
+
+
+def test_rows_that_choose_among_teachers_are_one_pass_each():
+    teachers = {"first": external(), "second": external(hidden_size=48)}
+    paths = {"first": "a", "second": "b"}
+    run = the_run(method="kdrl", teacher_model=paths, teacher_column="which", teachers=teachers)
+    assert components(run)["observers' hidden states"].phases == {TEACHER: 8 * COMPLETION * 48 * 2}
+
+
+def test_initial_weights_are_held_where_they_score():
+    assert held(the_run(method="rapo"), "initial weights", "teacher") == [4 * N, None]
+    assert held(the_run(method="rapo", dtype="bfloat16"), "initial weights") == [2 * N]
+    assert held(the_run(of_accelerate("fsdp2", 4), method="rapo"), "initial weights") == [N]
+    assert held(the_run(method="rapo", **LORA), "initial weights") == [4 * ADAPTER]
+    both = {"method": "test_memory_plan:initial_beside_the_teacher"}
+    assert held(the_run(**both), "initial weights", "teacher") == [4 * N, 4 * N]
+    assert held(the_run(**both, teacher_model_kind="base"), "initial weights", "teacher") == [None, 4 * N]
+
+
+def initial_beside_the_teacher():
+    """A method of the user's own."""
+    return Method(routers.distilled, (Scorer(), INITIAL))
+
+
+def test_a_pass_is_of_the_prompt_and_the_model_that_its_scorer_has():
+    def activations(run):
+        return held(run, "activations", phase=TEACHER)[0]
+
+    own, shown = the_run(method="rapo"), the_run(method="rlsd", max_reprompt_length=500)
+    assert own.longest_teacher_prompt is None
+    assert shown.longest_teacher_prompt == PROMPT + COMPLETION + 64
+    assert activations(own) < activations(shown)
+    assert activations(with_teacher("kdrl")) < activations(own)
+    assert activations(with_teacher("kdrl", teacher=external("float32", hidden_size=256))) > activations(own)
+
+
+def test_two_scorers_are_compared_with_all_their_hidden_states_in_one_piece():
+    short = {"teacher_tokens_per_pass": PROMPT + COMPLETION}  # each pass is small, and the comparison is not
+    run, buffers = the_run(method="tip", **short), "buffers of loss, sampling, update"
+    assert held(the_run(**short), buffers, phase=TEACHER) == [0]
+    states = 2 * run.rollouts_per_sampling * COMPLETION * 64 * 4
+    plain = components(run)["teacher's hidden states"].phases[FORWARD]
+    assert plain == states / 2
+    assert held(run, buffers, phase=TEACHER)[0] > states
+    assert held(run, "activations", phase=TEACHER) == [0]
+
+
+def test_the_operator_runs_once_for_each_teacher():
+    one = LossSizes(64, 512, 4, 4, 4, is_trainable=True, on_gpu=False, teacher_hidden_sizes=(64,))
+    two = one._replace(teacher_hidden_sizes=(64, 32))
+    spec, tokens = DistillationSpec(), 100
+    of_one, of_two = (sizes.both(0, tokens, spec) for sizes in (one, two))
+    gradients = tokens * 64 * 4 + 512 * 64 * 4  # of the student's hidden states and head, until the backward
+    assert of_two.forward - of_one.forward == tokens * 32 * 4 + gradients
+
+
 # ------------------------------------------------------------------ what fits
 
 
@@ -352,6 +505,20 @@ def test_a_plan_is_printed_from_configs_alone(files, capsys):
     assert found["plan"]["peak_bytes"] == max(found["plan"]["totals"].values())
     assert found["largest_micro_batch"]["per_device_train_batch_size"] == 8
     assert not (files / "out").exists()
+
+
+def test_a_plan_names_the_external_teacher(files, capsys):
+    external().save_pretrained(files / "expert")
+    kdrl = ("--method", "kdrl", "--json", str(files / "plan.json"), "--teacher_model")
+    assert plan(files, *kdrl, str(files / "expert")) == 0
+    printed = capsys.readouterr().out
+    assert "external teacher " in printed
+    assert "observers' hidden states" in printed
+    assert "teacher's prompt" not in printed  # it reads the student's
+    found = {c["name"]: c for c in json.loads((files / "plan.json").read_text())["plan"]["components"]}
+    assert found["external teacher"]["phases"][UPDATE] == 2 * N_SMALLER
+    assert plan(files, *kdrl, str(files / "none")) == 2
+    assert "none" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_says_what_helps(files, capsys):

@@ -64,7 +64,12 @@ def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
         models = (
             [] if wrong_name else collect_error(problems, load_config, model_config, trust_remote_code=trust)
         )
+    teachers: dict[str, PretrainedConfig] = {}
     if training is not None:
+        for name, path in training.teacher_models.items():
+            trust = training.trust_remote_code
+            found_config = collect_error(problems, load_config, ModelConfig(path), trust_remote_code=trust)
+            teachers |= dict.fromkeys([name], found_config[0]) if found_config else {}
         problems += _training_problems(training, given.prompt_length, models)
     if problems or training is None or model_config is None or not models:
         return None, problems
@@ -75,7 +80,7 @@ def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
         memory = int(given.gpu_memory * GIB)
     elif on_gpu and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
-    run = RunSpec(training, model_config, models[0], engine, given.prompt_length, on_gpu, memory)
+    run = RunSpec(training, model_config, models[0], engine, given.prompt_length, on_gpu, memory, teachers)
     return PlanRequest(run, int((memory or 0) * (1 - given.margin)), given.json), []
 
 

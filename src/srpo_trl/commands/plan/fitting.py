@@ -82,8 +82,8 @@ def _remedies(run: RunSpec, models: FakeModels, room: int) -> Iterator[Remedy]:
 
 def _changes(run: RunSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what can be set in this run, as text and as values."""
-    training, engine, distills = run.training, run.engine, run.teacher_kind is not None
-    longest, fewest = run.teacher_prompt_length + run.completion_length, _fewest_steps_per_generation(run)
+    training, engine, fewest = run.training, run.engine, _fewest_steps_per_generation(run)
+    longest = max((run.teacher_prompt_length(s) for s in run.scorers), default=0) + run.completion_length
     with_engine = f"--accelerate_config configs/accelerate/{{}}.yaml --num_processes {engine.num_processes}"
     if not training.gradient_checkpointing:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
@@ -93,10 +93,10 @@ def _changes(run: RunSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     if not training.use_vllm and fewest < (training.steps_per_generation or 1):
         fewer = f"steps_per_generation: {fewest} (fewer rollouts are sampled at a time)"
         yield fewer, {"steps_per_generation": fewest}
-    if distills and training.teacher_tokens_per_pass > longest:
+    if run.scorers and training.teacher_tokens_per_pass > longest:
         shorter = f"teacher_tokens_per_pass: {longest} (one of the longest rollouts a pass)"
         yield shorter, {"teacher_tokens_per_pass": longest}
-    if distills and not training.teacher_states_on_cpu:
+    if training.method_record.distilling and not training.teacher_states_on_cpu:
         yield "teacher_states_on_cpu: true", {"teacher_states_on_cpu": True}
     if engine.num_processes > 1 and not engine.shards_parameters:
         yield with_engine.format("fsdp2"), {"engine": _sharded(engine, "fsdp2", on_cpu=False)}

@@ -30,7 +30,7 @@ class LossBytes(NamedTuple):
 
 
 class LossSizes(NamedTuple):
-    """Sizes of the LM head, the same for student and teacher, and what the losses hold for them.
+    """Sizes of the student's LM head and of teachers' hidden states, and what the losses hold for them.
 
     Attributes:
         hidden_size, vocab_size: D and V.
@@ -39,6 +39,7 @@ class LossSizes(NamedTuple):
         is_trainable: whether the weight gets a gradient.
         on_gpu: whether the fused kernels run.
         free: bytes that are free when the loss begins, by which it chooses its chunks.
+        teacher_hidden_sizes: D of each scorer that distils; the operator runs once for each.
     """
 
     hidden_size: int
@@ -49,6 +50,7 @@ class LossSizes(NamedTuple):
     is_trainable: bool
     on_gpu: bool
     free: int = sys.maxsize
+    teacher_hidden_sizes: tuple[int, ...] = ()
 
     @property
     def gradient(self) -> int:
@@ -94,19 +96,21 @@ class LossSizes(NamedTuple):
         )
 
     def _distillation(self, num_tokens: int, spec: DistillationSpec) -> LossBytes:
-        """This package's loss: both sides' packed hidden states, a chunk's temporaries, gradients made in the forward.
+        """This package's loss: all sides' packed hidden states, a chunk's temporaries, gradients made in the forward.
 
         Under autocast on a GPU, hidden states and heads are copied to 16 bits. The head's gradient is fp32 until the
         backward scales it into the weight's format, which takes both at once.
         """
         rounds = self.on_gpu and self.product_itemsize < self.weight_itemsize
-        states, weight = num_tokens * self.hidden_size, self.vocab_size * self.hidden_size
+        teachers = self.teacher_hidden_sizes
+        states, of_teachers = num_tokens * self.hidden_size, num_tokens * sum(teachers)
         itemsize = MIXED if rounds or self.hidden_itemsize == MIXED else FP32
-        gradients = self._fp32_gradients(num_tokens, itemsize)
-        rounded = 2 * (states + weight) * MIXED * rounds
+        gradients = len(teachers) * self._fp32_gradients(num_tokens, itemsize)
+        sides = (num_tokens + self.vocab_size) * (self.hidden_size + max(teachers))
+        rounded = sides * MIXED * rounds
         temporary = self.temporaries(num_tokens, spec)
         return LossBytes(
-            2 * states * self.hidden_itemsize + rounded + temporary + gradients,
+            (states + of_teachers) * self.hidden_itemsize + rounded + temporary + gradients,
             gradients + states * self.hidden_itemsize + self.gradient,
         )
 
@@ -117,7 +121,8 @@ class LossSizes(NamedTuple):
 
     def temporaries(self, num_tokens: int, spec: DistillationSpec | None) -> int:
         """Temporaries of the distillation (None: of the teacher's statistics), as the operator plans them."""
-        side = self._side(num_tokens)
+        side = self._side(num_tokens, self.hidden_size)
+        teacher = self._side(num_tokens, max(self.teacher_hidden_sizes, default=self.hidden_size))
         if spec is None:
             chunk_bytes = statistics_chunk_bytes(self.on_gpu)
             if self.on_gpu:
@@ -126,10 +131,10 @@ class LossSizes(NamedTuple):
         free = self.free - self._fp32_gradients(0, FP32)
         chunk_bytes = chunk_bound(free, self.vocab_size * FP32, self.vocab_size, spec)
         if self.on_gpu:
-            return plan_fused(*side, *side, spec, chunk_bytes).temporary_bytes
-        return plan_distillation(*side, *side, torch.float32, spec, chunk_bytes).temporary_bytes
+            return plan_fused(*side, *teacher, spec, chunk_bytes).temporary_bytes
+        return plan_distillation(*side, *teacher, torch.float32, spec, chunk_bytes).temporary_bytes
 
-    def _side(self, num_tokens: int) -> tuple[Tensor, Head]:
+    def _side(self, num_tokens: int, hidden_size: int) -> tuple[Tensor, Head]:
         """Hidden states and head without data, for the operators' own plans.
 
         On a GPU in float32: factors of 16 bits are not upcast there, so a plan needs no room for that.
@@ -137,6 +142,6 @@ class LossSizes(NamedTuple):
 
         def empty(rows: int, itemsize: int) -> Tensor:
             dtype = torch.bfloat16 if itemsize == MIXED and not self.on_gpu else torch.float32
-            return torch.empty(rows, self.hidden_size, dtype=dtype, device="meta")
+            return torch.empty(rows, hidden_size, dtype=dtype, device="meta")
 
         return empty(num_tokens, self.hidden_itemsize), Head(empty(self.vocab_size, self.weight_itemsize))

@@ -1,5 +1,6 @@
 """A model from its config alone: built on the meta device, which holds no memory, adapter included."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,6 +53,11 @@ class ModelShape:
     hidden_size: int
     head_is_trainable: bool
     head_is_tied: bool
+
+    def frozen(self) -> "ModelShape":
+        """Return the shape of the model where nothing of it trains."""
+        parameters = tuple(p._replace(is_trainable=False) for p in self.parameters)
+        return dataclasses.replace(self, parameters=parameters, head_is_trainable=False)
 
 
 def load_config(model_config: ModelConfig, *, trust_remote_code: bool = False) -> PretrainedConfig:

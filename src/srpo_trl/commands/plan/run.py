@@ -1,7 +1,10 @@
 """What is planned: a training run as its memory depends on it, checked before anything is built."""
 
+import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -9,6 +12,7 @@ from trl import ModelConfig
 
 from srpo_trl.commands.plan.engines import Engine
 from srpo_trl.config import SRPOConfig
+from srpo_trl.methods.record import OWN_CONTEXT, TEACHER_CONTEXT, Scorer
 
 # Tokens of the teacher's templates, header and turns, beside question and demonstration.
 _TEMPLATE_TOKENS = 64
@@ -26,6 +30,7 @@ class RunSpec:
         prompt_length: of the longest prompt, in tokens; no option bounds it.
         on_gpu: whether it runs on GPUs.
         memory: bytes of one GPU (of the machine, for a run on CPUs); None: not known.
+        teachers: configs of the external teachers by name.
     """
 
     training: SRPOConfig
@@ -35,6 +40,7 @@ class RunSpec:
     prompt_length: int
     on_gpu: bool
     memory: int | None
+    teachers: Mapping[str, PretrainedConfig] = field(default_factory=dict)
 
     @property
     def mixed_dtype(self) -> torch.dtype | None:
@@ -71,9 +77,35 @@ class RunSpec:
         return self.rollouts_held > max(self.rollouts_per_step, self.rollouts_per_sampling)
 
     @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The passes over each rollout batch."""
+        return self.training.method_record.scorers
+
+    @property
     def teacher_kind(self) -> str | None:
-        """Whose weights the teacher has; None: nothing is distilled."""
-        return self.training.teacher_model_kind if self.training.method_record.scorers else None
+        """Whose weights the self-teacher has; None: there is none."""
+        is_used = any(scorer.weights == "teacher" for scorer in self.scorers)
+        return self.training.teacher_model_kind if is_used else None
+
+    @property
+    def holds_initial(self) -> bool:
+        """Whether the values before training lie there beside the self-teacher's."""
+        return self.teacher_kind != "base" and any(scorer.weights == "initial" for scorer in self.scorers)
+
+    def of_teacher(self, name: str) -> "RunSpec":
+        """Return the run with an external teacher for its model: whole on each process that does not shard."""
+        loaded: dict[str, Any] = {
+            "dtype": "auto",
+            "use_peft": False,
+            "load_in_4bit": False,
+            "load_in_8bit": False,
+        }
+        return dataclasses.replace(
+            self,
+            model=self.teachers[name],
+            model_config=dataclasses.replace(self.model_config, **loaded),
+            engine=self.engine if self.engine.shards_parameters else Engine(),
+        )
 
     @property
     def has_reference(self) -> bool:
@@ -87,22 +119,29 @@ class RunSpec:
         is_here = training.use_vllm and training.vllm_mode == "colocate"
         return int(training.vllm_gpu_memory_utilization * (self.memory or 0)) if is_here else 0
 
-    @property
-    def rollouts_per_teacher_prompt(self) -> int:
-        """Failed rollouts of a question that are shown the same; feedback differs from one to the next."""
+    def rollouts_per_teacher_prompt(self, scorer: Scorer) -> int:
+        """Rollouts of a question that a scorer reads the same prompt for; feedback differs from one to the next."""
         differs = any("feedback" in source for source in self.training.teacher_context)
-        return 1 if differs else self.training.num_generations or 1
+        is_shown = scorer.context == TEACHER_CONTEXT
+        return 1 if is_shown and differs else self.training.num_generations or 1
 
-    @property
-    def teacher_prompt_length(self) -> int:
-        """Tokens of the longest teacher prompt, as the trainer bounds it.
+    def teacher_prompt_length(self, scorer: Scorer) -> int:
+        """Tokens of the longest prompt that a scorer reads: the student's own, or as the trainer bounds it.
 
-        A sibling's completion is bounded, too; feedback and reference answers are not.
+        A sibling's completion is bounded, too; feedback, reference answers and columns are not.
         """
+        if scorer.context == OWN_CONTEXT:
+            return self.prompt_length
         longest = getattr(self.model.get_text_config(), "max_position_embeddings", None)
         length = self.training.max_reprompt_length
         if longest:
             length = min(length, longest - self.completion_length)
-        if self.training.teacher_context == ["sibling"]:
+        if scorer.context == TEACHER_CONTEXT and self.training.teacher_context == ["sibling"]:
             length = min(length, self.prompt_length + self.completion_length + _TEMPLATE_TOKENS)
         return max(1, length)
+
+    @property
+    def longest_teacher_prompt(self) -> int | None:
+        """Tokens of the longest prompt that any scorer reads and the student does not; None: there is none."""
+        lengths = [self.teacher_prompt_length(s) for s in self.scorers if s.context != OWN_CONTEXT]
+        return max(lengths, default=None)

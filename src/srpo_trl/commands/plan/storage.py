@@ -108,6 +108,10 @@ class Storage:
         """
         return self._of_trainable(self._of_teacher, self.num_shards)
 
+    def initial(self) -> int:
+        """The values before training, one tensor per trainable parameter in its format."""
+        return self._of_trainable(self.stored, self.num_shards)
+
     def set_aside(self) -> int:
         """The student's values that wait while the teacher's are in its parameters.
 
@@ -119,14 +123,14 @@ class Storage:
             lambda p: self.stored(p) if differs and self.stored(p) < FP32 else 0, self.num_shards
         )
 
-    def head_is_copied(self, head: Parameter) -> bool:
-        """Whether the teacher's LM head is a copy while its rollouts are trained on, not a view of its values.
+    def head_is_copied(self, head: Parameter, kind: str | None) -> bool:
+        """Whether a scorer's LM head is a copy while its rollouts are trained on, not a view of its values.
 
-        It is for the live teacher, whose head may move on, for a format of its own, and where the engine shards
+        It is for live values, whose head may move on, for a format of its own, and where the engine shards
         parameters, since the loss needs the head whole.
         """
-        differs = self._teacher_kind == "ema" and self.stored(head) < FP32
-        return self._teacher_kind == "live" or self._engine.shards_parameters or differs
+        differs = kind == "ema" and self.stored(head) < FP32
+        return kind == "live" or self._engine.shards_parameters or differs
 
     def gathered(self, *, sampling: bool = False, backward: bool = False) -> int:
         """Weights that a pass holds whole for a while, beside the shards or quantized values that lie there.

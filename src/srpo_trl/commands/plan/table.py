@@ -31,7 +31,7 @@ def headline(run: RunSpec, shape: ModelShape) -> str:
         f"{run.model_config.model_name_or_path}: {shape.num_parameters:,} parameters, {trainable:,} trained; "
         f"{formats}; {_NAMES[run.engine.kind]}{processes}\n"
         f"longest prompt {run.prompt_length} tokens, completion {run.completion_length}"
-        + (f", teacher's prompt {run.teacher_prompt_length}" if run.teacher_kind else "")
+        + (f", teacher's prompt {shown}" if (shown := run.longest_teacher_prompt) else "")
         + f"; {run.rollouts_per_sampling} rollouts sampled at a time, {run.rollouts_per_step} in a step, per process"
     )
 
