@@ -146,7 +146,7 @@ METHODS: dict[str, Entry] = {
     "dgpo": Entry(dgpo.dgpo, "DGPO", UNWEIGHTED),
     "lightning": Entry(lightning.lightning, "Lightning OPD", UNWEIGHTED),
     "trace": Entry(trace.trace, "TRACE", UNWEIGHTED),
-    "srpo_stable": Entry(srpo_stable.srpo_stable, "SRPO, stable"),
+    "srpo_stable": Entry(srpo_stable.srpo_stable, "SRPO-stable"),
 }
 DEFAULT = "srpo"
 GRPO = "grpo"  # `GRPOTrainer` itself

@@ -1,4 +1,4 @@
-"""SRPO, held stable (ours): its routes and weights with TRACE's forward KL, clip and falling share."""
+"""SRPO-stable (ours): its routes and weights with TRACE's forward KL, clip and falling share."""
 
 from srpo_trl.methods import srpo
 from srpo_trl.methods.record import Method
