@@ -33,6 +33,7 @@ AREAS = (
     "normalization",
     "routing",
     "methods",
+    "scorers",
     "steps",
     "branches",
     "mathematics",
