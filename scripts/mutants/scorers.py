@@ -51,7 +51,7 @@ MUTANTS = [
         ("teacher/scoring.py", "if model is student and not any(", "if not any("),
         tests=(
             f"{SCORERS}::test_an_external_teacher_costs_the_student_nothing",
-            f"{SCORERS}::test_several_teachers_update_is_the_mean_of_theirs",
+            f"{SCORERS}::test_vla_opds_update_is_autograds_of_the_reverse_kl",
         ),
     ),
     mutant(

@@ -334,6 +334,23 @@ def test_an_external_teacher_costs_the_student_nothing(tmp_path, folders):
     assert [head.data_ptr() for head in heads] == [memory] * 2  # the teacher's own, not a copy
 
 
+def test_vla_opds_update_is_autograds_of_the_reverse_kl(tmp_path, folders):
+    options = {"temperature": TEMPERATURE, "learning_rate": 0.1, "distillation_topk": None, **ALL}
+    trainer = make_trainer(tmp_path, method="vla_opd", teacher_model=folders["first"], **options)
+    kept = batches_of(trainer)
+    found = update(trainer)
+    (output, _), model, teacher = kept[0], tiny_model(), tiny_model(seed=1)
+    loss, num_tokens = 0.0, 0
+    for _, prompt, completion in rows_of(output):
+        ids = torch.tensor([[*prompt, *completion]])
+        logps = (model(ids).logits[0, len(prompt) - 1 : -1] / TEMPERATURE).log_softmax(-1)
+        loss = loss + (logps.exp() * (logps - logps_of(teacher, prompt, completion)[1])).sum()
+        num_tokens += len(completion)
+    (loss / num_tokens).backward()
+    expected = -0.1 * torch.cat([p.grad.double().flatten() for p in model.parameters()])
+    assert relative_error(found, expected) < 1e-4
+
+
 def test_several_teachers_update_is_the_mean_of_theirs(tmp_path, folders):
     """Each is another model with another head, and all of them have weights of sum 1."""
 
