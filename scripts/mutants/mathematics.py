@@ -305,6 +305,16 @@ MUTANTS = [
         tests=(f"{OBJECTIVE}[clipped entries]",),
     ),
     mutant(
+        "clip_of_a_method_that_samples",
+        "a pointwise clip is taken beside a method whose estimator has no entries, and fails in the first step",
+        (
+            "config/rules.py",
+            'of_method.get("estimator", distillation_estimator) == "sampled"',
+            'distillation_estimator == "sampled"',
+        ),
+        tests=("config/test_config.py::test_wrong_values_are_refused_by_name",),
+    ),
+    mutant(
         "clip_leaves_terms_out",
         "the gradient of a clipped reverse KL leaves out the multiple of p_k that drops out of a whole sum alone",
         (

@@ -3,17 +3,18 @@
 import re
 import subprocess
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
 import yaml
 
+from method_names import needs as required
 from srpo_trl import SRPOConfig
 from srpo_trl.cli import main
 from srpo_trl.commands.methods import needs, trained_on, with_defaults
 from srpo_trl.methods import METHODS, routers
-from srpo_trl.methods.record import Method, Route
+from srpo_trl.methods.record import Method, Route, Scorer
+from srpo_trl.methods.scorers import EXTERNAL, STUDENT
 
 WIDTH = 80
 
@@ -36,7 +37,7 @@ def kinds(**options):
 
 
 def test_the_table_has_every_method_once(capsys):
-    named = re.findall(r"^ (\w+) +(?:\d{4}\.\d{5}|ours)", printed(capsys), re.MULTILINE)
+    named = re.findall(r"^ (\w+) +(?:\d{4}\.\d{5}|ours|id unknown)", printed(capsys), re.MULTILINE)
     assert named == list(METHODS)
 
 
@@ -47,10 +48,13 @@ def test_the_table_has_every_method_once(capsys):
         ("grpo", "all: policy"),
         ("sdpo", "with context: distilled; others: skipped"),
         ("sdpo_correct", "correct with context: distilled; others: skipped"),
-        ("advantage_mix", "with context: both; others: policy; advantages of its own"),
+        ("advantage_mix", "with context: both; others: policy; own advantages"),
         ("hdpo", "context and whole group failed: both; others: policy"),
         ("sdpo_then_grpo", "with context: distilled; others: skipped. Later all: policy"),
         ("kl_cov", "all: policy; a pull"),
+        ("rlad", "all: policy; own ratio"),
+        ("vopd", "all: both; own advantages"),
+        ("skill_sd", "with context: both; others: policy"),
     ],
 )
 def test_routes_in_words(name, words):
@@ -67,23 +71,21 @@ def test_routes_that_no_few_words_say():
         return torch.where(graded.is_correct_PG, Route.SKIPPED, routers.sample_routed(graded))
 
     assert kinds(route=mastered) == "by the group: distilled or policy"
-    assert kinds(route=three) == "correct: skipped; failed with context: distilled; others: policy"
-
-
-class Scored(NamedTuple):
-    """A scorer of other weights or after another prompt."""
-
-    weights: str = "teacher"
-    context: str = "teacher"
+    assert (
+        kinds(route=three, scorers=(Scorer(),))
+        == "correct: skipped; failed with context: distilled; others: policy"
+    )
 
 
 @pytest.mark.parametrize(
     ("scorers", "words"),
     [
-        ((Scored("external", "own"),), "a teacher model"),
-        ((Scored(), Scored("student", "own")), "context"),
-        ((Scored(), Scored("external", "hint")), "context; a teacher model; a column 'hint'"),
-        ((Scored("student", "own"),), "nothing"),
+        ((EXTERNAL,), "teacher model"),
+        ((Scorer(), STUDENT), "context"),
+        ((EXTERNAL._replace(model="a"), EXTERNAL._replace(model="b", name="other")), "teacher models a, b"),
+        ((Scorer(), EXTERNAL._replace(context="hint")), "teacher model; context; column hint"),
+        ((Scorer(context="a"), Scorer("other", context="b")), "columns a, b"),
+        ((STUDENT,), "nothing"),
     ],
 )
 def test_what_scorers_need(scorers, words):
@@ -92,8 +94,11 @@ def test_what_scorers_need(scorers, words):
 
 def test_what_methods_need():
     needed = {name: needs(with_defaults(entry.factory)) for name, entry in METHODS.items()}
-    assert {name for name in needed if needed[name] == "nothing"} >= {"grpo", "clip_cov", "kl_cov"}
+    assert {name for name in needed if needed[name] == "nothing"} >= {"grpo", "clip_cov", "kl_cov", "dmpo"}
     assert (needed["srpo"], needed["hdpo"]) == ("context", "feedback or a reference")
+    assert needed["rlsd"] == "context"  # its teacher observes every rollout, those of mixed groups too
+    assert (needed["kdrl"], needed["mad_opd"]) == ("teacher model", "teacher models first, second")
+    assert (needed["selfci"], needed["skill_sd"]) == ("columns utility, privacy", "column skill")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -102,11 +107,12 @@ def test_a_page_ends_with_lines_that_choose_the_method(name, capsys):
     assert {"Source:", "Trained on:", "Needs:"} <= set(re.findall(r"^[A-Z][a-z ]+:", page, re.MULTILINE))
     options = yaml.safe_load(page[page.index("\nmethod: ") :])
     config = SRPOConfig("unused", use_cpu=True, bf16=False, **options)
-    plain = SRPOConfig("unused", use_cpu=True, bf16=False, method=name)
+    plain = SRPOConfig("unused", use_cpu=True, bf16=False, method=name, **required(name))
     assert config.method == name
     assert config.entropy_weight_beta == plain.entropy_weight_beta
     defaults = [list(v) if isinstance(v, tuple) else v for v in METHODS[name].factory.__defaults__ or ()]
     assert list(options.get("method_options", {}).values()) == defaults
+    assert ("teacher_model" in options) is bool(config.teacher_models)
 
 
 def test_a_method_of_ones_own_has_a_page(capsys):

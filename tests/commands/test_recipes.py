@@ -47,13 +47,30 @@ TINY = {
     "warmup_steps": "0",  # the first step of a warm-up has learning rate 0
     "max_steps": "1",
 }
+POLICY_ALONE = (
+    *(
+        "hdpo",
+        "clip_cov",
+        "kl_cov",
+        "negative_control",
+        "kdrl",
+        "opd",
+        "opd_then_rl",
+        "rlsd",
+        "rlad",
+        "g_opd",
+    ),
+    *("uni_opd", "scope", "dmpo", "rapo", "f_dpg", "salsa", "ema_anchor", "eksft", "apo", "fg_expo", "erpd"),
+)
+WEIGHTED = ("srpo", "paced", "sc_sdpo", "tip", "vopd")  # by less than 1 in the mean
 # With two right and two wrong rollouts in every group
 ROUTES = {
     "srpo": {"policy": 0.5, "distilled": 0.5},
     "advantage_mix": {"both": 1.0},
     "opsd": {"both": 1.0},
     "distil": {"distilled": 0.5, "skipped": 0.5},
-    **{name: {"policy": 1.0} for name in ("hdpo", "clip_cov", "kl_cov", "negative_control")},
+    "vopd": {"both": 1.0},
+    **{name: {"policy": 1.0} for name in POLICY_ALONE},
 }
 
 
@@ -126,11 +143,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny_random_qwen3(tmp_path_factory.mktemp("model")))
 
 
+@pytest.fixture(scope="module")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_random_qwen3(tmp_path_factory.mktemp("teacher"), seed=1))
+
+
 @pytest.mark.parametrize(
     ("path", "benchmark"), RECIPES, ids=[path.relative_to(CONFIGS).as_posix() for path, _ in RECIPES]
 )
 def test_every_recipe_takes_one_step(
-    path: Path, benchmark: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    benchmark: str,
+    tiny_model: str,
+    tiny_teacher: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainers, starts = [], []
 
@@ -147,6 +174,10 @@ def test_every_recipe_takes_one_step(
     tiny += fewer_micro_batches(options)
     data = ["--benchmark", benchmark, *write_rows(tmp_path / "data", benchmark)]
     places = ["--model_name_or_path", tiny_model, "--output_dir", str(tmp_path / "run")]
+    teacher = options.get("teacher_model")
+    if teacher:
+        named = tiny_teacher if isinstance(teacher, str) else json.dumps(dict.fromkeys(teacher, tiny_teacher))
+        places += ["--teacher_model", named]
     assert main(["train", "--config", str(path), *tiny, *data, *places]) == 0
 
     (trainer,), (start,) = trainers, starts
@@ -168,11 +199,10 @@ def test_every_recipe_takes_one_step(
     assert {name: share for name, share in routes.items() if share} == expected
     if expected == {"policy": 1.0}:
         return
-    assert logs["srpo/teacher/available_frac"] == 1.0 - expected.get("skipped", 0.0)
+    shares = [1.0 - expected.get("skipped", 0.0)] * bool(trainer.args.method_record.contexts)
+    assert [logs[name] for name in ("srpo/teacher/available_frac",) if name in logs] == shares
     assert logs["srpo/distillation/divergence"] != 0.0  # an estimate by the sampled token can be negative
-    has_weights = (
-        options["method"] in ("paced", "sc_sdpo", "srpo") and options.get("entropy_weight_beta", 1.0) > 0
-    )
+    has_weights = options["method"] in WEIGHTED and options.get("entropy_weight_beta", 1.0) > 0
     assert (logs["srpo/weight/raw_mean"] < 1.0) == has_weights
 
 

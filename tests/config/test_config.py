@@ -104,6 +104,7 @@ WRONG = [
     {"distillation_is_clip": 0.0},
     {"distillation_pointwise_clip": 0.0},
     {"distillation_pointwise_clip": 0.05, "distillation_estimator": "sampled", "distillation_alpha": 1.0},
+    {"distillation_pointwise_clip": 0.05, "method": "opsd"},
     {"entropy_weight_beta": -1.0},
     {"entropy_weight_beta": 51.0},
     {"teacher_model_kind": "frozen"},

@@ -13,6 +13,8 @@ from srpo_trl.methods.routers import scored_routes
 
 
 def make(name, **options):
+    if name == "srpo_stable":
+        options = {"entropy_weight_beta": 1.0} | options
     return METHODS[name].factory(**options)
 
 
@@ -59,6 +61,7 @@ DIVERGENCES = {
     "skill_sd": {"estimator": "sampled", "alpha": 1.0},
     **{name: {"alpha": 1.0} for name in ("tip", "va_opd", "vopd", "selfci", "vla_opd")},
     "mad_opd": {"alpha": 0.5},
+    **{name: {"alpha": 0.0, "pointwise_clip": 0.05} for name in ("srpo_stable", "trace")},
 }
 
 

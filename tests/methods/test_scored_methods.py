@@ -7,7 +7,7 @@ import torch
 
 import family_oracle as oracle
 from srpo_trl.methods import METHODS, groups, routers, testing, tokenwise
-from srpo_trl.methods.record import OWN_CONTEXT, TEACHER_CONTEXT
+from srpo_trl.methods.record import OWN_CONTEXT, TEACHER_CONTEXT, Route
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-8}
 
@@ -422,6 +422,132 @@ def test_the_optimum_of_two_reverse_kls_is_the_product_of_experts():
     pi_V = optimum_V.log_softmax(0)
     loss = sum(w * (pi_V.exp() * (pi_V - q_V)).sum() for w, q_V in zip(weights, logps_bV, strict=True))
     assert torch.autograd.grad(loss, optimum_V)[0].abs().max() < 1e-12
+
+
+# --- Tokens that rollouts share, distances, stored and later tokens ---
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gtpo_protects_what_good_and_bad_rollouts_share(seed):
+    method, graded = make("gtpo", weight=4.0, entropy_cost=0.2, largest_entropy=1.2), testing.graded()
+    scored = testing.scored(graded, routers.policy(graded), "student", seed=seed)
+    ids_PGT = scored.token_ids() % 2 + (scored.token_ids() < 0) * -2  # of two kinds: much is shared
+    scored = scored._replace(token_ids=lambda: ids_PGT)
+    rows, entropy_PG = method.rows(scored), scored.means["student"].entropy_PG
+    mean_length, num_shared = float(scored.length_PG.double().mean()), 0
+    for p in range(3):
+        completions = [[token for token in row if token >= 0] for row in ids_PGT[p].tolist()]
+        scores, known = graded.score_PG[p].tolist(), graded.is_scored_PG[p].tolist()
+        mean = sum(s for s, k in zip(scores, known, strict=True) if k) / sum(known)
+        signs = [(s > mean) - (s < mean) if k else 0 for s, k in zip(scores, known, strict=True)]
+        num_shared += sum(map(len, oracle.protected(completions, signs)))
+        mask_BT = ids_PGT[p] >= 0
+        tokens = testing.tokens(scorers=["student"], factor=rows["factor"][p], entropy=rows["entropy"][p])
+        tokens = tokens._replace(mask_BT=mask_BT)
+        found_BT = method.advantages(tokens)
+        for i in (i for i in range(4) if known[i]):
+            expected = oracle.gtpo_advantages(
+                float(tokens.advantage_B[i]),
+                float(entropy_PG[p, i]),
+                completions,
+                signs,
+                i,
+                4.0,
+                0.2,
+                1.2,
+                mean_length,
+            )
+            assert found_BT[i][mask_BT[i]].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert num_shared > 4
+
+
+def test_conflicts_by_hand():
+    ids = [[[5, 6, 7, 8], [5, 6, 9, -1], [1, 7, 8, -1], [5, 2, -1, -1]]]
+    found = groups.conflicts(torch.tensor(ids), torch.tensor([[1.0, -1.0, -1.0, 0.0]]))
+    assert found.tolist() == [
+        [
+            [True, True, True, True],  # 5 6 with the second, 7 8 with the third
+            [True, True, False, False],
+            [False, True, True, False],
+            [True, False, False, False],
+        ]
+    ]
+
+
+def test_dgpo_spreads_the_advantage_over_a_rollout():
+    method = make("dgpo", temperature=0.3, kappa=1.5)
+    tokens = tokens_of(method)
+    advantage_BT, student = method.advantages(tokens), tokens.scores["student"]
+    for i, mask in enumerate(tokens.mask_BT):
+        factors = oracle.dgpo_factors(
+            student.entropy_BT[i][mask].tolist(), student.divergence_BT[i][mask].tolist(), 0.3, 1.5
+        )
+        assert sum(factors) / len(factors) == pytest.approx(1.0)
+        expected = [float(tokens.advantage_B[i]) * factor for factor in factors]
+        assert advantage_BT[i][mask].tolist() == pytest.approx(expected)
+    even_BT = make("dgpo", temperature=1e9).advantages(tokens)
+    torch.testing.assert_close(even_BT, tokens.advantage_B.unsqueeze(1) * tokens.mask_BT)
+    assert [(s.against, s.distance) for s in method.scorers] == [(None, "kl"), ("initial", "hellinger")]
+
+
+def test_lightning_is_opd_with_stored_log_probabilities():
+    method, opd = make("lightning"), make("opd")
+    tokens = tokens_of(opd)
+    assert torch.equal(method.advantages(tokens), opd.advantages(tokens))
+    assert [scorer.weights for scorer in method.scorers] == ["cached"]
+
+
+def test_distils_credit_is_the_later_disagreement():
+    method = make("distil", credit=0.3)
+    tokens = tokens_of(method)
+    cross_BT = tokens.student.divergence_BT + tokens.scores["teacher"].entropy_BT
+    assert_tokens(
+        method.advantages(tokens),
+        tokens,
+        lambda i, t: (
+            -0.3 * sum(float(cross_BT[i, later]) for later in range(t + 1, int(tokens.mask_BT[i].sum())))
+        ),
+    )
+    graded = testing.graded()
+    assert torch.equal(method.route(graded), torch.where(graded.has_context_PG, Route.BOTH, Route.SKIPPED))
+    assert make("distil").advantages is None
+
+
+@pytest.mark.parametrize("step", [0, 10, 25, 40, 99])
+def test_trace_moves_spans_from_the_teacher_to_the_reward(step):
+    method, share = make("trace", weight=0.4), torch.tensor([0.5, 2.0, 1.0, 1.5])
+    spans_BT = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    tokens = tokens_of(method, step=step, share=share, spans=spans_BT)
+    advantage, correct = tokens.advantage_B.tolist(), tokens.is_correct_B.tolist()
+    assert_tokens(
+        method.advantages(tokens),
+        tokens,
+        lambda i, t: oracle.trace_advantage(advantage[i], bool(spans_BT[i, t]), step, 0.4, 10, 30),
+    )
+    (weight_BT,) = method.raw_weights(tokens)
+    assert_tokens(weight_BT, tokens, lambda i, t: float(share[i]) * correct[i] * float(spans_BT[i, t]))
+    assert method.strength(step) == pytest.approx(0.4 * min(1.0, max(0.0, (40 - step) / 30)))
+    assert method.spans
+    nothing = tokens._replace(rows=tokens.rows | {"spans": torch.zeros(4, 6, dtype=torch.bool)})
+    torch.testing.assert_close(  # GRPO
+        method.advantages(nothing), tokens.advantage_B.unsqueeze(1).expand(4, 6)
+    )
+
+
+def test_rollouts_of_equal_say():
+    scored = testing.scored(testing.graded(), routers.policy(testing.graded()))
+    total = (groups.equal_shares(scored) * scored.length_PG).sum() / scored.length_PG.sum()
+    assert float(total) == pytest.approx(1.0)
+    by_rollout = groups.equal_shares(scored) * scored.length_PG
+    torch.testing.assert_close(by_rollout, by_rollout[0, 0].expand(3, 4))
+
+
+def test_srpo_stable_is_srpo_with_another_divergence():
+    stable, srpo = make("srpo_stable", entropy_weight_beta=1.5), make("srpo", entropy_weight_beta=1.5)
+    tokens, graded = tokens_of(srpo), testing.graded()
+    assert torch.equal(stable.raw_weights(tokens)[0], srpo.raw_weights(tokens)[0])
+    assert torch.equal(stable.route(graded), srpo.route(graded))
+    assert stable.strength(3) == srpo.strength(3)
 
 
 # --- What reads what ---

@@ -125,7 +125,6 @@ def test_values_of_choices_are_documented():
         code(row["option"]): re.findall(r'`"([^"]+)"`', row["range"])
         for row in rows_with("docs/options.md", "option", "range")
     }
-    assert ranges["method"] == list(METHODS)
     assert ranges["routing"] == list(ROUTERS)
     assert ranges["teacher_context"] == list(TEACHER_SOURCES)
 

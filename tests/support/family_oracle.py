@@ -7,19 +7,8 @@ import math
 
 POLICY, DISTILLED = 1, 2
 ON_POLICY = (
-    *(
-        "clip_cov",
-        "kl_cov",
-        "negative_control",
-        "ema_anchor",
-        "kdrl",
-        "opd",
-        "opd_then_rl",
-        "rlsd",
-        "rlad",
-        "g_opd",
-    ),
-    *("uni_opd", "scope", "dmpo", "rapo", "f_dpg", "salsa", "eksft", "apo", "fg_expo", "erpd"),
+    "clip_cov kl_cov negative_control ema_anchor kdrl opd opd_then_rl rlsd rlad g_opd uni_opd scope dmpo rapo f_dpg "
+    "salsa eksft apo fg_expo erpd gtpo dgpo lightning"
 )
 
 
@@ -27,12 +16,14 @@ def routes(method, group, step=0, at_step=50):
     """The route of each rollout of a group, given as (correct, context, scored)."""
     all_failed = any(scored for *_, scored in group) and not any(correct for correct, *_ in group)
     found = []
-    for _, context, scored in group:
-        if method in ON_POLICY:
+    for correct, context, scored in group:
+        if method in ON_POLICY.split():
             route = POLICY
         elif method == "hdpo":
             route = POLICY | (DISTILLED if all_failed and context else 0)
-        elif method in ("opsd", "vopd", "skill_sd"):
+        elif method == "srpo_stable":
+            route = POLICY if correct or not context else DISTILLED
+        elif method in ("opsd", "vopd", "skill_sd", "trace"):
             route = POLICY | (DISTILLED if context else 0)
         elif method == "sdpo_then_grpo" and step >= at_step:
             route = POLICY
@@ -194,6 +185,54 @@ def va_opd_loss(values, gains, top, share):
 def length_factor(length, mean, base):
     """Of the advantage of a failed rollout."""
     return 2 - base ** -(length - mean) if length > mean else 1.0
+
+
+def protected(completions, signs):
+    """Places of each completion's tokens that a completion of both signs begins with, or ends with."""
+
+    def prefixes(rows):
+        found = []
+        for row in rows:
+            places = []
+            for t, token in enumerate(row):
+                by = {
+                    sign
+                    for other, sign in zip(rows, signs, strict=True)
+                    if t < len(other) and other[t] == token
+                }
+                if not {1, -1} <= by:
+                    break
+                places.append(t)
+            found.append(places)
+        return found
+
+    start = prefixes(completions)
+    end = prefixes([row[::-1] for row in completions])
+    return [set(a) | {len(row) - 1 - t for t in b} for row, a, b in zip(completions, start, end, strict=True)]
+
+
+def gtpo_advantages(advantage, entropy, completions, signs, i, weight, cost, largest, mean_length):
+    """Of each token of a completion of a group."""
+    places, row = protected(completions, signs)[i], completions[i]
+    base = 0.0 if entropy > largest else advantage - cost * entropy
+    share = mean_length / len(row) / max(1, len(places))
+    return [
+        base * share * ((weight if signs[i] > 0 else 0.0) if t in places else 1.0) for t in range(len(row))
+    ]
+
+
+def trace_advantage(advantage, is_span, step, weight, hold, decay):
+    """Of a token: GRPO's, on spans as far as the distillation has left it."""
+    share = 1.0 if step < hold else max(0.0, 1.0 - (step - hold) / decay)
+    return advantage * (1 - share) if is_span else advantage
+
+
+def dgpo_factors(entropies, distances, temperature, kappa):
+    """Of the advantage of each token of a rollout."""
+    low, high = min(entropies), max(entropies)
+    unsure = [(h - low) / (high - low) if high > low else 0.0 for h in entropies]
+    shares = _softmax([d * u**kappa / temperature for d, u in zip(distances, unsure, strict=True)])
+    return [len(shares) * share for share in shares]
 
 
 def _softmax(values):

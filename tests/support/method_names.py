@@ -21,4 +21,4 @@ def needs(name: str, folder: Any = "teacher") -> dict[str, Any]:
 
 def columns(name: str) -> tuple[str, ...]:
     """Return the dataset columns that the method's scorers read."""
-    return {"skill_sd": ("skill",), "selfci": ("utility", "privacy")}.get(name, ())
+    return {"skill_sd": ("skill",), "trace": ("label",), "selfci": ("utility", "privacy")}.get(name, ())

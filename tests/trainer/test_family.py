@@ -8,6 +8,7 @@ from harness import (
     logged,
     make_trainer,
     relative_error,
+    replay,
     tiny_model,
     tiny_tokenizer,
     update_of,
@@ -74,6 +75,7 @@ def wrong_row() -> Method:
 
 COLUMNS = {  # whole prompts of scorers; of one row none
     "skill": ["1+1, add", "2+2, add", None, "4+4, add"],
+    "label": ["1+1, carry"] * 4,
     "utility": ["1+1, helpfully"] * 4,
     "privacy": ["1+1, discreetly"] * 4,
 }
@@ -91,7 +93,14 @@ def folder(tmp_path_factory):
 def options_of(name, folder):
     """What the method needs, and columns for its scorers."""
     made = {column: COLUMNS[column] for column in columns(name)}
-    return {"method": name, **needs(name, folder), "train_dataset": chat_dataset(**made)}
+    options = {"method": name, **needs(name, folder), "train_dataset": chat_dataset(**made)}
+    return options | ({"rollout_func": scored_before} if name == "lightning" else {})
+
+
+def scored_before(prompts, trainer):
+    """Stored rollouts, with log-probabilities of a teacher."""
+    output = replay(tiny_tokenizer())(prompts, trainer)
+    return output | {"teacher_logps": [[-1.0] * len(ids) for ids in output["completion_ids"]]}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +133,7 @@ def test_a_pull_by_the_advantage_is_grpos_first_update(tmp_path, grpo):
         {"method": "hdpo", **SHOWN},
         {"method": MINE + "distilled_and_pulled"},
         {"method": "negative_control"},
-        *({"method": name} for name in ("kdrl", "rlad", "tip", "selfci", "vopd", "scope")),
+        *({"method": name} for name in ("kdrl", "rlad", "tip", "selfci", "vopd", "scope", "dgpo")),
     ],
     ids=lambda options: options["method"],
 )

@@ -18,6 +18,7 @@ from harness import (
 from srpo_trl.methods import routers, scorers
 from srpo_trl.methods.record import OWN_CONTEXT, Method, Scorer
 from srpo_trl.rollout.batch import routed_batch
+from srpo_trl.rollout.offline import offline_rollouts, with_teacher_logps
 
 MINE = "test_scorers:"
 TEMPERATURE = 0.7
@@ -362,6 +363,115 @@ def test_several_teachers_update_is_the_mean_of_theirs(tmp_path, folders):
     first, second = update_to("first"), update_to("second")
     assert relative_error(first, second) > 0.1
     assert relative_error(update_to("first", "second"), (first + second) / 2) < 1e-4
+
+
+# --- Stored rollouts, Hellinger distance, whole groups of tokens ---
+
+
+def stored_rows(teacher=None):
+    """The rollouts of `ROLLOUTS`, as they could have been sampled before."""
+    tokenizer, rows = tiny_tokenizer(), []
+    for prompt, answers in ROLLOUTS:
+        messages = [{"role": "user", "content": prompt}]
+        prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        for answer in answers:
+            completion_ids = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
+            rows.append({"prompt": messages, "prompt_ids": prompt_ids, "completion_ids": completion_ids})
+    return rows if teacher is None else with_teacher_logps(rows, teacher, temperature=TEMPERATURE)
+
+
+def test_stored_log_probabilities_train_as_the_teacher_does(tmp_path, folders):
+    options = {"temperature": TEMPERATURE, "learning_rate": 0.1}
+    live = update(make_trainer(tmp_path / "opd", method="opd", teacher_model=folders["first"], **options))
+    rows = stored_rows(tiny_model(seed=1))
+    trainer = make_trainer(
+        tmp_path / "stored", method="lightning", rollout_func=offline_rollouts(rows), **options
+    )
+    stored = update(trainer)
+    assert live.norm() > 0
+    assert relative_error(stored, live) < 1e-5
+    assert trainer.teacher.weights.kind == "live"
+
+
+def test_rollouts_without_stored_log_probabilities_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path, method="lightning", rollout_func=offline_rollouts(stored_rows()))
+    with pytest.raises(ValueError, match=r"'teacher_logps' has 0 values for a rollout of \d+ tokens"):
+        trainer.train()
+    with pytest.raises(ValueError, match="No rollout is stored for the prompt"):
+        offline_rollouts(stored_rows()[:4])([[{"role": "user", "content": "9+9"}]], trainer)
+    with pytest.raises(ValueError, match="Stored rollout 0 has no completion_ids"):
+        offline_rollouts([{"prompt": "1+1", "prompt_ids": [3]}])
+
+
+def test_hellinger_distance_to_the_initial_weights(tmp_path):
+    trainer = make_trainer(tmp_path, method="dgpo", max_steps=2, learning_rate=0.1, temperature=TEMPERATURE)
+    kept, states, score = batches_of(trainer), [], trainer.teacher.score
+    trainer.teacher.score = lambda *a, **k: (
+        states.append({n: v.clone() for n, v in trainer.model.state_dict().items()}),
+        score(*a, **k),
+    )[1]
+    trainer.train()
+    _, (second, _) = kept
+    now = tiny_model()
+    now.load_state_dict(states[-1])
+    distance_BT = routed_batch(second).scores["student"].divergence_BT
+    for i, prompt, completion in rows_of(second):
+        if second["srpo_route"][i]:
+            own, initial = (logps_of(model, prompt, completion)[1] for model in (now, tiny_model()))
+            expected = ((own / 2).exp() - (initial / 2).exp()).square().sum(1).div(2).sqrt()
+            torch.testing.assert_close(distance_BT[i, : len(completion)], expected, rtol=1e-3, atol=1e-4)
+    assert distance_BT.max() > 1e-2
+
+
+def test_a_method_sees_the_token_ids_of_whole_groups(tmp_path):
+    trainer = make_trainer(tmp_path, method="gtpo", method_options={"largest_entropy": 99.0})
+    kept, seen, rows = batches_of(trainer), [], trainer._method.rows
+    trainer._method = trainer._method._replace(rows=lambda scored: (seen.append(scored), rows(scored))[1])
+    trainer.train()
+    ((output, _),), (scored,) = kept, seen
+    ids_PGT = scored.token_ids()
+    for i, _, completion in rows_of(output):
+        row = ids_PGT[i // 4, i % 4].tolist()
+        assert row[: len(completion)] == completion
+        assert set(row[len(completion) :]) <= {-1}
+        assert int(scored.length_PG[i // 4, i % 4]) == len(completion)
+    assert output["srpo_row/factor"].shape == output["completion_ids"].shape
+
+
+def marking(completions, completion_ids, log_extra, **_):
+    """Marks the second and third token of every correct rollout, and nothing of the others."""
+    correct = ["#" in completion[-1]["content"] for completion in completions]
+    log_extra("spans", [[(1, 3)] if is_right else None for is_right in correct])
+    return [float(is_right) for is_right in correct]
+
+
+def test_spans_come_from_the_reward_function(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        method="trace",
+        train_dataset=chat_dataset(label=["1+1, carry"] * 4),
+        reward_funcs=marking,
+    )
+    kept = batches_of(trainer)
+    trainer.train()
+    ((output, _),) = kept
+    spans_BT = output["srpo_row/spans"]
+    correct_B = output["srpo_row/is_correct"]
+    assert spans_BT[:, 1:3].all(1).tolist() == correct_B.tolist()
+    assert int(spans_BT.sum()) == 2 * int(correct_B.sum()) > 0
+
+
+@pytest.mark.parametrize("span", [(2, 1), (-1, 2), (1,)])
+def test_a_span_that_is_none_is_refused(tmp_path, span):
+    def wrong(completions, log_extra, **_):
+        log_extra("spans", [[span]] * len(completions))
+        return [1.0] * len(completions)
+
+    trainer = make_trainer(
+        tmp_path, method="trace", train_dataset=chat_dataset(label=["1"] * 4), reward_funcs=wrong
+    )
+    with pytest.raises(ValueError, match="give pairs of positions"):
+        trainer.train()
 
 
 # --- What is refused ---

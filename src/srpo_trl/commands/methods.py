@@ -8,18 +8,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from srpo_trl.methods import METHODS, factory_of, groups, testing
-from srpo_trl.methods.record import ROUTE_NAMES, Graded, Method, is_distilled
+from srpo_trl.methods import METHODS, factory_of, groups, routers, testing
+from srpo_trl.methods.record import ROUTE_NAMES, TEACHER_CONTEXT, Graded, Method
 
 EXIT_UNKNOWN = 2
-CONTEXT = "a correct rollout of the group, feedback or a reference"
-HEADING = re.compile(r"(?P<title>.+?)(?: \((?P<paper>arXiv:\d{4}\.\d{5}|ours)\))?: (?P<sentence>.+\.)")
-_NEEDS_WIDTH = 12
+_CONTEXT = "a correct rollout of the group, feedback, a reference, or a column's prompt"
+HEADING = re.compile(
+    r"(?P<title>.+?)(?: \((?P<paper>arXiv:\d{4}\.\d{5}|ours|id unknown)\))?: (?P<sentence>.+\.)"
+)
+_NEEDS_WIDTH = 13
+_MODEL = "MODEL"  # in place of a folder or hub id
 _OPTION = 0.5  # in place of any option of the configuration that a factory takes
 
 
@@ -28,7 +32,7 @@ class Description(NamedTuple):
 
     Attributes:
         title, paper, sentence: of the file's first line, `TITLE (arXiv:ID): SENTENCE`; paper is "ours" where none is
-            named.
+            named, and "id unknown" where a paper's id could not be checked.
         paragraphs: of the factory's docstring; the last is `Source: ...`.
     """
 
@@ -49,7 +53,7 @@ def show_methods(argv: Sequence[str]) -> int:
     console = Console(highlight=False, markup=False, emoji=False)
     if name is None:
         console.print(_table())
-        console.print(f"Context is what a teacher is shown: {CONTEXT}.")
+        console.print(f"Context is what a teacher is shown: {_CONTEXT}.")
         console.print("srpo-trl methods NAME: formula, options, source, and the lines for a YAML file.")
         return 0
     try:
@@ -80,32 +84,37 @@ def with_defaults(factory: Callable[..., Method]) -> Method:
 
 def trained_on(method: Method) -> str:
     """Return in words what trains a rollout, tried on groups of every kind at a run's start and late in it."""
-    early, late = (_routes(method.route, testing.groups(step)) for step in testing.STEPS)
+    early, late = (_routes(method, testing.groups(step)) for step in testing.STEPS)
     parts = [early if early == late else f"{early}. Later {late}"]
-    parts += ["advantages of its own"] * (method.advantages is not None)
+    parts += ["own advantages"] * (method.advantages is not None)
     parts += ["a pull"] * (method.pull is not None)
+    parts += ["own ratio"] * (method.anchor is not None)
     return "; ".join(parts)
 
 
 def needs(method: Method) -> str:
     """Return in words what must be there for a method beside prompts and rewards."""
     graded = testing.groups(0)
-    has_sibling = bool((is_distilled(method.route(graded)) & ~groups.has_failed(graded)).any())
+    has_sibling = bool((routers.needs_context(method, graded) & ~groups.has_failed(graded)).any())
     shown = "context" if has_sibling else "feedback or a reference"
-    found = []
-    for scorer in method.scorers:
-        fields = scorer._asdict()
-        if fields.get("weights") == "external":
-            found.append("a teacher model")
-        context = fields.get("context", "teacher")
-        if context != "own":
-            found.append(shown if context == "teacher" else f"a column {context!r}")
-    return "; ".join(dict.fromkeys(found)) or "nothing"
+    models = _models(method)
+    found = [f"teacher models {', '.join(models)}" if any(models) else "teacher model"] * bool(models)
+    columns = [context for context in method.contexts if context != TEACHER_CONTEXT]
+    found += [shown] * (TEACHER_CONTEXT in method.contexts)
+    found += [f"column{'s' * (len(columns) > 1)} {', '.join(columns)}"] * bool(columns)
+    return "; ".join(found) or "nothing"
 
 
-def _routes(route: Callable[[Graded], Tensor], graded: Graded) -> str:
+def _models(method: Method) -> list[str]:
+    """Return the names of the external teachers, each once; of one without a name ""."""
+    return list(dict.fromkeys(scorer.model for scorer in method.scorers if scorer.weights == "external"))
+
+
+def _routes(method: Method, graded: Graded) -> str:
     """Return which rollouts take which route, as `RULE: ROUTE; others: ROUTE`."""
-    route_PG, correct_PG, shown_PG = route(graded), graded.is_correct_PG, graded.has_context_PG
+    if not method.contexts:  # nothing that a scorer reads can be missing
+        graded = graded._replace(has_context_PG=torch.ones_like(graded.has_context_PG))
+    route_PG, correct_PG, shown_PG = method.route(graded), graded.is_correct_PG, graded.has_context_PG
     failed_group_PG = groups.has_failed(graded).expand_as(correct_PG)
     rules: Mapping[str, Tensor] = {
         "all": correct_PG | ~correct_PG,
@@ -145,13 +154,17 @@ def _page(name: str, factory: Callable[..., Method]) -> Iterator[str]:
     yield f"{said.title}, {said.paper}: {said.sentence}\n"
     for paragraph in said.paragraphs:
         yield paragraph + "\n"
+    models: list[str] = []
     if name in METHODS:
         method = with_defaults(factory)
+        models = _models(method)
         yield f"Trained on: {trained_on(method)}\nNeeds: {needs(method)}\n"
     parameters = inspect.signature(factory).parameters
     own = {option: p.default for option, p in parameters.items() if p.default is not p.empty}
     yield "With the defaults of its options, for `srpo-trl train --config`:\n"
     yield f"method: {name}"
+    paths = json.dumps(dict.fromkeys(models, _MODEL)) if any(models) else _MODEL
+    yield from [f"teacher_model: {paths}"] * bool(models)
     yield from ["method_options:"] * bool(own)
     for option, value in own.items():
         yield f"  {option}: {json.dumps(value, default=str)}"

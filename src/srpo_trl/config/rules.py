@@ -52,11 +52,15 @@ def _estimator(distillation_estimator: str, distillation_alpha: float) -> Iterat
         )
 
 
-def _pointwise_clip(distillation_estimator: str, distillation_pointwise_clip: float | None) -> Iterator[str]:
-    if distillation_estimator == "sampled" and distillation_pointwise_clip is not None:
+def _pointwise_clip(
+    method_record: Any, distillation_estimator: str, distillation_pointwise_clip: float | None
+) -> Iterator[str]:
+    of_method = method_record.divergence
+    clip = of_method.get("pointwise_clip", distillation_pointwise_clip)
+    if clip is not None and of_method.get("estimator", distillation_estimator) == "sampled":
         yield (
-            f"distillation_pointwise_clip={distillation_pointwise_clip!r} caps the entries of a support, and "
-            "distillation_estimator='sampled' has none. Leave it out, or set distillation_estimator='exact'."
+            f"distillation_pointwise_clip={clip!r} caps the entries of a support, and the estimator 'sampled' has "
+            "none. Leave it out, or take distillation_estimator='exact' and a method that leaves it."
         )
 
 

@@ -36,6 +36,7 @@ from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
 from srpo_trl.rollout.batch import ADVICE
 from srpo_trl.rollout.graded import GradedRollouts
+from srpo_trl.rollout.scorers import LOGPS_COLUMN, SPANS
 from srpo_trl.runs.log import LOG_FILE, NONFINITE_FOLDER
 from srpo_trl.seams.evaluated import forget_evaluation
 from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers
@@ -75,6 +76,7 @@ class HostTrainer(GRPOTrainer):
     _generate: Any
     _logs: Any
     _metrics: Any
+    _pending_extra_logs: Any
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -270,7 +272,10 @@ class HostTrainer(GRPOTrainer):
             tools=[self.tools] * len(prompts) if names is None else [self._env_tools[name] for name in names],
             rewards_BF=rewards_BF,
             first_row=self.accelerator.process_index * len(prompts),
-            columns={name: [row.get(name) for row in rows] for name in self.args.read_columns},
+            columns={
+                **{name: [row.get(name) for row in rows] for name in (*self.args.read_columns, LOGPS_COLUMN)},
+                SPANS: list(self._pending_extra_logs.get(SPANS, ())),
+            },
         )
         chosen = self.graded.columns.get(self.args.teacher_column or "", ()) if self.is_training else ()
         if problem := unknown_teacher(self.args.teacher_column, chosen, self.args.teacher_models):

@@ -1,4 +1,4 @@
-"""APO: a KL penalty by difficulty on what the reward favours, a length penalty on the rest."""
+"""APO (id unknown): a KL penalty by difficulty on what the reward favours, a length penalty on the rest."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,9 @@ from srpo_trl.methods.record import Method, Scored, Tokens
 
 
 def apo(beta: float = 1e-3, base: float = 1.00001) -> Method:
-    """k = beta (pi_0 / pi - 1), times 1 - exp(-e p) where A > 0 and 0 < p < 1.
+    """k = `beta` (pi_0 / pi - 1), times 1 - exp(-e p) where A > 0, 0 < p < 1; A (2 - `base`^-excess) on long failures.
 
-    Failed rollouts longer than the group's correct ones: A (2 - `base`^-excess). Source: the authors' code, whose
-    penalty is a mean over sequences.
+    Source: the authors' code, whose penalty is a mean over sequences. Excess: tokens beyond the group's correct ones.
     """
 
     def rows(scored: Scored) -> dict[str, Tensor]:

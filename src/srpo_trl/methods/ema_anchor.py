@@ -5,9 +5,11 @@ from srpo_trl.methods.record import OWN_CONTEXT, Method, Scorer
 
 
 def ema_anchor(beta: float = 0.04) -> Method:
-    """k = beta (T / pi - 1), T the self-teacher after the student's own prompt.
+    """k = `beta` (T / pi - 1), T the self-teacher after the student's own prompt.
 
-    Source: ours. What distillation gains beyond this is not gained by staying near an average.
+    What distillation gains beyond this is not gained by staying near an average.
+
+    Source: ours.
     """
     teacher = Scorer(context=OWN_CONTEXT, distils=False)
     return Method(routers.policy, (teacher,), pull=lambda t: beta * tokenwise.k3_pull(t, "teacher"))

@@ -1,4 +1,4 @@
-"""ERPD (arXiv:2605.25582), its second stage: what reinforcement changed in one run, distilled into a new one."""
+"""ERPD (arXiv:2605.25582): what reinforcement changed in one run, distilled into a new one."""
 
 from torch import Tensor
 
@@ -7,9 +7,9 @@ from srpo_trl.methods.record import Method, Tokens
 
 
 def erpd(largest: float = 5.0) -> Method:
-    """A = clip(log T - log pi_0, -largest, largest), T the model of the first stage, given as `teacher_model`.
+    """A = clip(log T - log pi_0, -`largest`, `largest`), T the model of the first stage, given as `teacher_model`.
 
-    Source: the abstract alone; the bound is ours. The first stage is a run of its own.
+    Source: the abstract alone; the bound is ours. This is the second stage; the first is a run of its own.
     """
 
     def advantages(tokens: Tokens) -> Tensor:

@@ -1,4 +1,4 @@
-"""f-DPG: the policy matched to an explicit target by any f-divergence."""
+"""f-DPG (id unknown): the policy matched to an explicit target by any f-divergence."""
 
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -14,7 +14,7 @@ _SLOPES = {  # f'(t), t = pi / p; D_f(pi || p) = E_p f(t)
 
 
 def f_dpg(temperature: float = 1.0, divergence: str = "reverse") -> Method:
-    """A = -f'(pi / p) of the whole sequence less the group's mean, p ~ pi_0 exp(score / temperature).
+    """A = -f'(pi / p) of the sequence less the group's mean, p ~ pi_0 exp(score / `temperature`), f of `divergence`.
 
     Source: the abstract alone; the target is ours, normalized by the group.
     """

@@ -8,7 +8,7 @@ from srpo_trl.methods.record import Method, Scored
 
 
 def fg_expo(beta: float = 0.02) -> Method:
-    """k = beta (tanh(accuracy) + 1) / 2 (pi_0 / pi - 1), with the share of correct rollouts of the batch.
+    """k = `beta` (tanh(accuracy) + 1) / 2 (pi_0 / pi - 1), with the share of correct rollouts of the batch.
 
     Source: the paper; without its choice of prompts by their pass rate.
     """

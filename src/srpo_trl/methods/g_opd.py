@@ -7,11 +7,11 @@ from srpo_trl.methods.record import Method, Tokens
 
 
 def g_opd(scale: float = 1.25, teacher: str = "", reference: str = "") -> Method:
-    """A = scale log T + (1 - scale) log ref - log pi; scale 1 is OPD for any reference.
+    """A = `scale` log T + (1 - `scale`) log ref - log pi; `scale` 1 is OPD for any reference.
 
     ref: the initial weights, or with `reference` one of several models of `teacher_model`, of which `teacher` is T.
 
-    Source: the paper and its code; the paper's equation 14 has the sign turned.
+    Source: the paper and the authors' code; the paper's equation 14 has the sign turned.
     """
     to = scorers.EXTERNAL._replace(model=teacher)
     other = scorers.INITIAL._replace(name="reference")

@@ -51,3 +51,37 @@ def standardized(value_PG: Tensor, of_PG: Tensor) -> Tensor:
     """Return values less their group's mean over `of_PG`, over its standard deviation there (1e-6 at the least)."""
     centered_PG = value_PG - mean(value_PG, of_PG)
     return centered_PG / mean(centered_PG**2, of_PG).sqrt().clamp(min=1e-6)
+
+
+def equal_shares(scored: Scored) -> Tensor:
+    """Return what gives every rollout the same say, however long: mean length over length, (P, G) float64."""
+    return scored.length_PG.double().mean() / scored.length_PG.clamp(min=1)
+
+
+def shares(scored: Scored) -> dict[str, Tensor]:
+    """Return `equal_shares` as a method's rows."""
+    return {"share": equal_shares(scored)}
+
+
+def conflicts(ids_PGT: Tensor, sign_PG: Tensor) -> Tensor:
+    """Return tokens that completions of both signs begin with, or end with, (P, G, T) bool.
+
+    From the start, or from the end, on: each is written at its place by a completion with a positive and by one with a
+    negative sign, and so is each before it (GTPO, arXiv:2508.03772).
+
+    Args:
+        ids_PGT: -1 where there is no token, all of these after the last one or within.
+        sign_PG: of the advantages.
+    """
+    place_T = torch.arange(ids_PGT.shape[2], device=ids_PGT.device)
+    length_PG1 = torch.where(ids_PGT >= 0, place_T + 1, 0).amax(2, keepdim=True)
+    from_end_PGT = (length_PG1 - 1 - place_T) % place_T.numel()  # each row's own places, backwards
+    backwards_PGT = ids_PGT.gather(2, from_end_PGT).masked_fill(place_T >= length_PG1, -1)
+    suffix_PGT = _shared_prefix(backwards_PGT, sign_PG).gather(2, from_end_PGT) & (ids_PGT >= 0)
+    return _shared_prefix(ids_PGT, sign_PG) | suffix_PGT
+
+
+def _shared_prefix(ids_PGT: Tensor, sign_PG: Tensor) -> Tensor:
+    same_PGGT = (ids_PGT.unsqueeze(2) == ids_PGT.unsqueeze(1)) & (ids_PGT >= 0).unsqueeze(2)
+    is_by = [(same_PGGT & (sign_PG == sign)[:, None, :, None]).any(2) for sign in (1, -1)]
+    return (is_by[0] & is_by[1]).cumprod(-1).bool()

@@ -13,7 +13,9 @@ def kdrl(
     only_failed: bool = False,
     self_teacher: bool = False,
 ) -> Method:
-    """k = beta d, with `only_failed` 0 on correct rollouts; beta falls from `beta` to `final_beta`.
+    """k = b d, b from `beta` to `final_beta` over `decay_steps` optimizer steps; None: it stays `beta`.
+
+    With `only_failed` 0 on correct rollouts. T: `teacher_model`; with `self_teacher` the self-teacher.
 
     Source: secondary sources, which give 2e-3 throughout, or 5e-3 falling by 5e-5 a step. `self_teacher` is ours.
     """

@@ -7,7 +7,7 @@ from srpo_trl.methods.record import Method, Tokens
 
 
 def mad_opd(models: tuple[str, ...] = ("first", "second"), alpha: float = 0.5) -> Method:
-    """Mean of the divergences to the models of `teacher_model` with these names.
+    """Mean of the divergences of `alpha` to the models of `teacher_model` with the names `models`.
 
     Source: the authors' code, where the teachers debate first and weigh by their confidence; here all alike.
     """

@@ -1,4 +1,4 @@
-"""OPD, then RL (arXiv:2609.04108, table 1): the teacher's gap as the advantage first, the reward's after."""
+"""OPD, then RL (arXiv:2609.04108): the teacher's gap as the advantage first, the reward's after."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from srpo_trl.methods.record import Method, Tokens
 def opd_then_rl(at_step: int = 60) -> Method:
     """A = d for the first `at_step` optimizer steps, then TRL's own.
 
-    Source: the paper's table.
+    Source: secondary sources. A line of the paper's table 1.
     """
     method = distillation.opd()
 

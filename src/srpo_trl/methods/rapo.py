@@ -7,9 +7,9 @@ from srpo_trl.methods.record import Method, Tokens
 
 
 def rapo(alpha: float = 0.01, power: float = 1.0) -> Method:
-    """k = alpha w log w: of alpha (w log w - w + 1), w = r / pi, r = pi_0^`power` on correct rollouts, else pi_0.
+    """k = `alpha` w log w: of `alpha` (w log w - w + 1), w = r / pi, r = pi_0^`power` on correct rollouts, else pi_0.
 
-    Source: secondary sources, without the function of the reward in the power, which is ours; and without the paper's
+    Source: secondary sources, without the function of the reward in the power, which is ours, and their
     entropy bonus.
     """
 

@@ -50,7 +50,8 @@ def is_distilled(route: Tensor) -> Tensor:
     return (route & Route.DISTILLED) != 0
 
 
-ScorerWeights = Literal["teacher", "student", "initial", "external"]
+ScorerWeights = Literal["teacher", "student", "initial", "external", "cached"]
+Distance = Literal["kl", "hellinger"]
 
 
 class Scorer(NamedTuple):
@@ -59,14 +60,16 @@ class Scorer(NamedTuple):
     Attributes:
         name: under which methods find its scores.
         weights: "teacher": the self-teacher's, as the options have it; "student": those that train, as they are then;
-            "initial": those before training; "external": of `teacher_model`.
+            "initial": those before training; "external": of `teacher_model`; "cached": log-probabilities that came with
+            stored rollouts (`srpo_trl.rollout.offline`), without entropies.
         model: which of several external teachers, by name; empty: the only one, or that which `teacher_column` names.
         context: the prompt that the rollout follows. "teacher": with what a teacher is shown; "own": the student's;
             else the dataset column that has it.
         distils: whether the divergence is taken to it; else its scores are all that remains.
         has_logps: whether it has the tokens' log-probabilities although it distils; those that do not always have.
-        against: an earlier scorer. There is then KL(this || that) of each token that it has scored, over the whole
+        against: an earlier scorer. There is then the distance to it of each token that it has scored, over the whole
             vocabulary.
+        distance: "kl": KL(this || that) in nats; "hellinger": from 0 to 1.
     """
 
     name: str = "teacher"
@@ -76,6 +79,7 @@ class Scorer(NamedTuple):
     distils: bool = True
     has_logps: bool = False
     against: str | None = None
+    distance: Distance = "kl"
 
 
 class Graded(NamedTuple):
@@ -115,6 +119,7 @@ class Scored(NamedTuple):
         score_PG, is_scored_PG, is_correct_PG, has_context_PG, step: as in `Graded`.
         length_PG: int64, tokens that count in the loss.
         means: of each scorer, by its name.
+        token_ids: returns the ids of all completions, (P, G, T) int64, -1 where a token does not count. A collective.
     """
 
     route_PG: Tensor
@@ -125,6 +130,7 @@ class Scored(NamedTuple):
     step: int
     length_PG: Tensor
     means: Mapping[str, GroupMeans]
+    token_ids: Callable[[], Tensor]
 
 
 class TokenScores(NamedTuple):
@@ -133,7 +139,7 @@ class TokenScores(NamedTuple):
     Attributes:
         entropy_BT: over the full vocabulary, in nats.
         logps_BT: log-probability of each token, at the sampling temperature; empty where the scorer has none.
-        divergence_BT: KL to the scorer that it is held against, in nats; empty where there is none.
+        divergence_BT: distance to the scorer that it is held against; empty where there is none.
     """
 
     entropy_BT: Tensor
@@ -167,7 +173,7 @@ class Tokens(NamedTuple):
         advantage_B: TRL's advantages.
         old_logps_BT: log pi_old; None on-policy, where it is the student's own.
         scores: of each scorer, by its name.
-        rows: of the method's `rows`, (B,) each, and "is_correct".
+        rows: of the method's `rows`, (B,) each or (B, T), and "is_correct".
         rollout_B: int64, different for every rollout of a run; a seed.
         step: optimizer steps so far.
         student: of this very pass; empty for `Method.weights`, which are counted before it.
@@ -212,7 +218,8 @@ class Method(NamedTuple):
         scorers: the passes whose scores the tokens have, in order; () makes none, and nothing can be distilled.
         divergence: fields of `DistillationSpec` that take the place of the options, each a value or a function of the
             optimizer step.
-        rows: what the tokens are told of their rollout, from whole groups: (P, G) each, by name.
+        rows: what the tokens are told of their rollout, from whole groups, by name: (P, G) each, or (P, G, T) token by
+            token.
         weights: w~ of each token's divergence, (B, T), or (B, 1) where a rollout's tokens have the same; None: 1. With
             several scorers that distil, one for each of them.
         mean_one: whether they are divided by the exact mean of their sum over the distilled tokens of the step.
@@ -220,6 +227,8 @@ class Method(NamedTuple):
         advantages: that TRL's policy loss takes, inside its clip: (B,), or (B, T) token by token; None: TRL's own.
         pull: k of each token, (B, T): adds -k log pi to the token's loss, outside the clip; k carries no gradient.
         anchor: of each token, (B, T), what takes the place of log pi_old in the ratio of TRL's policy loss.
+        spans: whether the rows have "spans", (B, T): the tokens that a reward function marks with
+            log_extra("spans", ...), for each rollout a list of (first, end) positions in its completion_ids, or None.
 
     Where a rollout has no context, advantages, pull and anchor do not apply, if the method has a scorer that does not
     distil: there is nothing to compute them from.
@@ -235,6 +244,7 @@ class Method(NamedTuple):
     advantages: Callable[[Tokens], Tensor] | None = None
     pull: Callable[[Tokens], Tensor] | None = None
     anchor: Callable[[Tokens], Tensor] | None = None
+    spans: bool = False
 
     @property
     def is_plain(self) -> bool:

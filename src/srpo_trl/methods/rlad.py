@@ -7,10 +7,12 @@ from srpo_trl.methods.record import Method, Tokens
 
 
 def rlad(alpha: float = 0.5, largest_gap: float | None = None, self_teacher: bool = False) -> Method:
-    """Ratio (pi / pi_old)^alpha (pi / teacher)^(1 - alpha) in TRL's clip; alpha 1 is GRPO.
+    """Ratio (pi / pi_old)^`alpha` (pi / T)^(1 - `alpha`) in TRL's clip; `alpha` 1 is GRPO.
 
-    Source: the paper, by its equation 3; its text has alpha the other way round. `largest_gap` bounds
-    abs(log pi - log teacher) as a third party's code does; there the gradient stays.
+    T: `teacher_model`; with `self_teacher` the self-teacher. `largest_gap` bounds abs(d) in the ratio's value.
+
+    Source: the paper, its equation 3, as its text has alpha the other way round. The bound is a third party's, and
+    `self_teacher` ours.
     """
 
     def anchor(tokens: Tokens) -> Tensor:

@@ -1,4 +1,4 @@
-"""RLSD (arXiv:2609.04108, table 1): the reward's advantage, larger on tokens that the shown teacher agrees with."""
+"""RLSD (arXiv:2609.04108): the reward's advantage, larger on tokens that the shown teacher agrees with."""
 
 from torch import Tensor
 
@@ -7,9 +7,9 @@ from srpo_trl.methods.record import Method, Scorer, Tokens
 
 
 def rlsd(share: float = 0.5, epsilon: float = 0.2) -> Method:
-    """A times (1 - share) + share clip(exp(sign(A) d), 1 - epsilon, 1 + epsilon): its sign is the reward's.
+    """A times (1 - `share`) + `share` clip(exp(sign(A) d), 1 - `epsilon`, 1 + `epsilon`): its sign is the reward's.
 
-    Source: a library's code, with these values.
+    Source: secondary sources. A line of the paper's table 1, and a library's code with these values.
     """
 
     def advantages(tokens: Tokens) -> Tensor:

@@ -39,6 +39,11 @@ def both(graded: Graded) -> Tensor:
     return torch.where(graded.has_context_PG, Route.BOTH, Route.POLICY)
 
 
+def both_with_context(graded: Graded) -> Tensor:
+    """Policy loss and distillation of rollouts with context, exclude the others."""
+    return torch.where(graded.has_context_PG, Route.BOTH, Route.SKIPPED)
+
+
 def both_where_all_failed(graded: Graded) -> Tensor:
     """Policy loss everywhere; in groups without a correct rollout, distillation as well, where there is context."""
     is_distilled_PG = groups.has_failed(graded) & graded.has_context_PG

@@ -7,7 +7,9 @@ from srpo_trl.methods.record import Method, Scored, Tokens
 
 
 def scope(temperature: float = 1.0, reverse_student_weight: bool = False) -> Method:
-    """A = 0; correct: k = w ~ PPL_S^(1/temperature); wrong: k = w d, w ~ PPL_T^(-1/temperature); mean 1 in a group.
+    """A = 0; correct: k = w ~ PPL_S^(1/`temperature`); wrong: k = w d, w ~ PPL_T^(-1/`temperature`).
+
+    w has mean 1 over each kind in a group; with `reverse_student_weight` the student's exponent has the other sign.
 
     Source: the paper; its code trains wrong ones through the clip, its scripts have `reverse_student_weight`.
     """

@@ -9,7 +9,7 @@ from srpo_trl.methods.record import Method, Scorer, Tokens
 def selfci(
     columns: tuple[str, str] = ("utility", "privacy"), shares: tuple[float, float] = (1.0, 1.0)
 ) -> Method:
-    """sum_b w_b KL(pi || T_b), w = shares / max(sum, 1); each T_b reads the whole prompt that its column holds.
+    """sum_b w_b KL(pi || T_b), w = `shares` / max(sum, 1); each T_b reads the whole prompt that one of `columns` holds.
 
     Source: the authors' code; theirs can set the shares by a judge, and mix teacher and student logits.
     """

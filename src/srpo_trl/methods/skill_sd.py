@@ -5,10 +5,11 @@ from srpo_trl.methods.record import Method, Scorer
 
 
 def skill_sd(strength: float = 0.1, column: str = "skill") -> Method:
-    """Gradient: GRPO's and strength rho d grad log pi; T reads the whole prompt that `column` holds.
+    """Gradient: GRPO's and `strength` rho d grad log pi; T reads the whole prompt that `column` holds.
 
-    Source: the paper, without its strength, which is ours, and its choice of skills. It resets the teacher to the
-    student at each rollout batch: teacher_update_rate=1.
+    It resets the teacher to the student at each rollout batch: teacher_update_rate=1.
+
+    Source: the paper, without its strength, which is ours, and its choice of skills.
     """
     divergence = {"estimator": "sampled", "alpha": 1.0}
     strong = schedules.constant(strength)

@@ -37,7 +37,10 @@ def scored(graded: Graded, route_PG: torch.Tensor, *scorers: str, seed: int = 0)
         )
         for name in scorers
     }
-    return Scored(route_PG, *graded, torch.randint(1, 21, shape, generator=generator), means)
+    length_PG = torch.randint(1, 21, shape, generator=generator)
+    ids_PGT = torch.randint(0, 3, (*shape, 20), generator=generator)
+    ids_PGT[torch.arange(20) >= length_PG.unsqueeze(2)] = -1
+    return Scored(route_PG, *graded, length_PG, means, lambda: ids_PGT)
 
 
 def groups(step: int = 0) -> Graded:

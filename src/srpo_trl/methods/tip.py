@@ -9,7 +9,8 @@ from srpo_trl.methods.record import Method, Tokens
 def tip(kept: float = 0.5, self_teacher: bool = True) -> Method:
     """Reverse KL, averaged over the `kept` share of each rollout's tokens with the largest h + d - h d.
 
-    h, d: the student's entropy and KL(student || teacher), each scaled to [0, 1] within the rollout.
+    h, d: the student's entropy and KL(student || teacher), each scaled to [0, 1] within the rollout. Without
+    `self_teacher` the teacher is `teacher_model`.
 
     Source: the paper, which leaves open over what it scales.
     """

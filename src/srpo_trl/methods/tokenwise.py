@@ -109,3 +109,15 @@ def of_row(name: str) -> Callable[[Tokens], Tensor]:
 def times_row(name: str) -> Callable[[Tokens], Tensor]:
     """Return TRL's advantages times one of the method's rows, (B,)."""
     return lambda tokens: tokens.advantage_B * tokens.rows[name]
+
+
+def rest_of_row(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the sum of each row's masked values after each position, (B, T)."""
+    masked_BT = torch.where(mask_BT, value_BT, 0.0)
+    return masked_BT.flip(1).cumsum(1).flip(1) - masked_BT
+
+
+def softmax_of_row(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return each row's softmax over its masked tokens times their number, so that its mean there is 1; 0 elsewhere."""
+    masked_BT = value_BT.masked_fill(~mask_BT, -torch.inf)
+    return masked_BT.softmax(1).nan_to_num(0.0) * mask_BT.sum(1, keepdim=True)

@@ -7,7 +7,7 @@ from srpo_trl.methods.record import Method, Scored, Tokens
 
 
 def uni_opd(margin: float = 0.4, largest_gap: float | None = None) -> Method:
-    """A = d + s / 2 on correct, d - s / 2 on wrong rollouts of mixed groups, s = max(0, margin - what there is).
+    """A = d + s / 2 on correct, d - s / 2 on wrong rollouts of mixed groups, s = max(0, `margin` - what there is).
 
     What there is: the mean gap of correct less that of wrong ones. A = 0 where abs(d) >= `largest_gap`.
 

@@ -11,7 +11,7 @@ def va_opd(share: float = 0.5, top: float = 0.2) -> Method:
 
     Gain: log T - log T without what is shown. Rollouts weigh by the softmax of its z-score in the group.
 
-    Source: the authors' README; there T sees an image or not, and a rollout's gain is the mean of the positive ones.
+    Source: the authors' code, by its README; there T sees an image or not, and only positive gains count.
     """
 
     def rows(scored: Scored) -> dict[str, Tensor]:

@@ -9,7 +9,9 @@ from srpo_trl.methods.record import Method, Tokens
 def vopd(self_teacher: bool = False) -> Method:
     """A + d + KL(pi || T): the policy gradient of the reverse KL, its baseline over the support of the options.
 
-    Source: the authors' code, where A is 0 with one generation. The divergence is computed with weight 0.
+    T: `teacher_model`; with `self_teacher` the self-teacher. The divergence is computed with weight 0.
+
+    Source: the authors' code, where A is 0 with one generation. `self_teacher` is ours.
     """
 
     def advantages(tokens: Tokens) -> Tensor:

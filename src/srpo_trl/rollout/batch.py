@@ -248,8 +248,11 @@ def add_scores(
 
 
 def add_rows(batch: TrlBatch, rows: Mapping[str, Tensor]) -> None:
-    """Add what a method has made of whole groups to TRL's rollout batch, (B,) each, in place."""
-    batch.update({f"{_ROW}{name}": row_B for name, row_B in rows.items()})
+    """Add what a method has made of whole groups to TRL's rollout batch, (B,) or (B, T) each, in place."""
+    width = batch["completion_ids"].shape[1]
+    batch.update(
+        {f"{_ROW}{name}": row_B[:, :width] if row_B.dim() == 2 else row_B for name, row_B in rows.items()}
+    )
 
 
 def add_rollouts(batch: TrlBatch, number_B: Tensor, shown: Sequence[dict[str, Any]] | None) -> None:

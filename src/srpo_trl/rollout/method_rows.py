@@ -22,12 +22,12 @@ def method_rows(
         own_rows: its rows among those of all processes.
         scored: returns all rollouts of all processes; called where the method has rows, by every process.
     Raises:
-        ValueError: a row is not (P, G), or not finite where there is a score.
+        ValueError: a row is neither (P, G) nor (P, G, T), or not finite where there is a score.
     """
     graded, made = rollouts.graded, {} if method.rows is None else method.rows(scored())
     shape = rollouts.route_PG.shape
     for name, value_PG in made.items():
-        if not isinstance(value_PG, Tensor) or value_PG.shape != shape:
+        if not isinstance(value_PG, Tensor) or value_PG.shape[:2] != shape or value_PG.dim() > 3:
             found = tuple(value_PG.shape) if isinstance(value_PG, Tensor) else type(value_PG).__name__
             raise ValueError(
                 f"The method's row {name!r} is {found}; {tuple(shape)} is required, a value for each "
@@ -38,4 +38,4 @@ def method_rows(
     ours = {"is_correct": rollouts.is_correct_B}
     if method.observers:
         ours[IS_RESCORED] = rollouts.is_rescored_B
-    return ours | {name: value_PG.flatten()[own_rows] for name, value_PG in made.items()}
+    return ours | {name: value_PG.flatten(0, 1)[own_rows] for name, value_PG in made.items()}

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from srpo_trl.loss.head import STUDENT_HEAD
 from srpo_trl.loss.ops import TokenStatistics
 from srpo_trl.methods.record import OWN_CONTEXT, GroupMeans, Method, Scored, Scorer, is_distilled
 from srpo_trl.rollout.batch import (
@@ -28,6 +30,8 @@ from srpo_trl.rollout.method_rows import method_rows
 from srpo_trl.teacher.in_use import TeacherInUse
 from srpo_trl.teacher.scoring import TeacherScores
 
+LOGPS_COLUMN = "teacher_logps"  # of stored rollouts, a list for each
+SPANS = "spans"  # column and row
 Passes = Mapping[str, tuple[Tensor, TeacherScores]]  # the tokens and their scores, by the scorers' names
 
 
@@ -60,15 +64,18 @@ def score_rollouts(
     """
     add_routes(batch, rollouts.route_B)
     model_of_row = None if teacher_column is None else graded.columns[teacher_column]
-    passes = _run(batch, method, rollouts, teacher, autocast, model_of_row, reads_images)
+    passes = _run(batch, method, rollouts, graded, teacher, autocast, model_of_row, reads_images)
     scored = partial(scored_groups, rollouts, batch, passes, gather)
     add_rows(batch, method_rows(method, rollouts, graded.own_rows, scored))
+    if method.spans:
+        add_rows(batch, {SPANS: span_mask(graded.columns.get(SPANS, ()), scored_tokens(batch))})
 
 
 def _run(
     batch: TrlBatch,
     method: Method,
     rollouts: RoutedRollouts,
+    graded: GradedRollouts,
     teacher: TeacherInUse,
     autocast: Callable[[], AbstractContextManager[Any]],
     model_of_row: Sequence[str] | None,
@@ -82,15 +89,23 @@ def _run(
         that = None if scorer.against is None else passes[scorer.against]
         scored_BT = scored_tokens(batch) & _rows(scorer, rollouts).unsqueeze(1) if that is None else that[0]
         prompts = own if scorer.context == OWN_CONTEXT else rollouts.contexts[scorer.context].prompts
-        chosen = model_of_row if scorer.weights == "external" and not scorer.model else None
-        models = [""] if chosen is None else teacher.external_names
-        parts = []
-        for model in models:
-            mask_BT = scored_BT if chosen is None else scored_BT & _named(chosen, model, scored_BT.device)
-            scores = teacher.score(scorer.name, prompts, completions, mask_BT, vision, autocast(), model)
-            parts.append((mask_BT, scores))
-        scores = parts[0][1] if chosen is None else _joined(parts, scored_BT)
-        passes[scorer.name] = scored_BT, scores
+
+        def ask(
+            mask_BT: Tensor, model: str = "", name: str = scorer.name, prompts: Any = prompts
+        ) -> TeacherScores:
+            return teacher.score(name, prompts, completions, mask_BT, vision, autocast(), model)
+
+        if scorer.weights == "cached":
+            scores = _stored(graded.columns[LOGPS_COLUMN], scored_BT)
+        elif scorer.weights == "external" and not scorer.model and model_of_row is not None:
+            masks = {
+                model: scored_BT & _named(model_of_row, model, scored_BT) for model in teacher.external_names
+            }
+            scores = _joined([(mask_BT, ask(mask_BT, model)) for model, mask_BT in masks.items()], scored_BT)
+        else:
+            scores = ask(scored_BT)
+        is_compared = any(other.against == scorer.name for other in method.scorers)
+        passes[scorer.name] = scored_BT, scores if is_compared else scores._replace(hidden=[])  # let memory go
         add_scores(
             batch,
             scorer.name,
@@ -98,14 +113,50 @@ def _run(
             scores.statistics,
             hidden=scores.hidden if scorer.distils else None,
             logps_N=scores.logps_N,
-            divergence_N=None if that is None else teacher.divergence(scores, that[1]),
+            divergence_N=None if that is None else teacher.divergence(scores, that[1], scorer.distance),
         )
     return passes
 
 
-def _named(model_of_row: Sequence[str], model: str, device: torch.device) -> Tensor:
+def _stored(logps: Sequence[Sequence[float] | None], scored_BT: Tensor) -> TeacherScores:
+    """Return stored log-probabilities of the scored tokens, with entropies of 0.
+
+    Raises:
+        ValueError: a rollout that is scored has fewer of them than tokens.
+    """
+    made_BT = torch.zeros(scored_BT.shape)
+    for row, values in enumerate(logps):
+        length = int(scored_BT[row].nonzero().max()) + 1 if scored_BT[row].any() else 0
+        if len(values or ()) < length:
+            raise ValueError(
+                f"{LOGPS_COLUMN!r} has {len(values or ())} values for a rollout of {length} tokens; give one for each."
+            )
+        made_BT[row, :length] = torch.tensor(list(values or ())[:length])
+    logps_N = made_BT.to(scored_BT.device)[scored_BT]
+    nothing_N = torch.zeros_like(logps_N)
+    return TeacherScores([], TokenStatistics(nothing_N, nothing_N), STUDENT_HEAD, logps_N)
+
+
+def span_mask(spans: Sequence[Sequence[tuple[int, int]] | None], mask_BT: Tensor) -> Tensor:
+    """Return the masked tokens within a rollout's spans, (B, T) bool.
+
+    Raises:
+        ValueError: a span is no pair of positions with 0 <= first <= end.
+    """
+    marked_BT = torch.zeros_like(mask_BT)
+    for row, of_row in enumerate(spans):
+        for span in of_row or ():
+            if len(span) != 2 or not 0 <= span[0] <= span[1]:
+                raise ValueError(
+                    f"log_extra('spans', ...) got {span!r} for rollout {row}; give pairs of positions, first and end."
+                )
+            marked_BT[row, span[0] : span[1]] = True
+    return marked_BT & mask_BT
+
+
+def _named(model_of_row: Sequence[str], model: str, scored_BT: Tensor) -> Tensor:
     """Return which rows have that model, (B, 1) bool."""
-    return torch.tensor([[name == model] for name in model_of_row], device=device)
+    return torch.tensor([[name == model] for name in model_of_row], device=scored_BT.device)
 
 
 def _rows(scorer: Scorer, rollouts: RoutedRollouts) -> Tensor:
@@ -155,4 +206,13 @@ def scored_groups(
             for name, (scored_BT, scores) in passes.items()
             if scores.logps_N is not None
         },
+        token_ids=partial(_token_ids, batch, rollouts, gather),
     )
+
+
+def _token_ids(batch: TrlBatch, rollouts: RoutedRollouts, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the ids of all completions, (P, G, T) int64, -1 where a token does not count."""
+    ids_BT = batch["completion_ids"].masked_fill(~scored_tokens(batch), -1)
+    width = int(gather(torch.tensor([ids_BT.shape[1]], device=ids_BT.device)).max())
+    whole: Tensor = gather(pad(ids_BT, (0, width - ids_BT.shape[1]), value=-1))
+    return whole.view(*rollouts.route_PG.shape, width)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srpo_trl.loss.head import STUDENT_HEAD, TeacherHead, lm_head_of
-from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss
+from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, hellinger
 from srpo_trl.seams.parameters import local_shard, release_gathered, shards_parameters
 from srpo_trl.teacher.context import TeacherPrompt
 from srpo_trl.teacher.external import ExternalTeacher
@@ -190,8 +190,11 @@ class TeacherInUse:
         return None if shards_parameters(self._accelerator) else lm_head_of(self._student())
 
     @torch.no_grad()
-    def divergence(self, this: TeacherScores, that: TeacherScores) -> Tensor:
-        """Return KL(this || that) of the tokens that both have scored, over the whole vocabulary, in nats, (N,)."""
+    def divergence(self, this: TeacherScores, that: TeacherScores, distance: str = "kl") -> Tensor:
+        """Return KL(this || that) in nats, or the Hellinger distance, of the tokens that both have scored, (N,).
+
+        Over the whole vocabulary.
+        """
         device = self._accelerator.device
         (hidden_ND, head), other = (
             (
@@ -202,6 +205,8 @@ class TeacherInUse:
             )
             for scores in (this, that)
         )
+        if distance == "hellinger":
+            return hellinger(hidden_ND, head, *other, self._args.temperature, refuse_nonfinite=False)
         nothing_N = torch.zeros(len(hidden_ND), device=device)
         spec = DistillationSpec(alpha=1.0, topk=None, temperature=self._args.temperature)
         result = distillation_loss(

@@ -1,0 +1,87 @@
+"""Rollouts that were made before: a `rollout_func` that gives them, and a teacher's log-probabilities beside them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from srpo_trl.rollout.scorers import LOGPS_COLUMN
+from srpo_trl.rollout.solved_prompts import prompt_key
+from srpo_trl.teacher.context import TeacherPrompt
+from srpo_trl.teacher.packing import row_layout
+from srpo_trl.teacher.scoring import rescore_rollouts
+from srpo_trl.teacher.weights import TeacherWeights
+
+Stored = Mapping[str, Any]
+
+
+def offline_rollouts(rows: Iterable[Stored]) -> Callable[[list[Any], Any], dict[str, Any]]:
+    """Return a `rollout_func` that gives stored rollouts in the place of sampled ones.
+
+    Several rollouts of one prompt are its group's, in turn.
+
+    Args:
+        rows: each with "prompt" as the training data has it, "prompt_ids" and "completion_ids", lists of token ids; for
+            scorers with weights="cached" also "teacher_logps", a log-probability for each token of the completion.
+    Raises:
+        ValueError: a row lacks one of them; when called: a prompt has no stored rollout.
+    """
+    stored: dict[str, list[Stored]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        lacking = [name for name in ("prompt", "prompt_ids", "completion_ids") if not row.get(name)]
+        if lacking:
+            raise ValueError(f"Stored rollout {number} has no {', '.join(lacking)}.")
+        stored[prompt_key(row["prompt"])].append(row)
+
+    def rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        first, chosen = trainer.accelerator.process_index * len(prompts), []
+        for number, prompt in enumerate(prompts, start=first):
+            known = stored.get(prompt_key(prompt))
+            if known is None:
+                raise ValueError(f"No rollout is stored for the prompt {prompt!r:.200}.")
+            chosen.append(known[number % trainer.num_generations % len(known)])
+        columns = ["prompt_ids", "completion_ids", LOGPS_COLUMN]
+        given = {name: [row.get(name) for row in chosen] for name in columns}
+        return {name: values for name, values in given.items() if any(values)} | {"logprobs": None}
+
+    return rollouts
+
+
+@torch.no_grad()
+def with_teacher_logps(
+    rows: Sequence[Stored],
+    teacher: PreTrainedModel,
+    *,
+    temperature: float = 1.0,
+    tokens_per_pass: int = 16384,
+) -> list[dict[str, Any]]:
+    """Return the rows with "teacher_logps": of each token of the completion, after the row's own prompt.
+
+    Args:
+        rows: each with "prompt_ids" and "completion_ids".
+        teacher: with the student's tokenizer.
+        temperature: that logits are divided by; training must sample at the same.
+        tokens_per_pass: most tokens that one pass holds.
+    """
+    completions = [tuple(row["completion_ids"]) for row in rows]
+    lengths = [len(ids) for ids in completions]
+    scored_BT = torch.arange(max(lengths, default=0)) < torch.tensor(lengths).unsqueeze(1)
+    scores = rescore_rollouts(
+        teacher,
+        TeacherWeights(teacher.requires_grad_(False), "live", 1.0),
+        nullcontext(),
+        [TeacherPrompt(tuple(row["prompt_ids"])) for row in rows],
+        completions,
+        scored_BT.to(teacher.device),
+        student=teacher,
+        layout=row_layout(teacher),
+        max_tokens=tokens_per_pass,
+        temperature=temperature,
+        with_logps=True,
+    )
+    assert scores.logps_N is not None
+    parts = scores.logps_N.cpu().split(lengths)
+    return [{**row, LOGPS_COLUMN: part.tolist()} for row, part in zip(rows, parts, strict=True)]
