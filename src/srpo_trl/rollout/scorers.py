@@ -105,7 +105,10 @@ def _run(
         else:
             scores = ask(scored_BT)
         is_compared = any(other.against == scorer.name for other in method.scorers)
-        passes[scorer.name] = scored_BT, scores if is_compared else scores._replace(hidden=[])  # let memory go
+        passes[scorer.name] = (
+            scored_BT,
+            scores if is_compared else scores._replace(hidden=[]),
+        )  # let memory go
         add_scores(
             batch,
             scorer.name,
