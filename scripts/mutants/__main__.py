@@ -33,6 +33,7 @@ AREAS = (
     "normalization",
     "routing",
     "methods",
+    "scorers",
     "steps",
     "branches",
     "mathematics",
@@ -112,6 +113,7 @@ def make_copy(folder: Path, edits: tuple[Edit, ...] = ()) -> None:
     for name in ("src", "tests"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignore)
     shutil.copy(REPOSITORY / "pyproject.toml", folder)
+    (folder / "configs").symlink_to(REPOSITORY / "configs", target_is_directory=True)
     # Tests that start processes put nothing but their own folder on the path: the copy must be found there, too.
     (folder / "tests" / "support" / "srpo_trl").symlink_to(
         folder / "src" / "srpo_trl", target_is_directory=True

@@ -53,7 +53,7 @@ MUTANTS = [
         "a micro-batch with neither policy nor distilled tokens leaves the head without a gradient",
         (
             "loss/student.py",
-            'has_own_gradient = len(hidden_ND) or not bool((kwargs["labels"] != -100).any())',
+            "has_own_gradient = len(hidden_ND) or not bool((labels_BL != -100).any())",
             "has_own_gradient = len(hidden_ND)",
         ),
         tests=(f"{POLICY_TOKENS}::test_every_parameter_has_its_gradient[neither-untied]",),
@@ -73,15 +73,15 @@ MUTANTS = [
         "the distillation branch has no importance ratio off-policy",
         (
             "trainer.py",
-            "old_logps_N=None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT]",
-            "old_logps_N=None",
+            "None if routed.old_logps_BT is None else routed.old_logps_BT[distilled_BT]",
+            "None",
         ),
         tests=("trainer/test_objective.py::test_second_iteration_uses_the_old_policy_and_clips",),
     ),
     mutant(
         "student_states_off_by_one",
         "the student's hidden states are those after each token, not those that predict it",
-        ("loss/student.py", "captured[0][:, -num_completion - 1 : -1]", "captured[0][:, -num_completion:]"),
+        ("loss/student.py", "hidden_BLD[:, -num_completion - 1 : -1]", "hidden_BLD[:, -num_completion:]"),
         tests=("teacher/test_passes.py::test_one_backbone_pass_serves_both_branches", f"{OBJECTIVE}[srpo]"),
     ),
     mutant(

@@ -30,8 +30,8 @@ MUTANTS = [
         "n updates toward one student are one at n times the rate",
         (
             "teacher/weights.py",
-            "1.0 - (1.0 - self.update_rate) ** num_updates",
-            "num_updates * self.update_rate",
+            "1.0 - (1.0 - self.update_rate) ** num_moves",
+            "num_moves * self.update_rate",
         ),
         tests=(f"{COUNT}::test_several_updates_toward_one_student_are_as_many_ticks",),
     ),
@@ -48,7 +48,11 @@ MUTANTS = [
     mutant(
         "one_head_for_all_rollouts_in_use",
         "a step's rollouts are all projected with the head of the last ones",
-        ("teacher/heads.py", "return self._heads[number].head", "return [*self._heads.values()][-1].head"),
+        (
+            "teacher/heads.py",
+            "return self._heads[number, name].head",
+            "return [*self._heads.values()][-1].head",
+        ),
         tests=(
             f"{COUNT}::test_each_rollout_is_distilled_from_the_teacher_that_scored_it[4-5-1-ema]",
             f"{COUNT}::test_each_rollout_is_distilled_from_the_teacher_that_scored_it[2-3-1-live]",

@@ -197,9 +197,9 @@ MUTANTS = [
         "log_sum_exp_of_other_tokens",
         "the log-sum-exp that the rollouts carry is another token's",
         (
-            "rollout/batch.py",
-            "return None if log_sum_exp_BT is None else log_sum_exp_BT[self.distilled_BT]",
-            "return None if log_sum_exp_BT is None else log_sum_exp_BT[self.distilled_BT].flip(0)",
+            "rollout/coefficients.py",
+            "else scores.log_sum_exp_BT[distilled_BT]",
+            "else scores.log_sum_exp_BT[distilled_BT].flip(0)",
         ),
         tests=(f"{OBJECTIVE}[srpo]",),
     ),
@@ -207,9 +207,9 @@ MUTANTS = [
         "log_sum_exp_of_the_teacher_in_hand",
         "the log-sum-exp is made anew by a head that the teacher's update has moved since",
         (
-            "trainer.py",
-            "teacher_log_sum_exp_N=routed.teacher_log_sum_exp_N,",
-            "teacher_log_sum_exp_N=routed.teacher_log_sum_exp_N * (1 + 0.01 * self.teacher.weights.num_updates),",
+            "rollout/coefficients.py",
+            "else scores.log_sum_exp_BT[distilled_BT]",
+            "else scores.log_sum_exp_BT[distilled_BT] * (1 + 0.01 * step)",
         ),
         tests=(
             "trainer/test_objective.py::test_a_later_step_equals_the_oracles_with_the_teacher_by_its_law",
@@ -230,8 +230,8 @@ MUTANTS = [
         "the entropy of the weights is that at temperature 1",
         (
             "teacher/scoring.py",
-            "token_statistics(torch.cat(list(kept)), head, temperature, refuse_nonfinite=False)",
-            "token_statistics(torch.cat(list(kept)), head, 1.0, refuse_nonfinite=False)",
+            "token_statistics(hidden_ND, head, temperature, refuse_nonfinite=False)",
+            "token_statistics(hidden_ND, head, 1.0, refuse_nonfinite=False)",
         ),
         tests=(f"{OBJECTIVE}[temperature]",),
     ),

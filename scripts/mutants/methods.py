@@ -24,7 +24,7 @@ MUTANTS = [
     mutant(
         "context_needed_where_there_is_some",
         "a router is asked for what needs context with the context that there is, which is none yet",
-        ("methods/routers.py", "is_distilled(router(everywhere))", "is_distilled(router(graded))"),
+        ("methods/routers.py", "method.route(everywhere)", "method.route(graded)"),
         tests=(
             f"{METHODS}::test_context_is_needed_where_it_would_be_used",
             "trainer/test_trainer.py::test_completions_table_names_each_rollouts_route",
@@ -35,8 +35,8 @@ MUTANTS = [
         "a rollout without a score gets a teacher prompt, which nothing uses",
         (
             "methods/routers.py",
-            "return graded.is_scored_PG & is_distilled(router(everywhere))",
-            "return is_distilled(router(everywhere))",
+            "return graded.is_scored_PG & is_rescored(",
+            "return is_rescored(",
         ),
         tests=(
             f"{METHODS}::test_context_is_needed_where_it_would_be_used",
@@ -56,7 +56,7 @@ MUTANTS = [
     mutant(
         "share_takes_no_context_away",
         "every rollout that needs context may have some, whatever the distilled share is",
-        ("rollout/graded.py", "if share < 1.0:", "if False:"),
+        ("rollout/graded.py", "len(score_B), share, options.seed", "len(score_B), 1.0, options.seed"),
         tests=(f"{GRADED}::test_a_share_of_0_takes_all_context_away",),
     ),
     mutant(
@@ -80,16 +80,16 @@ MUTANTS = [
     mutant(
         "distils_without_a_scorer",
         "a router that distills is taken by a method that no teacher scores for",
-        ("config/method.py", "if distills and not method.scorers:", "if False:"),
+        ("config/method.py", "if distills and not method.distilling:", "if False:"),
         tests=(f"{OPTIONS}::test_what_does_not_fit_is_refused_with_a_remedy",),
     ),
     mutant(
         "router_tried_on_mixed_groups_alone",
         "a router that distills whole groups alone is taken for one that distills nothing",
         (
-            "config/method.py",
-            "torch.tensor(list(itertools.product(_KINDS, repeat=_TRIED_GENERATIONS)))",
-            "torch.tensor([_KINDS])",
+            "methods/testing.py",
+            "torch.tensor(list(itertools.product(kinds, repeat=4)))",
+            "torch.tensor([list(kinds)])",
         ),
         tests=(f"{OPTIONS}::test_a_router_is_tried_on_each_kind_of_group_and_late",),
     ),

@@ -62,8 +62,8 @@ MUTANTS = [
         "the distillation branch is divided by its own tokens instead of all routed ones",
         (
             "loss/step_totals.py",
-            "totals.num_routed_tokens.clamp(min=1)",
-            "totals.num_distilled_tokens.clamp(min=1)",
+            "strength * weight_N / (totals.num_routed_tokens.clamp(min=1)",
+            "strength * weight_N / (totals.num_distilled_tokens.clamp(min=1)",
         ),
         tests=(f"{TOTALS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
     ),
@@ -82,16 +82,15 @@ MUTANTS = [
         "the distillation branch is a mean of the micro-batches' means",
         (
             "trainer.py",
-            "coefficients(routed, self._method, step, self._totals, num_processes)",
-            "coefficients(\n"
+            "teacher_sides(routed, self._method, step, self._totals, processes,",
+            "teacher_sides(\n"
             "    routed,\n"
             "    self._method,\n"
             "    step,\n"
             "    self._totals._replace(\n"
             "        num_routed_tokens=routed.routed_BT.sum().double() * self.current_gradient_accumulation_steps\n"
             "    ),\n"
-            "    num_processes,\n"
-            ")",
+            "    processes,\n",
         ),
         tests=(SPLIT,),
     ),
@@ -143,8 +142,8 @@ MUTANTS = [
         "the averaging of gradients over processes is not undone in the distillation branch",
         (
             "loss/step_totals.py",
-            "totals.num_routed_tokens.clamp(min=1) / num_processes",
-            "totals.num_routed_tokens.clamp(min=1)",
+            "strength * weight_N / (totals.num_routed_tokens.clamp(min=1) / num_processes)",
+            "strength * weight_N / totals.num_routed_tokens.clamp(min=1)",
         ),
         tests=(f"{TOTALS}::test_coefficients_by_hand",),
     ),

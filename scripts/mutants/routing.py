@@ -58,7 +58,7 @@ MUTANTS = [
         "a router sees the context of this process's rollouts alone",
         (
             "rollout/graded.py",
-            "has_context_PG=gather(has_context).bool().view_as(score_PG)",
+            "has_context_PG=gather(has_context.int()).bool().view_as(score_PG)",
             "has_context_PG=torch.zeros(len(score_B)).index_fill(0, torch.arange(len(score_B))[rollouts.own_rows], 1)"
             ".bool().view_as(score_PG)",
         ),

@@ -159,8 +159,8 @@ MUTANTS = [
         "a_loss_as_metric_is_sampled_for",
         "metric_for_best_model=loss does not choose TRL's evaluation",
         (
-            "config/options.py",
-            "if self.metric_for_best_model in LOSS_METRICS and",
+            "config/defaults.py",
+            "if config.metric_for_best_model in LOSS_METRICS and",
             "if False and",
         ),
         tests=(f"{INHERITED}::test_a_loss_as_the_best_metric_chooses_trls_evaluation",),

@@ -182,7 +182,7 @@ MUTANTS = [
         "rollouts in use that were scored with a head which is frozen now are projected with the student's own",
         (
             "teacher/in_use.py",
-            "if head is STUDENT_HEAD and past is not None:  # frozen now, and not when they were scored",
+            "if head is STUDENT_HEAD and past[name] is not None:  # frozen now, and not when they were scored",
             "if False:",
         ),
         tests=("teacher/test_in_use.py::test_a_head_that_is_frozen_since_is_the_one_that_was_saved",),
@@ -200,9 +200,9 @@ MUTANTS = [
     # ---------------------------------------------------------------- a resume under another method
     mutant(
         "rollouts_of_another_method_are_trained_on",
-        "a run goes on inside a rollout batch that another method has routed",
-        ("rollout/batch_counter.py", '    "method",\n', ""),
-        tests=(f"{COUNT}::test_what_rollouts_in_use_cannot_be_resumed_under_is_named_with_both_values",),
+        "a run goes on under another method",
+        ("rollout/batch_counter.py", "if saved.method != now.method:", "if False:"),
+        tests=(f"{COUNT}::test_another_method_is_refused_with_both_names",),
     ),
     mutant(
         "methods_are_told_apart_by_name_alone",

@@ -64,7 +64,7 @@ MUTANTS = [
     mutant(
         "live_head_follows_the_student",
         "under the live teacher, old hidden states are projected with the present head",
-        ("teacher/scoring.py", '    if teacher.kind == "live":', "    if False:"),
+        ("teacher/scoring.py", '    if teacher.kind == "live" and model is student:', "    if False:"),
         tests=("teacher/test_teacher.py::test_live_teacher_keeps_the_head_of_its_rollouts",),
     ),
     mutant(

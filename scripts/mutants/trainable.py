@@ -80,8 +80,8 @@ MUTANTS = [
         "a live teacher's head is the student's of when its bias was unfrozen",
         (
             "teacher/heads.py",
-            "            if known.head is STUDENT_HEAD:\n                self._heads[number]",
-            "            if True:\n                self._heads[number]",
+            "            if known.head is STUDENT_HEAD:\n                self._heads[key]",
+            "            if True:\n                self._heads[key]",
         ),
         tests=(f"{TRAINABLE}::test_a_bias_unfrozen_later_leaves_the_live_teachers_head_alone",),
     ),
@@ -274,8 +274,8 @@ MUTANTS = [
         "the teacher's entropies, and so the token weights, come from the student's bias",
         (
             "teacher/scoring.py",
-            "        head = _whole_head(lm_head_of(model), distilled_BT.device)\n",
-            "        head = _whole_head(lm_head_of(model), distilled_BT.device)\n"
+            "        head = gathered_head(lm_head_of(model), scored_BT.device)\n",
+            "        head = gathered_head(lm_head_of(model), scored_BT.device)\n"
             "        head = head._replace(bias_V=None)\n",
         ),
         tests=(f"{LATER}[bias, temperature]",),

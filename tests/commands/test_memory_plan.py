@@ -333,6 +333,20 @@ def test_what_only_observes_lets_go_after_the_passes():
     assert held(with_teacher("kdrl"), "teacher's LM head", phase=TEACHER) == [None]  # as it lies there
 
 
+def test_hidden_states_of_several_observers_follow_each_other():
+    one = 8 * COMPLETION * 64 * 4
+    scope = with_teacher("scope")  # the teacher, then the student
+    assert held(scope, "observers' hidden states", phase=TEACHER) == [one]
+    compared = the_run(method="eksft")  # the student held against the initial weights
+    assert held(compared, "observers' hidden states", phase=TEACHER) == [2 * one]
+
+
+def test_stored_log_probabilities_need_no_pass():
+    plan = estimate_memory(the_run(method="lightning"), MODELS, 1)
+    assert not [c.name for c in plan.components if TEACHER in c.phases and "hidden states" in c.name]
+    assert TEACHER not in components(the_run(method="lightning"))["activations"].phases
+
+
 def test_what_distils_stays_until_it_is_trained_on():
     states, head = 8 * COMPLETION * 32 * 2, 512 * 32 * 2
     run = with_teacher("vla_opd", of_accelerate("zero3", 4))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from srpo_trl.data.tiny_model import build_tokenizer
-from srpo_trl.methods.record import Method, Route
+from srpo_trl.methods import routers
+from srpo_trl.methods.record import Method, Route, Scorer
 from srpo_trl.methods.srpo import srpo
 from srpo_trl.rollout.graded import GradedRollouts, RoutingOptions, rollout_counts, route_rollouts
 from srpo_trl.rollout.solved_prompts import SolvedPrompts
@@ -22,7 +23,7 @@ CHAT = [{"role": "user", "content": "2+2"}]
 ANSWERS = ["4", "5", "6", "7"]
 
 
-def rows(own, feedback):
+def rows(own, feedback, columns):
     """The rollouts of one process, of a group of four."""
     return GradedRollouts(
         prompts=[CHAT] * len(ANSWERS[own]),
@@ -33,13 +34,14 @@ def rows(own, feedback):
         tools=[None] * len(ANSWERS[own]),
         rewards_BF=torch.zeros(4, 1),
         first_row=own.start,
+        columns=columns,
     )
 
 
 def route(method, score, own=slice(0, 4), feedback=("",) * 4, gather=lambda own: own, **options):
     sources = options.pop("sources", ["feedback"])
     return route_rollouts(
-        rows(own, list(feedback)),
+        rows(own, list(feedback), options.pop("columns", {})),
         torch.tensor(score),
         method,
         RoutingOptions(0.5, 4, sources, keep_thinking=False, seed=0),
@@ -68,6 +70,14 @@ def test_a_router_sees_the_context_of_all_processes(others, expected):
     assert found.route_B.tolist() == [expected] * 2
     assert [prompt is not None for prompt in found.teacher_prompts] == [expected == Route.DISTILLED] * 2
     assert all(prompt is not None for prompt in found.contexts["teacher"].prompts)
+
+
+def test_context_is_there_where_each_scorer_has_a_prompt():
+    method = Method(routers.policy, (Scorer(distils=False), Scorer("hint", context="hint", distils=False)))
+    columns = {"hint": [None, "think", "think", "think"]}
+    found = route(method, [0.0] * 4, feedback=("no", "no", "", "no"), columns=columns)
+    assert found.graded.has_context_PG.tolist() == [[False, True, False, True]]
+    assert found.is_rescored_B.tolist() == [False, True, False, True]
 
 
 def test_counts_of_a_batch():

@@ -240,7 +240,7 @@ def test_live_teacher_keeps_the_head_of_its_rollouts(tmp_path):
 
     def request(routed):
         made = original(routed)
-        heads.append(made.teacher_head.weight_VD.clone())
+        heads.append(made.teachers[0].head.weight_VD.clone())
         return made
 
     trainer._request = request

@@ -161,7 +161,7 @@ def test_tool_tokens_are_no_part_of_omega(tmp_path):
     distilled = routed.route_B == Route.DISTILLED
     assert distilled.sum() == 6
     assert routed.distilled_BT.sum(1)[distilled].tolist() == [1] * 6  # the end-of-sequence token alone
-    assert len(request.coefficient_N) == 6
+    assert [len(side.coefficient_N) for side in request.teachers] == [6]
     assert int(trainer._totals.num_routed_tokens) == 15  # one row is trained by nothing
     texts = [a for _, answers in ROLLOUTS for a in answers]
     assert sum(s is not None for s in contains_answer(texts)) == 15

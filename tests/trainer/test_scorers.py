@@ -43,6 +43,20 @@ def pulled_to_the_shown_teacher() -> Method:
     return Method(routers.policy, (Scorer(distils=False),), pull=lambda t: 0.3 * t.gap_BT())
 
 
+def judged_by_the_shown_teacher(*, by_rollout: bool) -> Method:
+    """The teacher's advantages in place of the reward's, where it is shown a sibling."""
+
+    def advantages(tokens):
+        return tokens.gap_BT().mean(1) if by_rollout else tokens.gap_BT()
+
+    return Method(routers.policy, (Scorer(distils=False),), advantages=advantages)
+
+
+def anchored_at_the_shown_teacher() -> Method:
+    """GRPO whose ratio is to the teacher, where it is shown a sibling."""
+    return Method(routers.policy, (Scorer(distils=False),), anchor=lambda t: t.scores["teacher"].logps_BT)
+
+
 def pulled_to_the_blind_teacher() -> Method:
     """The same wherever anything trains."""
     return Method(
@@ -203,8 +217,21 @@ def test_where_nothing_is_shown_the_loss_is_trls_own(tmp_path):
     assert [bool(row.any()) for row in scores.logps_BT] == rows
     blind = update_of(tmp_path / "blind", method=MINE + "pulled_to_the_blind_teacher", **options)
     assert relative_error(shown, grpo) > 0.01 < relative_error(blind, shown)
-    only_failed = [ROLLOUTS[2]]  # nothing can be shown at all
 
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": MINE + "pulled_to_the_shown_teacher"},
+        {"method": MINE + "judged_by_the_shown_teacher", "method_options": {"by_rollout": False}},
+        {"method": MINE + "judged_by_the_shown_teacher", "method_options": {"by_rollout": True}},
+        {"method": MINE + "anchored_at_the_shown_teacher"},
+    ],
+    ids=["pull", "advantages", "advantages by rollout", "anchor"],
+)
+def test_what_is_said_of_nothing_does_not_apply(tmp_path, method):
+    """No rollout has a sibling that could be shown."""
+    only_failed = [ROLLOUTS[2]]
     few = {
         "train_dataset": chat_dataset(only_failed),
         "rollout_func": replay(tiny_tokenizer(), only_failed),
@@ -213,8 +240,7 @@ def test_where_nothing_is_shown_the_loss_is_trls_own(tmp_path):
         "learning_rate": 0.1,
     }
     plain = update(make_trainer(tmp_path / "few grpo", method="grpo", scale_rewards="none", **few))
-    pulled = update(make_trainer(tmp_path / "few", method=MINE + "pulled_to_the_shown_teacher", **few))
-    assert relative_error(pulled, plain) < 1e-5
+    assert relative_error(update(make_trainer(tmp_path / "few", **method, **few)), plain) < 1e-5
 
 
 def test_each_row_is_scored_by_the_teacher_that_its_column_names(tmp_path, folders):
@@ -307,6 +333,36 @@ def test_an_external_teacher_costs_the_student_nothing(tmp_path, folders):
     assert trainer.teacher.weights.kind == "live"
     memory = teacher.get_output_embeddings().weight.data_ptr()
     assert [head.data_ptr() for head in heads] == [memory] * 2  # the teacher's own, not a copy
+
+
+def test_vla_opds_update_is_autograds_of_the_reverse_kl(tmp_path, folders):
+    options = {"temperature": TEMPERATURE, "learning_rate": 0.1, "distillation_topk": None, **ALL}
+    trainer = make_trainer(tmp_path, method="vla_opd", teacher_model=folders["first"], **options)
+    kept = batches_of(trainer)
+    found = update(trainer)
+    (output, _), model, teacher = kept[0], tiny_model(), tiny_model(seed=1)
+    loss, num_tokens = 0.0, 0
+    for _, prompt, completion in rows_of(output):
+        ids = torch.tensor([[*prompt, *completion]])
+        logps = (model(ids).logits[0, len(prompt) - 1 : -1] / TEMPERATURE).log_softmax(-1)
+        loss = loss + (logps.exp() * (logps - logps_of(teacher, prompt, completion)[1])).sum()
+        num_tokens += len(completion)
+    (loss / num_tokens).backward()
+    expected = -0.1 * torch.cat([p.grad.double().flatten() for p in model.parameters()])
+    assert relative_error(found, expected) < 1e-4
+
+
+def test_several_teachers_update_is_the_mean_of_theirs(tmp_path, folders):
+    """Each is another model with another head, and all of them have weights of sum 1."""
+
+    def update_to(*models):
+        paths = {model: folders[model] for model in models}
+        options = {"method": "mad_opd", "method_options": {"models": models}, "teacher_model": paths}
+        return update_of(tmp_path / "-".join(models), learning_rate=0.1, **options)
+
+    first, second = update_to("first"), update_to("second")
+    assert relative_error(first, second) > 0.1
+    assert relative_error(update_to("first", "second"), (first + second) / 2) < 1e-4
 
 
 # --- Stored rollouts, Hellinger distance, whole groups of tokens ---

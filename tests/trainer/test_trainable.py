@@ -226,7 +226,7 @@ def test_a_head_that_is_computed_is_the_teachers(tmp_path, kind):
 
     def keep(routed):
         made = request(routed)
-        heads.append(made.teacher_head.weight_VD.double())
+        heads.append(made.teachers[0].head.weight_VD.double())
         norm, direction = (expected[f"lm_head.parametrizations.weight.original{i}"] for i in (0, 1))
         wanted.append(norm * direction / direction.norm(dim=1, keepdim=True))
         return made

@@ -131,7 +131,9 @@ class _Accounts:
         observed: dict[str, int] = {}
         for name, of_rollout in ((p.scorer.name, self._states_of_rollout(p)) for p in self.observers):
             observed[name] = max(observed.get(name, 0), of_rollout)
-        seen = sum(observed.values()) * run.rollouts_per_sampling
+        # What a later scorer is held against waits for it.
+        waiting = sum(observed.pop(str(p.scorer.against), 0) for p in self.scorers)
+        seen = (waiting + max(observed.values(), default=0)) * run.rollouts_per_sampling
         yield Component("observers' hidden states", 1, False, {TEACHER: seen})
         # Until all optimizer steps on its rollouts have been taken. A step that ends one rollout batch in the
         # middle of the next leaves a copy of the head that scored this next one.

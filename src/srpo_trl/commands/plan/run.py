@@ -78,8 +78,8 @@ class RunSpec:
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
-        """The passes over each rollout batch."""
-        return self.training.method_record.scorers
+        """The passes over each rollout batch; what came with stored rollouts needs none."""
+        return tuple(s for s in self.training.method_record.scorers if s.weights != "cached")
 
     @property
     def teacher_kind(self) -> str | None:
