@@ -18,6 +18,7 @@ def test_a_method_says_its_name_its_paper_and_its_source(name):
     assert HEADING.fullmatch(first), first
     said = describe(factory)
     assert said.title == "A control" or "(" in first
+    assert "(" not in said.title  # what stands in parentheses is a paper
     *formula, source = said.paragraphs
     assert formula
     sources = source.partition(".")[0].removeprefix("Source: ")
