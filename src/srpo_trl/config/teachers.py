@@ -15,10 +15,10 @@ def named_models(teacher_model: Any) -> dict[str, str]:
     Raises:
         ValueError: it is neither a path nor a mapping from names to paths, nor one as JSON.
     """
-    if not teacher_model:
+    if teacher_model is None:
         return {}
     given = teacher_model
-    if isinstance(given, str):
+    if isinstance(given, str) and given:
         if not given.lstrip().startswith("{"):
             return {_ONLY: given}
         try:

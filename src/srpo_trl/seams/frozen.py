@@ -5,10 +5,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
-from trl.models.utils import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import create_model_from_path
 
 from srpo_trl.seams.parameters import is_zero3
+from srpo_trl.seams.trl import create_model_from_path, prepare_deepspeed, prepare_fsdp
 
 
 def load_frozen(path: str, **given: Any) -> PreTrainedModel:

@@ -20,11 +20,13 @@ from transformers.core_model_loading import PrefixChange, convert_and_load_state
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from trl import GRPOTrainer
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from trl.trainer.utils import (
     FusedCausalLMOutput,
     RepeatSampler,
     add_fused_lm_head,
+    create_model_from_path,
     get_callable_name,
     get_config_model_id,
     is_async_callable,
@@ -44,11 +46,14 @@ __all__ = [
     "add_fused_lm_head",
     "check",
     "convert_and_load_state_dict_in_model",
+    "create_model_from_path",
     "get_callable_name",
     "get_config_model_id",
     "get_model_conversion_mapping",
     "has_float32_forward",
     "is_async_callable",
+    "prepare_deepspeed",
+    "prepare_fsdp",
     "split_fused_forward",
     "split_pixel_values_by_grid",
     "start_event_loop_in_daemon",
