@@ -218,11 +218,27 @@ def by_score() -> Method:
     )
 
 
+def anchored() -> Method:
+    """A ratio to half of the old log-probability."""
+    return Method(routers.policy, scorers=(), anchor=lambda tokens: tokens.student.logps_BT / 2)
+
+
+def test_an_anchor_needs_a_ratio_for_each_token():
+    method = f"{__name__}:anchored"
+    SRPOConfig(**BASE, method=method, importance_sampling_level="token")
+    with pytest.raises(
+        ValueError, match=r"1 problem.*\n- importance_sampling_level='sequence' makes one ratio"
+    ):
+        SRPOConfig(**BASE, method=method, importance_sampling_level="sequence")
+    SRPOConfig(**BASE, method="clip_cov", importance_sampling_level="sequence")
+
+
 @pytest.mark.parametrize(
     ("method", "own"),
     [
         ("clip_cov", "advantages of its own for each token"),
         ("kl_cov", "a pull for each token"),
+        (f"{__name__}:anchored", "an anchor for each token"),
         (f"{__name__}:by_row", "advantages of its own for each token"),
         (f"{__name__}:by_score", ""),
         ("advantage_mix", ""),

@@ -226,8 +226,9 @@ def test_where_nothing_is_shown_the_loss_is_trls_own(tmp_path):
         {"method": MINE + "judged_by_the_shown_teacher", "method_options": {"by_rollout": False}},
         {"method": MINE + "judged_by_the_shown_teacher", "method_options": {"by_rollout": True}},
         {"method": MINE + "anchored_at_the_shown_teacher"},
+        {"method": "vopd", "method_options": {"self_teacher": True}},
     ],
-    ids=["pull", "advantages", "advantages by rollout", "anchor"],
+    ids=["pull", "advantages", "advantages by rollout", "anchor", "a scorer that distills"],
 )
 def test_what_is_said_of_nothing_does_not_apply(tmp_path, method):
     """No rollout has a sibling that could be shown."""

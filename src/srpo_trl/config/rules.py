@@ -116,8 +116,9 @@ def _one_advantage(
     method_record: Method, method: str, loss_type: str, off_policy_mask_threshold: float | None
 ) -> Iterator[str]:
     """Yield what of TRL decides by the one advantage of a rollout, where a method has several or goes beside it."""
-    own = "a pull" if method_record.pull is not None else "advantages of its own"
-    if method_record.pull is None and not _has_token_advantages(method_record):
+    parts = {"a pull": method_record.pull, "an anchor": method_record.anchor}
+    own = next((name for name, part in parts.items() if part is not None), "advantages of its own")
+    if own not in parts and not _has_token_advantages(method_record):
         return
     reason = (
         f"decides for a whole rollout by its one advantage, but method={method!r} has {own} for each token"
@@ -126,6 +127,14 @@ def _one_advantage(
         yield f"loss_type={loss_type!r} {reason}. Use 'dapo' or 'cispo', or another method."
     if off_policy_mask_threshold is not None:
         yield f"off_policy_mask_threshold={off_policy_mask_threshold!r} {reason}. Leave it out, or take another method."
+
+
+def _one_ratio(method_record: Method, method: str, importance_sampling_level: str) -> Iterator[str]:
+    if method_record.anchor is not None and importance_sampling_level != "token":
+        yield (
+            f"importance_sampling_level={importance_sampling_level!r} makes one ratio of a whole rollout, in which "
+            f"method={method!r} would mix two policies. Use 'token', or another method."
+        )
 
 
 def _has_token_advantages(method: Method) -> bool:
@@ -171,6 +180,7 @@ RULES: tuple[Rule, ...] = (
     _joint_denominator,
     _cispo,
     _one_advantage,
+    _one_ratio,
     _temperature,
     _completion_length,
     external_teachers,

@@ -230,8 +230,8 @@ class Method(NamedTuple):
         spans: whether the rows have "spans", (B, T): the tokens that a reward function marks with
             log_extra("spans", ...), for each rollout a list of (first, end) positions in its completion_ids, or None.
 
-    Where a rollout has no context, advantages, pull and anchor do not apply, if the method has a scorer that does not
-    distil: there is nothing to compute them from.
+    Where a rollout has no context, advantages, pull and anchor do not apply, if the method has a scorer with
+    log-probabilities: there are none to compute them from.
     """
 
     route: Callable[[Graded], Tensor]
@@ -257,9 +257,9 @@ class Method(NamedTuple):
         return any(part is not None for part in (self.advantages, self.pull, self.anchor))
 
     @property
-    def observers(self) -> tuple[Scorer, ...]:
-        """Scorers that do not distil."""
-        return tuple(scorer for scorer in self.scorers if not scorer.distils)
+    def reads_logps(self) -> bool:
+        """Whether scorers have log-probabilities, which only rollouts with context have."""
+        return any(scorer.has_logps or not scorer.distils for scorer in self.scorers)
 
     @property
     def distilling(self) -> tuple[Scorer, ...]:

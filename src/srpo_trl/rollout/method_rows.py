@@ -14,7 +14,9 @@ IS_RESCORED = "is_rescored"
 def method_rows(
     method: Method, rollouts: RoutedRollouts, own_rows: slice, scored: Callable[[], Scored]
 ) -> Mapping[str, Tensor]:
-    """Return the method's rows and "is_correct", with observers "is_rescored", of this process's rollouts, (B,) each.
+    """Return the method's rows and "is_correct" of this process's rollouts, (B,) or (B, T) each.
+
+    Where scorers have log-probabilities also "is_rescored".
 
     Args:
         method: whose `rows` is called, on every process alike.
@@ -36,6 +38,6 @@ def method_rows(
         if not bool(torch.isfinite(value_PG[graded.is_scored_PG]).all()):
             raise ValueError(f"The method's row {name!r} is not finite for a rollout that has a score.")
     ours = {"is_correct": rollouts.is_correct_B}
-    if method.observers:
+    if method.reads_logps:
         ours[IS_RESCORED] = rollouts.is_rescored_B
     return ours | {name: value_PG.flatten(0, 1)[own_rows] for name, value_PG in made.items()}
