@@ -182,7 +182,7 @@ def test_the_report_names_the_branch_or_the_parameter(tmp_path, max_grad_norm):
 
     def request(routed):
         made = original(routed)
-        made.coefficient_N[0] = math.inf
+        made.teachers[0].coefficient_N[0] = math.inf
         return made
 
     trainer._request = request
