@@ -105,6 +105,14 @@ def test_renamed_metrics_and_files_are_compared_under_their_new_names(same, monk
     assert list(same["compare"].compare(recording(), new).numbers) == ["log/1/srpo/route/policy_frac"]
 
 
+def test_the_head_of_stored_rollouts_is_the_teachers(same):
+    new_key, file = same["renamed"].new_key, "files/checkpoint-2/srpo_rollouts_rank0.pt"
+    assert [new_key(f"{file}/1{end}") for end in ("", "/0", "/teacher/0")] == [
+        f"{file}/1/teacher{end}" for end in ("", "/0", "/0")
+    ]
+    assert new_key(f"{file}/0/1/srpo_route") == f"{file}/0/1/srpo_route"
+
+
 def test_renamed_options_are_given_and_recorded_under_their_new_names(same, monkeypatch):
     renamed = same["renamed"]
     monkeypatch.setattr(renamed, "OPTIONS", {"mode": renamed.Option("estimator", {"logits": "exact"})})
