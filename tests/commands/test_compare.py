@@ -17,7 +17,7 @@ from srpo_trl.cli import main
 from srpo_trl.commands.curves_plot import common_points
 from srpo_trl.commands.quickstart.task import prompt_dataset, sample_questions
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
-from srpo_trl.methods import METHODS, VARIANTS
+from srpo_trl.methods import COMPARABLE, CONTROLS, METHODS, VARIANTS
 from srpo_trl.runs.scores import LearningCurve, Point
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -258,10 +258,17 @@ def test_table_of_what_there_is_starts_nothing(compare):
     assert (best["2s"]["mean"], best["4s"]) == (0.06, None)
 
 
+def test_every_method_is_comparable_and_controls_are_compared_with_all():
+    assert set(COMPARABLE) == {*METHODS, *VARIANTS}
+    assert all(COMPARABLE[name] == options for name, options in VARIANTS.items())
+    assert COMPARABLE["paced"] == {"method": "paced"}
+    assert set(CONTROLS) <= set(METHODS) - set(VARIANTS)
+
+
 def test_jobs_run_at_a_time(compare):
     status, folder = compare("--variants", "all", "--seeds", "1", "--budget", "1s", "--jobs", "3")
     assert status == 0
-    assert sorted(calls(folder)) == sorted(f"{name} 0" for name in VARIANTS)
+    assert sorted(calls(folder)) == sorted(f"{name} 0" for name in (*VARIANTS, *CONTROLS))
 
 
 def test_metric_by_name(compare, capsys):

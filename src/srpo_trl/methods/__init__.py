@@ -163,6 +163,10 @@ VARIANTS: dict[str, dict[str, str]] = {
     "sdpo_failed": {"method": "sdpo_failed", **_UNWEIGHTED},
     "sdpo_correct": {"method": "sdpo_correct", **_UNWEIGHTED},
 }
+# What distillation must beat to be worth its while, and every comparison has beside the paper's variants.
+CONTROLS = ("ema_anchor", "negative_control")
+# By the names that a comparison takes: these, and every other method with the defaults of its options.
+COMPARABLE: dict[str, dict[str, str]] = {name: {"method": name} for name in METHODS} | VARIANTS
 
 
 def factory_of(name: Any) -> Callable[..., Any]:

@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="make these variants of each CONFIG; 'all': the paper's seven (default: each CONFIG is one variant)",
+        help="make these variants or methods of each CONFIG; 'all': the paper's seven and two controls "
+        "(default: each CONFIG is one variant)",
     )
     parser.add_argument(
         "--seeds", default="3", metavar="N", help="runs of each variant (default: %(default)s)"

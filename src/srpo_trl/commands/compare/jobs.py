@@ -20,7 +20,7 @@ from srpo_trl.commands.compare.start import (
 )
 from srpo_trl.commands.options import collect_error
 from srpo_trl.commands.train import Training, prepare
-from srpo_trl.methods import PAPER_DEFAULTS, VARIANTS
+from srpo_trl.methods import COMPARABLE, CONTROLS, PAPER_DEFAULTS, VARIANTS
 from srpo_trl.runs.scores import Budget, read_budgets
 
 RUNS_FOLDER = "runs"
@@ -134,14 +134,14 @@ def _variants(configs: Sequence[Path], names: Sequence[str], problems: list[str]
     """Return each variant's name and the options of `srpo-trl train` that make it."""
     missing = [config for config in configs if not config.is_file()]
     problems += [f"CONFIG {config} is not a file." for config in missing]
-    chosen = list(VARIANTS) if list(names) == ["all"] else names
-    unknown = [name for name in chosen if name not in VARIANTS]
+    chosen = [*VARIANTS, *CONTROLS] if list(names) == ["all"] else names
+    unknown = [name for name in chosen if name not in COMPARABLE]
     if unknown:
         given = " ".join(map(repr, unknown))
-        problems.append(f"--variants {given} must be 'all' or among {', '.join(VARIANTS)}.")
+        problems.append(f"--variants {given} must be 'all' or among {', '.join(VARIANTS)}, or a method.")
     variants: dict[str, list[str]] = {}
     for config in configs:
-        made = {name: VARIANTS.get(name, {}) for name in chosen}
+        made = {name: COMPARABLE.get(name, {}) for name in chosen}
         if len(configs) > 1:
             made = {f"{config.stem}-{name}": values for name, values in made.items()}
         for name, values in (made or {config.stem: {}}).items():
