@@ -66,7 +66,17 @@ METHODS = {
     "sdpo_correct",
     "advantage_mix",
 }  # + every file of methods/ but:
-NO_METHODS = {"__init__", "record", "routers", "groups", "tokenwise", "schedules", "scorers", "testing"}
+NO_METHODS = {
+    "__init__",
+    "record",
+    "routers",
+    "groups",
+    "tokenwise",
+    "schedules",
+    "scorers",
+    "checks",
+    "testing",
+}
 
 
 def main() -> int:

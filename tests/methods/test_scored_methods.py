@@ -116,7 +116,10 @@ def test_apo_holds_by_difficulty_and_punishes_long_failures():
 def test_dmpos_pull_is_its_groups_gradient():
     method, graded = make("dmpo", strength=1.5, temperature=0.5), testing.graded()
     scored = testing.scored(graded, routers.policy(graded), "student")
-    step_PG, tokens_of_a_group = method.rows(scored)["step"], float(scored.length_PG.sum()) / 3
+    step_PG, tokens_of_a_group = (
+        method.rows(scored)["step"],
+        float(scored.length_PG[graded.is_scored_PG].sum()) / 3,
+    )
     assert step_PG[0].eq(0).all()  # one of its scores is missing
     for p in (1, 2):
         means = scored.means["student"].logp_PG[p].tolist()
@@ -179,6 +182,65 @@ def test_eksft_leaves_out_what_is_both_unsure_and_far():
     assert method.advantages(tokens).eq(0).all()
     correct = tokens.is_correct_B.tolist()
     assert_tokens(method.pull(tokens), tokens, lambda i, t: float(correct[i] and (i, t) not in left_out))
+
+
+def partly_rescored(*names):
+    """A group of four with scores of which the scorers have left out two, and values that would show."""
+    graded = testing.graded()
+    scored = testing.scored(graded, routers.policy(graded), *names)
+    is_rescored_PG = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 1]]).bool() & graded.is_scored_PG
+    means = {
+        name: m._replace(logp_PG=torch.where(is_rescored_PG, m.logp_PG, 0.0))
+        for name, m in scored.means.items()
+    }
+    wild = {
+        name: m._replace(logp_PG=torch.where(is_rescored_PG, m.logp_PG, -50.0))
+        for name, m in scored.means.items()
+    }
+    return (scored._replace(is_rescored_PG=is_rescored_PG, means=made) for made in (means, wild))
+
+
+@pytest.mark.parametrize("name", ["scope", "uni_opd", "dmpo", "f_dpg"])
+def test_rollouts_that_no_scorer_has_scored_have_no_say(name):
+    """Such as those beyond the share of distilled rollouts."""
+    method = make(name)
+    zeros, wild = (method.rows(s) for s in partly_rescored("teacher", "student", "initial"))
+    of_PG = next(partly_rescored("student")).is_rescored_PG
+    for row, value_PG in zeros.items():
+        assert torch.equal(value_PG[of_PG], wild[row][of_PG])
+
+
+@pytest.mark.parametrize("name", ["gtpo", "dmpo", "trace"])
+def test_lengths_of_rollouts_that_do_not_train_have_no_say(name):
+    method, graded = make(name), testing.graded()
+    scored = testing.scored(graded, routers.policy(graded), "student")
+    longer = scored._replace(length_PG=torch.where(graded.is_scored_PG, scored.length_PG, 1000))
+    for row, value_PG in method.rows(scored).items():
+        known = value_PG[graded.is_scored_PG]
+        torch.testing.assert_close(method.rows(longer)[row][graded.is_scored_PG], known)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("scope", {"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ("dgpo", {"temperature": -1.0}, "temperature is -1.0; it must be above 0"),
+        ("dmpo", {"temperature": 0.0}, "above 0"),
+        ("f_dpg", {"temperature": 0.0}, "above 0"),
+        ("clip_cov", {"share": -0.5}, "share is -0.5; it must be from 0 to 1"),
+        ("kl_cov", {"share": 3.0}, "from 0 to 1"),
+        ("eksft", {"share": -0.5}, "from 0 to 1"),
+        ("tip", {"kept": 1.5}, "kept is 1.5"),
+        ("va_opd", {"top": 2.0}, "top is 2.0"),
+        ("decoupling", {"share": 2.0}, "share is 2.0"),
+        ("selfci", {"shares": (1.0, 0.0)}, "share 1 is 0.0"),
+        ("kdrl", {"decay_steps": 0}, "a schedule over 0 steps"),
+        ("trace", {"decay": 0}, "a schedule over 0 steps"),
+    ],
+)
+def test_options_out_of_range_are_refused(name, options, problem):
+    with pytest.raises(ValueError, match=problem):
+        make(name, **options)
 
 
 # --- Advantages and the anchor ---
@@ -309,7 +371,7 @@ def test_f_dpgs_advantages_are_the_divergences_slopes(divergence):
     method, graded = make("f_dpg", temperature=0.7, divergence=divergence), testing.graded()
     scored = testing.scored(graded, routers.policy(graded), "student", "initial")
     scored = scored._replace(length_PG=torch.tensor([[1, 2, 1, 2]] * 3))
-    found_PG = method.rows(scored)["advantage"]
+    found_PG = method.rows(scored)["A"]
     for p in range(3):
         chosen = graded.is_scored_PG[p]
         policy, initial = (
@@ -434,7 +496,7 @@ def test_gtpo_protects_what_good_and_bad_rollouts_share(seed):
     ids_PGT = scored.token_ids() % 2 + (scored.token_ids() < 0) * -2  # of two kinds: much is shared
     scored = scored._replace(token_ids=lambda: ids_PGT)
     rows, entropy_PG = method.rows(scored), scored.means["student"].entropy_PG
-    mean_length, num_shared = float(scored.length_PG.double().mean()), 0
+    mean_length, num_shared = float(scored.length_PG[graded.is_scored_PG].double().mean()), 0
     for p in range(3):
         completions = [[token for token in row if token >= 0] for row in ids_PGT[p].tolist()]
         scores, known = graded.score_PG[p].tolist(), graded.is_scored_PG[p].tolist()
@@ -536,7 +598,8 @@ def test_trace_moves_spans_from_the_teacher_to_the_reward(step):
 
 def test_rollouts_of_equal_say():
     scored = testing.scored(testing.graded(), routers.policy(testing.graded()))
-    total = (groups.equal_shares(scored) * scored.length_PG).sum() / scored.length_PG.sum()
+    of_PG = scored.is_scored_PG
+    total = (groups.equal_shares(scored) * scored.length_PG)[of_PG].sum() / scored.length_PG[of_PG].sum()
     assert float(total) == pytest.approx(1.0)
     by_rollout = groups.equal_shares(scored) * scored.length_PG
     torch.testing.assert_close(by_rollout, by_rollout[0, 0].expand(3, 4))
@@ -582,4 +645,7 @@ def test_what_methods_share():
     assert groups.log_mean_exp(value_PG, of_PG).flatten().tolist() == pytest.approx(
         [math.log(2.0), -math.inf]
     )
-    assert groups.is_mixed(testing.graded()).flatten().tolist() == [True, False, False]
+    graded = testing.graded()
+    right_PG, wrong_PG = groups.outcomes(testing.scored(graded, routers.policy(graded)))
+    assert right_PG.tolist() == graded.is_correct_PG.tolist()
+    assert wrong_PG.tolist() == (graded.is_scored_PG & ~graded.is_correct_PG).tolist()

@@ -19,6 +19,7 @@ from srpo_trl.methods import routers, scorers
 from srpo_trl.methods.record import OWN_CONTEXT, Method, Scorer
 from srpo_trl.rollout.batch import routed_batch
 from srpo_trl.rollout.offline import offline_rollouts, with_teacher_logps
+from srpo_trl.teacher.external import identity_of
 
 MINE = "test_scorers:"
 TEMPERATURE = 0.7
@@ -462,7 +463,7 @@ def test_spans_come_from_the_reward_function(tmp_path):
     assert int(spans_BT.sum()) == 2 * int(correct_B.sum()) > 0
 
 
-@pytest.mark.parametrize("span", [(2, 1), (-1, 2), (1,)])
+@pytest.mark.parametrize("span", [(2, 1), (-1, 2), (1,), 3, (0.5, 2)])
 def test_a_span_that_is_none_is_refused(tmp_path, span):
     def wrong(completions, log_extra, **_):
         log_extra("spans", [[span]] * len(completions))
@@ -475,7 +476,51 @@ def test_a_span_that_is_none_is_refused(tmp_path, span):
         trainer.train()
 
 
+def test_a_method_of_spans_needs_a_reward_function_that_gives_them(tmp_path):
+    trainer = make_trainer(tmp_path, method="trace", train_dataset=chat_dataset(label=["1"] * 4))
+    with pytest.raises(ValueError, match="got 0 lists for 16 rollouts"):
+        trainer.train()
+
+
 # --- What is refused ---
+
+
+def test_a_run_is_resumed_with_its_own_external_teachers(tmp_path, folders):
+    """Also in the middle of a rollout batch; the same model in another folder is the same."""
+    options = {"method": "vla_opd", "max_steps": 4, "num_iterations": 2, "learning_rate": 0.1}
+    whole = make_trainer(tmp_path / "whole", teacher_model=folders["first"], **options)
+    whole.train()
+    saved_steps = options | {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path / "run", teacher_model=folders["first"], **(saved_steps | {"max_steps": 3})).train()
+    other = make_trainer(tmp_path / "run", teacher_model=folders["second"], **saved_steps)
+    with pytest.raises(ValueError, match="has other models than the run was started with: 'teacher'"):
+        other.train(resume_from_checkpoint=True)
+    moved = saved(tmp_path / "moved", 1)
+    resumed = make_trainer(tmp_path / "run", teacher_model=moved, **saved_steps)
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(flat_parameters(resumed.model), flat_parameters(whole.model))
+
+
+def test_models_are_told_apart_by_their_files(tmp_path, folders):
+    first, second = (identity_of(path, None) for path in folders.values())
+    assert first == identity_of(saved(tmp_path / "again", 1), None) != second
+    assert identity_of("some/hub-id", "abc") == "abc"
+    assert identity_of("some/hub-id", None) == "some/hub-id"
+
+
+def test_another_vocabulary_is_refused_before_the_model_loads(tmp_path):
+    less, more = saved(tmp_path / "less", 1, vocab_size=20), saved(tmp_path / "more", 1, vocab_size=60)
+    for method in ("kdrl", "vla_opd"):
+        with pytest.raises(ValueError, match=r"has a vocabulary of 20; 44.* is required"):
+            make_trainer(tmp_path, method=method, teacher_model=less)
+    with pytest.raises(ValueError, match="has a vocabulary of 60; 44 is required"):
+        make_trainer(tmp_path, method="vla_opd", teacher_model=more)
+    make_trainer(tmp_path / "padded", method="kdrl", teacher_model=more).train()  # a padded head
+
+
+def test_stored_rollouts_must_be_given(tmp_path):
+    with pytest.raises(ValueError, match="offline_rollouts"):
+        make_trainer(tmp_path, method="lightning", rollout_func=None, model="no-such-model")
 
 
 @pytest.mark.parametrize(
@@ -492,12 +537,25 @@ def test_a_span_that_is_none_is_refused(tmp_path, span):
         ({"method": "mad_opd", "teacher_model": {"a": "x"}}, "has scorers of the models 'first', 'second'"),
         ({"method": "kdrl", "teacher_model": 3}, "must be a path, or a mapping"),
         ({"method": "kdrl", "teacher_model": "{"}, "is not JSON"),
+        (
+            {"method": "opd", "teacher_model": "x", "method_options": {"self_teacher": "no"}},
+            "must be true or false",
+        ),
+        (
+            {"method": "kdrl", "teacher_model": "x", "method_options": {"beta": "1"}},
+            "beta='1' must be a number",
+        ),
+        (
+            {"method": "selfci", "method_options": {"shares": [1.0]}},
+            "must be a list of 2, each item a number",
+        ),
         ({"method": MINE + "scored_by", "method_options": {"weights": "old"}}, "weights='old'"),
+        ({"method": MINE + "scored_by", "method_options": {"distance": "tv"}}, "distance='tv'"),
         ({"method": MINE + "scored_by", "method_options": {"name": "a b"}}, "the name 'a b'"),
         ({"method": MINE + "scored_by", "method_options": {"against": "x"}}, "one of those before it"),
         (
             {"method": MINE + "scored_by", "method_options": {"weights": "student", "distils": True}},
-            "scores rollouts with a teacher and distills none",
+            "distils to the student weights",
         ),
     ],
     ids=str,

@@ -3,13 +3,15 @@
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import torch
 
+from srpo_trl.config.ranges import value_problems
 from srpo_trl.methods import METHODS, factory_of, testing
 from srpo_trl.methods.record import (
     ROUTE_NAMES,
+    Distance,
     Graded,
     Method,
     Scorer,
@@ -97,7 +99,22 @@ def _arguments(
     missing = [n for n in own if n not in given and parameters[n].default is inspect.Parameter.empty]
     if missing:
         raise ValueError(f"method_options lacks {', '.join(missing)}, which {called}() needs.")
+    wrong = _wrong_values(factory, given)
+    if wrong:
+        raise ValueError("\n".join(f"method_options: {problem}" for problem in wrong))
     return given | {name: options[name] for name in parameters if name in options}
+
+
+def _wrong_values(factory: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with values by the factory's own annotations, as far as these can be checked."""
+    try:
+        hints = get_type_hints(factory)
+    except (NameError, TypeError, AttributeError):  # of the user's own, or a factory that is no function
+        return []
+    try:
+        return list(value_problems(given, {n: hints[n] for n in given if n in hints}, {}).values())
+    except TypeError:
+        return []
 
 
 def _router(routing: Any) -> Callable[[Graded], torch.Tensor] | None:
@@ -112,6 +129,8 @@ def _router(routing: Any) -> Callable[[Graded], torch.Tensor] | None:
 
 def _problem(method: Method) -> str:
     """Return what does not fit within a method, tried on groups of each kind; empty where all does."""
+    if problem := _problem_of_scorers(method.scorers) or _problem_of_functions(method):
+        return problem
     distills = has_policy = False
     for step in testing.STEPS:
         graded = testing.groups(step)
@@ -134,10 +153,21 @@ def _problem(method: Method) -> str:
             method.divergence_at(step)
         except (TypeError, ValueError) as error:
             return f"has a divergence that cannot be: {error}"
-    return _problem_of_scorers(method.scorers)
+    return ""
+
+
+def _problem_of_functions(method: Method) -> str:
+    for name in ("route", "rows", "weights", "strength", "advantages", "pull", "anchor"):
+        value = getattr(method, name)
+        if not callable(value) and not (value is None and name not in ("route", "strength")):
+            return f"has {name}={value!r}; a function is required."
+    return ""
 
 
 def _problem_of_scorers(scorers: Sequence[Scorer]) -> str:
+    if not isinstance(scorers, tuple) or not all(isinstance(scorer, Scorer) for scorer in scorers):
+        return f"has scorers that are {scorers!r}; a tuple of srpo_trl.methods.record.Scorer is required."
+    cached = [scorer.name for scorer in scorers if scorer.weights == "cached"]
     known: list[str] = []
     for scorer in scorers:
         if not scorer.name.isidentifier() or scorer.name in known:
@@ -146,6 +176,10 @@ def _problem_of_scorers(scorers: Sequence[Scorer]) -> str:
             return f"has a scorer with weights={scorer.weights!r}; they are one of {get_args(ScorerWeights)}."
         if scorer.distils and scorer.weights not in ("teacher", "external"):
             return f"distils to the {scorer.weights} weights. Set distils=False, or take teacher_model_kind for it."
+        if scorer.distance not in get_args(Distance):
+            return f"has a scorer with distance={scorer.distance!r}; it is one of {get_args(Distance)}."
+        if scorer.against is not None and {scorer.name, scorer.against} & set(cached):
+            return f"compares the scorer {scorer.name!r} with {scorer.against!r}, but stored ones have no distribution."
         if scorer.against is not None and scorer.against not in known:
             return f"has a scorer against {scorer.against!r}; it must be one of those before it: {known}."
         if scorer.against is not None and scorer.distils:

@@ -338,7 +338,11 @@ class SRPOConfig(GRPOConfig):
         wrong = value_problems(values, own, ranges)
         wrong_inherited = inherited_problems(values)
         inherited = [*wrong_inherited.values(), *rule_problems(INHERITED_RULES, values, wrong_inherited)]
-        unusable = {*wrong, *wrong_inherited, *["method_record"] * bool(wrong)}  # it is made of own options
+        unusable = {
+            *wrong,
+            *wrong_inherited,
+            *["method_record"] * bool(wrong or problems),
+        }  # made of own options
         problems += [*wrong.values(), *inherited, *rule_problems(RULES, values, unusable)]
         if not inherited:  # TRL computes with these options
             try:

@@ -174,6 +174,10 @@ def is_of(value: Any, annotation: Any) -> bool:
         return is_number and (isinstance(value, float) or abs(value) < LARGEST_FLOAT)
     if kind is list and get_args(annotation):
         return isinstance(value, list) and all(is_of(item, get_args(annotation)[0]) for item in value)
+    if kind is tuple and get_args(annotation):  # a list in YAML and JSON
+        kinds = get_args(annotation)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis and isinstance(value, list | tuple) else kinds
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(is_of, value, kinds))
     return isinstance(value, kind)
 
 
@@ -186,6 +190,10 @@ def described(annotation: Any) -> str:
         return f"one of {', '.join(map(repr, get_args(annotation)))}"
     if kind is list and get_args(annotation):
         return f"a list, each item {described(get_args(annotation)[0])}"
+    if kind is tuple and get_args(annotation):
+        kinds = get_args(annotation)
+        number = "" if kinds[-1] is Ellipsis else f" of {len(kinds)}"
+        return f"a list{number}, each item {' or '.join(dict.fromkeys(described(k) for k in kinds if k is not ...))}"
     words = {
         bool: "true or false",
         int: "a whole number",

@@ -241,7 +241,8 @@ ARGUMENTS = {
     "reward_functions": "It is called reward_funcs.",
     "ref_model": "With args.beta above 0 TRL loads the reference by the model's name. Leave it out.",
     "reference_model": "With args.beta above 0 TRL loads the reference by the model's name. Leave it out.",
-    "teacher_model": "The teacher is made from the model: see args.teacher_model_kind. Leave it out.",
+    "teacher_model": "Give it in args: SRPOConfig(teacher_model=...), with a method that has an external teacher; the "
+    "self-teacher is made from the model (teacher_model_kind).",
     "data_collator": "Rows reach the trainer as they are. Leave it out.",
     "compute_metrics": "Metrics come from reward functions, which may call log_metric. Leave it out.",
     "preprocess_logits_for_metrics": "Metrics come from reward functions. Leave it out.",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from srpo_trl.methods.record import TEACHER_CONTEXT, Method, Scorer
+from srpo_trl.methods.record import Method, Scorer
 
 _ONLY = "teacher"  # name of a teacher that is given without one
 
@@ -36,10 +36,9 @@ def read_columns(
     method: str, method_record: Method, reference_column: str | None, teacher_column: str | None
 ) -> dict[str, str]:
     """Return the dataset columns that are read beside the prompt, each with what reads it."""
-    contexts = [name for name in method_record.contexts if name != TEACHER_CONTEXT]
     named = {"reference_column": reference_column, "teacher_column": teacher_column}
     return {
-        **{context: f"the context {context!r} of method={method!r}" for context in contexts},
+        **{context: f"the context {context!r} of method={method!r}" for context in method_record.columns},
         **{column: f"{name}={column!r}" for name, column in named.items() if column is not None},
     }
 

@@ -101,6 +101,11 @@ def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iter
         named = train_dataset.unique(config.teacher_column)
         if problem := unknown_teacher(config.teacher_column, named, config.teacher_models):
             yield problem
+    if arguments["rollout_func"] is None and any(s.weights == "cached" for s in config.method_record.scorers):
+        yield (
+            f"method={config.method!r} reads stored log-probabilities, which come with stored rollouts: give "
+            "srpo_trl.rollout.offline.offline_rollouts(rows) as rollout_func."
+        )
     if config.remove_unused_columns:
         for reader in config.read_columns.values():
             yield f"remove_unused_columns=True would drop {reader}; set it to False."
@@ -174,6 +179,7 @@ def refuse_unsupported(
     max_completion_length: int | None,
     gradient_share_steps: int | None = None,
     reads_images: bool = False,
+    columns: Sequence[str] = (),
 ) -> None:
     """Raise ValueError where the teacher cannot be built, rather than train with another one.
 
@@ -182,6 +188,7 @@ def refuse_unsupported(
         accelerator: whose engine may keep parameters in shards.
         max_completion_length, gradient_share_steps: the options.
         reads_images: whether the student is a vision-language model.
+        columns: of the dataset that hold whole prompts of scorers.
     """
     _refuse_engines(accelerator)
     for problem in context_problems(model.config, max_completion_length):  # type: ignore[arg-type]
@@ -190,6 +197,11 @@ def refuse_unsupported(
         raise ValueError(
             f"gradient_share_steps={gradient_share_steps} differentiates by whole parameters, which FSDP and "
             "ZeRO-3 do not keep. Leave it out, or measure under DDP or ZeRO-1/2."
+        )
+    if reads_images and columns:
+        raise ValueError(
+            f"The method reads whole prompts from the column(s) {', '.join(map(repr, columns))}, which have no images, "
+            "but the model is a vision-language model. Take another method, or a text model."
         )
     if reads_images and shards_parameters(accelerator):
         raise ValueError(

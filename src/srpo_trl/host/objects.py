@@ -141,6 +141,7 @@ def check_supported(trainer: Any) -> None:
         max_completion_length=trainer.args.max_completion_length,
         gradient_share_steps=trainer.args.gradient_share_steps,
         reads_images=trainer._is_vlm,
+        columns=trainer.args.method_record.columns,
     )
 
 
@@ -174,7 +175,7 @@ def checkpoint_parts(
     buffered = lambda: trainer._buffered_inputs, partial(setattr, trainer, "_buffered_inputs")
     parts: list[CheckpointPart] = [
         OwnFile(teacher.save, teacher.load),
-        StateFile(counters, **states),
+        StateFile(counters, **states, **teacher.states()),
         BufferedRollouts(counters, *buffered, teacher.past_heads, teacher.restore_heads),
     ]
     if solved_prompts is not None:

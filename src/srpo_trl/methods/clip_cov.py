@@ -2,7 +2,7 @@
 
 import torch
 
-from srpo_trl.methods import routers, tokenwise
+from srpo_trl.methods import checks, routers, tokenwise
 from srpo_trl.methods.record import Method, Tokens
 
 
@@ -11,6 +11,7 @@ def clip_cov(share: float = 2e-4, lowest: float = 1.0, highest: float = 5.0) -> 
 
     Source: the authors' code. A token that the clip holds already can be drawn, too; the draw is by micro-batch.
     """
+    checks.within_1(share=share)
 
     def advantages(tokens: Tokens) -> torch.Tensor:
         cov_BT = tokenwise.covariance(tokens)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from srpo_trl.methods import routers, scorers, tokenwise
+from srpo_trl.methods import checks, routers, scorers, tokenwise
 from srpo_trl.methods.record import Method, Tokens
 
 
@@ -14,6 +14,7 @@ def dgpo(temperature: float = 0.5, kappa: float = 1.0) -> Method:
 
     Source: secondary sources; the vocabulary of h, here the whole, and the scale of H are not known.
     """
+    checks.above_0(temperature=temperature)
 
     def advantages(tokens: Tokens) -> Tensor:
         student, mask_BT = tokens.scores["student"], tokens.mask_BT

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from srpo_trl.methods import routers, scorers
+from srpo_trl.methods import checks, routers, scorers
 from srpo_trl.methods.record import Method, Scored
 
 
@@ -13,14 +13,16 @@ def dmpo(strength: float = 2.0, temperature: float = 1 / 15) -> Method:
 
     Source: secondary sources.
     """
+    checks.above_0(temperature=temperature)
 
     def rows(scored: Scored) -> dict[str, Tensor]:
-        is_whole_P1 = scored.is_scored_PG.all(1, keepdim=True)
+        is_whole_P1 = (scored.is_scored_PG & scored.is_rescored_PG).all(1, keepdim=True)
         p_PG = (scored.score_PG.double().nan_to_num(0.0, 0.0, 0.0) / temperature).softmax(1)
         q_PG = scored.means["student"].logp_PG.softmax(1)
         e_PG = p_PG - q_PG
         step_PG = 2 * strength * q_PG * (e_PG - (q_PG * e_PG).sum(1, keepdim=True)) / q_PG.shape[1]
-        num_tokens = scored.length_PG.sum() / len(q_PG)  # the loss is a mean over groups, not over tokens
+        trained_PG = scored.length_PG * scored.is_scored_PG
+        num_tokens = trained_PG.sum() / len(q_PG)  # the loss is a mean over groups, not over tokens
         return {"step": is_whole_P1 * step_PG * num_tokens / scored.length_PG.clamp(min=1)}
 
     return Method(

@@ -2,15 +2,16 @@
 
 from torch import Tensor
 
-from srpo_trl.methods import routers, scorers, tokenwise
+from srpo_trl.methods import checks, routers, scorers, tokenwise
 from srpo_trl.methods.record import Method, Tokens
 
 
 def eksft(share: float = 0.2) -> Method:
-    """A = 0; k = 1 on correct rollouts, but 0 on tokens in the top `share` of both entropy and KL(pi || pi_0).
+    """A = 0; k = 1 on correct rollouts, but 0 in the micro-batch's top `share` of both entropy and KL(pi || pi_0).
 
     Source: the authors' code, for fine-tuning on given data; ours are own rollouts, without their two regularizers.
     """
+    checks.within_1(share=share)
 
     def pull(tokens: Tokens) -> Tensor:
         student, mask_BT = tokens.scores["student"], tokens.policy_BT

@@ -35,27 +35,36 @@ def mean(value_PG: Tensor, of_PG: Tensor) -> Tensor:
     return torch.where(of_PG, value_PG, 0.0).double().sum(1, keepdim=True) / number_P1.clamp(min=1)
 
 
-def is_mixed(graded: Graded | Scored) -> Tensor:
-    """Return the groups with a correct and a wrong rollout, (P, 1) bool."""
-    wrong_PG = graded.is_scored_PG & ~graded.is_correct_PG
-    return graded.is_correct_PG.any(1, keepdim=True) & wrong_PG.any(1, keepdim=True)
-
-
 def log_mean_exp(value_PG: Tensor, of_PG: Tensor) -> Tensor:
     """Return the log of each group's mean of exp(value) over `of_PG`, (P, 1); -inf where there is nothing."""
     number_P1 = of_PG.sum(1, keepdim=True).clamp(min=1)
     return value_PG.masked_fill(~of_PG, -torch.inf).logsumexp(1, keepdim=True) - number_P1.log()
 
 
+def centered(value_PG: Tensor, of_PG: Tensor) -> Tensor:
+    """Return values less their group's mean over `of_PG`; 0 elsewhere."""
+    return torch.where(of_PG, value_PG - mean(value_PG, of_PG), 0.0)
+
+
 def standardized(value_PG: Tensor, of_PG: Tensor) -> Tensor:
     """Return values less their group's mean over `of_PG`, over its standard deviation there (1e-6 at the least)."""
-    centered_PG = value_PG - mean(value_PG, of_PG)
+    centered_PG = centered(value_PG, of_PG)
     return centered_PG / mean(centered_PG**2, of_PG).sqrt().clamp(min=1e-6)
 
 
+def outcomes(scored: Scored) -> tuple[Tensor, Tensor]:
+    """Return which rollouts that scorers have scored are correct, and which are wrong, (P, G) bool each."""
+    is_wrong_PG = scored.is_scored_PG & ~scored.is_correct_PG
+    return scored.is_correct_PG & scored.is_rescored_PG, is_wrong_PG & scored.is_rescored_PG
+
+
 def equal_shares(scored: Scored) -> Tensor:
-    """Return what gives every rollout the same say, however long: mean length over length, (P, G) float64."""
-    return scored.length_PG.double().mean() / scored.length_PG.clamp(min=1)
+    """Return what gives every rollout the same say, however long: mean length over length, (P, G) float64.
+
+    The mean is over the rollouts with a score: the others do not train.
+    """
+    length_PG = scored.length_PG.double()
+    return length_PG[scored.is_scored_PG].mean().nan_to_num(0.0) / length_PG.clamp(min=1)
 
 
 def shares(scored: Scored) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from srpo_trl.methods import routers, tokenwise
+from srpo_trl.methods import checks, routers, tokenwise
 from srpo_trl.methods.record import Method, Tokens
 
 
@@ -13,6 +13,7 @@ def kl_cov(share: float = 2e-3, coefficient: float = 1.0) -> Method:
 
     Source: the authors' code. Theirs has no PPO clip; here epsilon is TRL's.
     """
+    checks.within_1(share=share)
 
     def pull(tokens: Tokens) -> Tensor:
         top_BT = tokenwise.largest(

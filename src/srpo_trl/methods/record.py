@@ -118,6 +118,7 @@ class Scored(NamedTuple):
         route_PG: int64 of `Route`.
         score_PG, is_scored_PG, is_correct_PG, has_context_PG, step: as in `Graded`.
         length_PG: int64, tokens that count in the loss.
+        is_rescored_PG: bool, the method's scorers have scored it.
         means: of each scorer, by its name.
         token_ids: returns the ids of all completions, (P, G, T) int64, -1 where a token does not count. A collective.
     """
@@ -129,6 +130,7 @@ class Scored(NamedTuple):
     has_context_PG: Tensor
     step: int
     length_PG: Tensor
+    is_rescored_PG: Tensor
     means: Mapping[str, GroupMeans]
     token_ids: Callable[[], Tensor]
 
@@ -271,6 +273,11 @@ class Method(NamedTuple):
         """Of its scorers, each one once: those of prompts that the student has not read."""
         return tuple(dict.fromkeys(s.context for s in self.scorers if s.context != OWN_CONTEXT))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Dataset columns that hold whole prompts of its scorers."""
+        return tuple(context for context in self.contexts if context != TEACHER_CONTEXT)
+
     def divergence_at(self, step: int, of_options: DistillationSpec = _DEFAULT) -> DistillationSpec:
         """Return the divergence at an optimizer step: that of the options, with the method's own fields.
 
@@ -282,10 +289,20 @@ class Method(NamedTuple):
         return dataclasses.replace(of_options, **fields)
 
     def raw_weights(self, tokens: Tokens) -> tuple[Tensor, ...]:
-        """Return w~ of each token's divergence to each scorer that distils, (B, T) float64."""
+        """Return w~ of each token's divergence to each scorer that distils, (B, T) float64.
+
+        Raises:
+            ValueError: there is not one for each of these scorers, or one is neither (B, T) nor (B, 1).
+        """
         shape, num_scorers = tokens.mask_BT.shape, len(self.distilling)
         if self.weights is None:
             return (torch.ones_like(tokens.mask_BT, dtype=torch.float64),) * num_scorers
         made = self.weights(tokens)
         weights = (made,) if isinstance(made, Tensor) else made
+        found = [tuple(weight.shape) for weight in weights]
+        if len(found) != num_scorers or not {*found} <= {tuple(shape), (shape[0], 1)}:
+            raise ValueError(
+                f"The method's weights are {found}; {tuple(shape)} or {(shape[0], 1)} is required, for each of the "
+                f"{num_scorers} scorers that distil."
+            )
         return tuple(weight.double().expand(shape) for weight in weights)

@@ -17,7 +17,13 @@ def switch(before: Value, after: Value, at_step: int | None) -> Callable[[int], 
 
 
 def linear(start: float, end: float, *, hold: int = 0, steps: int | None) -> Callable[[int], float]:
-    """Return `start` for `hold` steps, which then goes to `end` over `steps` more; None: it stays."""
+    """Return `start` for `hold` steps, which then goes to `end` over `steps` more; None: it stays.
+
+    Raises:
+        ValueError: `steps` is below 1.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"a schedule over {steps} steps; there must be at least 1")
 
     def at(step: int) -> float:
         if steps is None:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from srpo_trl.methods import groups, routers, scorers, tokenwise
+from srpo_trl.methods import checks, groups, routers, scorers, tokenwise
 from srpo_trl.methods.record import Method, Scored, Tokens
 
 
@@ -13,13 +13,14 @@ def scope(temperature: float = 1.0, reverse_student_weight: bool = False) -> Met
 
     Source: the paper; its code trains wrong ones through the clip, its scripts have `reverse_student_weight`.
     """
+    checks.above_0(temperature=temperature)
     sign = 1.0 if reverse_student_weight else -1.0  # of the mean log-probability, which is -log PPL
 
     def rows(scored: Scored) -> dict[str, Tensor]:
-        correct_PG, logp = scored.is_correct_PG, {name: means.logp_PG for name, means in scored.means.items()}
-        student_PG = groups.softmax_within(sign * logp["student"] / temperature, correct_PG)
-        wrong_PG = scored.is_scored_PG & ~correct_PG
-        return {"weight": student_PG + groups.softmax_within(logp["teacher"] / temperature, wrong_PG)}
+        logp = {name: means.logp_PG / temperature for name, means in scored.means.items()}
+        correct_PG, wrong_PG = groups.outcomes(scored)
+        student_PG = groups.softmax_within(sign * logp["student"], correct_PG)
+        return {"weight": student_PG + groups.softmax_within(logp["teacher"], wrong_PG)}
 
     def pull(tokens: Tokens) -> Tensor:
         step_BT = tokens.gap_BT().masked_fill(tokens.is_correct_B.unsqueeze(1), 1.0)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from srpo_trl.methods import routers
+from srpo_trl.methods import checks, routers
 from srpo_trl.methods.record import Method, Scorer, Tokens
 
 
@@ -13,6 +13,7 @@ def selfci(
 
     Source: the authors' code; theirs can set the shares by a judge, and mix teacher and student logits.
     """
+    checks.above_0(**{f"share {n}": share for n, share in enumerate(shares)})
     total = max(sum(shares), 1.0)
 
     def weights(tokens: Tokens) -> tuple[Tensor, ...]:

@@ -28,7 +28,7 @@ def graded(step: int = 0) -> Graded:
 
 
 def scored(graded: Graded, route_PG: torch.Tensor, *scorers: str, seed: int = 0) -> Scored:
-    """The same once it is routed, with the means of scorers of these names and lengths from 1 to 20."""
+    """The same once it is routed and scored, with the means of scorers of these names and lengths from 1 to 20."""
     generator, shape = torch.Generator().manual_seed(seed), route_PG.shape
     means = {
         name: GroupMeans(
@@ -40,7 +40,7 @@ def scored(graded: Graded, route_PG: torch.Tensor, *scorers: str, seed: int = 0)
     length_PG = torch.randint(1, 21, shape, generator=generator)
     ids_PGT = torch.randint(0, 3, (*shape, 20), generator=generator)
     ids_PGT[torch.arange(20) >= length_PG.unsqueeze(2)] = -1
-    return Scored(route_PG, *graded, length_PG, means, lambda: ids_PGT)
+    return Scored(route_PG, *graded, length_PG, graded.is_scored_PG, means, lambda: ids_PGT)
 
 
 def groups(step: int = 0) -> Graded:

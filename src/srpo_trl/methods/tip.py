@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from srpo_trl.methods import routers, scorers, tokenwise
+from srpo_trl.methods import checks, routers, scorers, tokenwise
 from srpo_trl.methods.record import Method, Tokens
 
 
@@ -14,6 +14,7 @@ def tip(kept: float = 0.5, self_teacher: bool = True) -> Method:
 
     Source: the paper, which leaves open over what it scales.
     """
+    checks.within_1(kept=kept)
 
     def weights(tokens: Tokens) -> Tensor:
         student, mask_BT = tokens.scores["student"], tokens.mask_BT

@@ -16,15 +16,15 @@ def trace(
 
     Source: the paper, its default; without its reverse KL on spans of errors.
     """
-    strength = schedules.linear(weight, 0.0, hold=hold, steps=decay)
+    left = schedules.linear(1.0, 0.0, hold=hold, steps=decay)
 
     def weights(tokens: Tokens) -> Tensor:
         return (tokens.rows["share"] * tokens.is_correct_B).unsqueeze(1) * tokens.rows["spans"]
 
     def advantages(tokens: Tokens) -> Tensor:
-        left = where(tokens.rows["spans"].bool(), 1 - strength(tokens.step) / weight, 1.0)
-        return tokens.advantage_B.unsqueeze(1) * left
+        factor_BT = where(tokens.rows["spans"].bool(), 1 - left(tokens.step), 1.0)
+        return tokens.advantage_B.unsqueeze(1) * factor_BT
 
     clipped = {"alpha": 0.0, "pointwise_clip": clip}
     method = Method(routers.both, (Scorer(context=column),), clipped, groups.shares, weights, mean_one=False)
-    return method._replace(strength=strength, advantages=advantages, spans=True)
+    return method._replace(strength=lambda step: weight * left(step), advantages=advantages, spans=True)

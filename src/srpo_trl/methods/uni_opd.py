@@ -16,10 +16,10 @@ def uni_opd(margin: float = 0.4, largest_gap: float | None = None) -> Method:
 
     def rows(scored: Scored) -> dict[str, Tensor]:
         gap_PG = scored.means["teacher"].logp_PG - scored.means["student"].logp_PG
-        correct_PG = scored.is_correct_PG
-        there_P1 = groups.mean(gap_PG, correct_PG) - groups.mean(gap_PG, scored.is_scored_PG & ~correct_PG)
-        shift_P1 = (margin - there_P1).clamp(min=0) * groups.is_mixed(scored) / 2
-        return {"shift": shift_P1 * (2 * correct_PG.double() - 1)}
+        correct_PG, wrong_PG = groups.outcomes(scored)
+        is_mixed_P1 = correct_PG.any(1, keepdim=True) & wrong_PG.any(1, keepdim=True)
+        there_P1 = groups.mean(gap_PG, correct_PG) - groups.mean(gap_PG, wrong_PG)
+        return {"shift": (margin - there_P1).clamp(min=0) * is_mixed_P1 / 2 * (2 * correct_PG.double() - 1)}
 
     def advantages(tokens: Tokens) -> Tensor:
         gap_BT = tokens.gap_BT()

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from srpo_trl.methods import groups, routers, tokenwise
+from srpo_trl.methods import checks, groups, routers, tokenwise
 from srpo_trl.methods.record import OWN_CONTEXT, Method, Scored, Scorer, Tokens
 
 
@@ -13,6 +13,7 @@ def va_opd(share: float = 0.5, top: float = 0.2) -> Method:
 
     Source: the authors' code, by its README; there T sees an image or not, and only positive gains count.
     """
+    checks.within_1(share=share, top=top)
 
     def rows(scored: Scored) -> dict[str, Tensor]:
         gain_PG, of_PG = (

@@ -21,7 +21,7 @@ Stored = Mapping[str, Any]
 def offline_rollouts(rows: Iterable[Stored]) -> Callable[[list[Any], Any], dict[str, Any]]:
     """Return a `rollout_func` that gives stored rollouts in the place of sampled ones.
 
-    Several rollouts of one prompt are its group's, in turn.
+    Several rollouts of one prompt are its group's, in turn, others in each optimizer step where there are more of them.
 
     Args:
         rows: each with "prompt" as the training data has it, "prompt_ids" and "completion_ids", lists of token ids; for
@@ -42,7 +42,8 @@ def offline_rollouts(rows: Iterable[Stored]) -> Callable[[list[Any], Any], dict[
             known = stored.get(prompt_key(prompt))
             if known is None:
                 raise ValueError(f"No rollout is stored for the prompt {prompt!r:.200}.")
-            chosen.append(known[number % trainer.num_generations % len(known)])
+            turn = number % trainer.num_generations + trainer.state.global_step * trainer.num_generations
+            chosen.append(known[turn % len(known)])
         columns = ["prompt_ids", "completion_ids", LOGPS_COLUMN]
         given = {name: [row.get(name) for row in chosen] for name in columns}
         return {name: values for name, values in given.items() if any(values)} | {"logprobs": None}
@@ -71,7 +72,7 @@ def with_teacher_logps(
     scored_BT = torch.arange(max(lengths, default=0)) < torch.tensor(lengths).unsqueeze(1)
     scores = rescore_rollouts(
         teacher,
-        TeacherWeights(teacher.requires_grad_(False), "live", 1.0),
+        TeacherWeights(teacher, "live", 1.0),
         nullcontext(),
         [TeacherPrompt(tuple(row["prompt_ids"])) for row in rows],
         completions,

@@ -68,7 +68,7 @@ def score_rollouts(
     scored = partial(scored_groups, rollouts, batch, passes, gather)
     add_rows(batch, method_rows(method, rollouts, graded.own_rows, scored))
     if method.spans:
-        add_rows(batch, {SPANS: span_mask(graded.columns.get(SPANS, ()), scored_tokens(batch))})
+        add_rows(batch, {SPANS: span_mask(graded.columns[SPANS], scored_tokens(batch))})
 
 
 def _run(
@@ -96,7 +96,7 @@ def _run(
             return teacher.score(name, prompts, completions, mask_BT, vision, autocast(), model)
 
         if scorer.weights == "cached":
-            scores = _stored(graded.columns[LOGPS_COLUMN], scored_BT)
+            scores = _stored(graded.columns[LOGPS_COLUMN], completions, scored_BT)
         elif scorer.weights == "external" and not scorer.model and model_of_row is not None:
             masks = {
                 model: scored_BT & _named(model_of_row, model, scored_BT) for model in teacher.external_names
@@ -121,20 +121,22 @@ def _run(
     return passes
 
 
-def _stored(logps: Sequence[Sequence[float] | None], scored_BT: Tensor) -> TeacherScores:
+def _stored(
+    logps: Sequence[Sequence[float] | None], completions: Sequence[tuple[int, ...]], scored_BT: Tensor
+) -> TeacherScores:
     """Return stored log-probabilities of the scored tokens, with entropies of 0.
 
     Raises:
-        ValueError: a rollout that is scored has fewer of them than tokens.
+        ValueError: a rollout that is scored has not one for each token.
     """
     made_BT = torch.zeros(scored_BT.shape)
-    for row, values in enumerate(logps):
-        length = int(scored_BT[row].nonzero().max()) + 1 if scored_BT[row].any() else 0
-        if len(values or ()) < length:
+    for row in scored_BT.any(1).nonzero().flatten().tolist():
+        values, length = list(logps[row] or ()), len(completions[row])
+        if len(values) != length:
             raise ValueError(
-                f"{LOGPS_COLUMN!r} has {len(values or ())} values for a rollout of {length} tokens; give one for each."
+                f"{LOGPS_COLUMN!r} has {len(values)} values for a rollout of {length} tokens; give one for each."
             )
-        made_BT[row, :length] = torch.tensor(list(values or ())[:length])
+        made_BT[row, :length] = torch.tensor(values)
     logps_N = made_BT.to(scored_BT.device)[scored_BT]
     nothing_N = torch.zeros_like(logps_N)
     return TeacherScores([], TokenStatistics(nothing_N, nothing_N), STUDENT_HEAD, logps_N)
@@ -144,12 +146,20 @@ def span_mask(spans: Sequence[Sequence[tuple[int, int]] | None], mask_BT: Tensor
     """Return the masked tokens within a rollout's spans, (B, T) bool.
 
     Raises:
-        ValueError: a span is no pair of positions with 0 <= first <= end.
+        ValueError: there is not a list or None for each rollout, or a span is no pair of positions, first <= end.
     """
+    if len(spans) != len(mask_BT):
+        raise ValueError(
+            f"log_extra('spans', ...) got {len(spans)} lists for {len(mask_BT)} rollouts. A reward function must give "
+            "the method's spans: for each rollout a list of pairs (first, end), or None."
+        )
     marked_BT = torch.zeros_like(mask_BT)
     for row, of_row in enumerate(spans):
         for span in of_row or ():
-            if len(span) != 2 or not 0 <= span[0] <= span[1]:
+            is_pair = (
+                isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(p, int) for p in span)
+            )
+            if not is_pair or not 0 <= span[0] <= span[1]:
                 raise ValueError(
                     f"log_extra('spans', ...) got {span!r} for rollout {row}; give pairs of positions, first and end."
                 )
@@ -204,6 +214,7 @@ def scored_groups(
         rollouts.route_PG,
         *rollouts.graded,
         length_PG=grouped(scored_tokens(batch).sum(1)),
+        is_rescored_PG=grouped(rollouts.is_rescored_B.int()).bool(),
         means={
             name: GroupMeans(mean(scores.logps_N, scored_BT), mean(scores.statistics.entropy_N, scored_BT))
             for name, (scored_BT, scores) in passes.items()

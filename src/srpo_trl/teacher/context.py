@@ -222,6 +222,7 @@ class TeacherPromptEncoder:
         """
         if not value:
             return None
+        value = value if isinstance(value, list) else str(value)  # a number, say
         if isinstance(value, str) and isinstance(prompt, str):
             encoded = self._encode_template(value, (), adds_special=True)
         else:

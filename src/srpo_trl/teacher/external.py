@@ -1,15 +1,19 @@
 """Teachers that are models of their own, with the student's tokenizer: `teacher_model`."""
 
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from srpo_trl.loss.student import add_backbone_calls
 from srpo_trl.seams.frozen import load_frozen, prepare_frozen
 from srpo_trl.teacher.packing import Layout, row_layout
 
+_SAMPLES, _SAMPLE_BYTES = 16, 4096  # of each file of weights, that tell models apart
 _PROBE = "The answer is 12,345.67: x² ≠ ½ — naïve 你好 🙂\n\tdef f(x): return x"
 
 
@@ -20,11 +24,52 @@ class ExternalTeacher(NamedTuple):
         model: the transformers model inside wrappers.
         wrapped: as the engine runs it.
         layout: of the rows of a pass.
+        identity: from `identity_of`.
     """
 
     model: PreTrainedModel
     wrapped: nn.Module
     layout: Layout
+    identity: str
+
+
+class TeacherIdentities:
+    """Which external teachers a run has: a checkpoint of others is refused, since it holds their scores.
+
+    Args:
+        teachers: by name.
+    """
+
+    def __init__(self, teachers: Mapping[str, ExternalTeacher]) -> None:
+        self._identities = {name: teacher.identity for name, teacher in teachers.items()}
+
+    def state(self) -> dict[str, str]:
+        """Return what a checkpoint must hold."""
+        return self._identities
+
+    def restore(self, state: dict[str, str]) -> None:
+        """Raise ValueError where the checkpoint's teachers are not these."""
+        changed = [name for name, own in self._identities.items() if state.get(name) != own]
+        if changed or len(state) != len(self._identities):
+            names = ", ".join(map(repr, changed or state))
+            raise ValueError(
+                f"teacher_model has other models than the run was started with: {names}. Give those, or start a new "
+                "run from the checkpoint's model by passing it as `model`."
+            )
+
+
+def identity_of(path: str, commit: str | None) -> str:
+    """Return what tells a model from others: its commit on the hub, or sizes and samples of a folder's weights."""
+    digest = hashlib.sha256()
+    files = sorted(file for file in Path(path).glob("*") if file.suffix in (".safetensors", ".bin"))
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as opened:
+            for sample in range(_SAMPLES):
+                opened.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
+                digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest() if files else commit or path
 
 
 def load_external(
@@ -42,6 +87,9 @@ def load_external(
     """
     for path in args.teacher_models.values():
         _check_tokenizer(path, student_tokenizer, args.trust_remote_code)
+        is_distilled = any(scorer.weights == "external" for scorer in args.method_record.distilling)
+        least = config.get_text_config().vocab_size if is_distilled else len(student_tokenizer)
+        _check_config(path, config, args.trust_remote_code, least, is_exact=is_distilled)
     teachers = {}
     for name, path in args.teacher_models.items():
         model = load_frozen(
@@ -50,7 +98,9 @@ def load_external(
             attn_implementation=config._attn_implementation,
         )
         add_backbone_calls(model)
-        teachers[name] = ExternalTeacher(model, prepare_frozen(model, accelerator), row_layout(model))
+        identity = identity_of(path, getattr(model.config, "_commit_hash", None))
+        prepared = prepare_frozen(model, accelerator)
+        teachers[name] = ExternalTeacher(model, prepared, row_layout(model), identity)
     return teachers
 
 
@@ -67,6 +117,24 @@ def _check_tokenizer(path: str, student_tokenizer: PreTrainedTokenizerBase, trus
         raise ValueError(
             f"teacher_model={path!r} has another tokenizer than the student: {difference}. A teacher scores the "
             "student's own token ids: give a model of the student's family."
+        )
+
+
+def _check_config(path: str, student: Any, trust: bool, vocabulary: int, *, is_exact: bool) -> None:
+    """Raise ValueError where a model cannot score what the student samples."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"teacher_model={path!r} is no model that can be read: {error}") from error
+    found = config.get_text_config().vocab_size
+    if found < vocabulary or (is_exact and found != vocabulary):
+        raise ValueError(
+            f"teacher_model={path!r} has a vocabulary of {found}; {vocabulary}{'' if is_exact else ' at the least'} is "
+            "required, as the student has. Resize the embeddings of one of them."
+        )
+    if hasattr(student, "vision_config") and not hasattr(config, "vision_config"):
+        raise ValueError(
+            f"teacher_model={path!r} reads no images, but the student does. Give a vision-language model."
         )
 
 

@@ -17,7 +17,7 @@ from srpo_trl.loss.head import STUDENT_HEAD, TeacherHead, lm_head_of
 from srpo_trl.loss.ops import DistillationSpec, Head, distillation_loss, hellinger
 from srpo_trl.seams.parameters import local_shard, release_gathered, shards_parameters
 from srpo_trl.teacher.context import TeacherPrompt
-from srpo_trl.teacher.external import ExternalTeacher
+from srpo_trl.teacher.external import ExternalTeacher, TeacherIdentities
 from srpo_trl.teacher.heads import HeadsInUse, PastHead
 from srpo_trl.teacher.images import VisionRow
 from srpo_trl.teacher.packing import Layout
@@ -252,6 +252,10 @@ class TeacherInUse:
         """Read the weights."""
         for weights in self._held:
             weights.load(folder)
+
+    def states(self) -> dict[str, TeacherIdentities]:
+        """Return small states that a checkpoint must hold, by name."""
+        return {"external_teachers": TeacherIdentities(self._external)} if self._external else {}
 
     def past_heads(self) -> dict[str, PastHead | None]:
         """Return what a checkpoint must hold of the heads of the buffered rollouts, by the scorers' names."""
