@@ -102,6 +102,10 @@ FAMILY = {
     "rapo": {"method_options": {"alpha": 0.3}},
     "ema_anchor": {"method_options": {"beta": 0.5}},
     "opd": {"teacher_column": "domain"},
+    "lightning": {},
+    "gtpo": {"method_options": {"largest_entropy": 99.0}},
+    "dgpo": {},
+    "trace": {},
     "kdrl, lora": {"method_options": {"beta": 0.3}, "peft_config": LORA},
     "rapo, lora": {"method_options": {"alpha": 0.3}, "peft_config": LORA},
 }
@@ -211,6 +215,10 @@ def family(folder, num_processes, name):
     if "teacher_column" in options:
         models = dict.fromkeys(("first", "second"))
     paths = {model: saved_model(folder / model, seed) for seed, model in enumerate(models, 1)}
+    if method == "lightning":
+        options["rollout_func"] = with_logps(replay(tiny_tokenizer(), STRADDLING))
+    if method == "trace":
+        options["reward_funcs"] = marking
     prompts = {column: [f"1+{n}, {column}" for n in range(3)] for column in columns(method)}
     if "teacher_column" in options:
         prompts["domain"] = ["first", "second", "first"]
@@ -234,6 +242,23 @@ def family(folder, num_processes, name):
         "loss": logged(trainer, "loss"),
         "grad_norm": [float(norm) for norm in logged(trainer, "grad_norm")],
     }
+
+
+def with_logps(rollout):
+    """Stored rollouts: with a teacher's log-probability of each token, by its place."""
+
+    def stored(prompts, trainer):
+        output = rollout(prompts, trainer)
+        logps = [[-0.5 - 0.1 * t for t in range(len(ids))] for ids in output["completion_ids"]]
+        return output | {"teacher_logps": logps}
+
+    return stored
+
+
+def marking(completions, log_extra, **kwargs):
+    """Marks two tokens of every rollout."""
+    log_extra("spans", [[(0, 2)]] * len(completions))
+    return contains_answer(completions)
 
 
 def half(completions, **kwargs):

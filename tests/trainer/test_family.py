@@ -14,6 +14,7 @@ from harness import (
     update_of,
 )
 from method_names import FAMILY, columns, needs
+from srpo_trl import trainer as training
 from srpo_trl.methods import routers
 from srpo_trl.methods.record import Method
 
@@ -163,6 +164,56 @@ def test_each_method_trains_three_steps(tmp_path, name, folder):
     has_pull = trainer.args.method_record.pull is not None
     assert bool(logged(trainer, "srpo/loss/pull")) is has_pull
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+COMBINED = ("paced", "sc_sdpo", "distil", "many_faces", "decoupling", "tip", "va_opd", "opsd_zhao")
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_a_methods_weights_and_divergence_go_with_srpos_routes(tmp_path, name, folder):
+    """Both branches train: wrong rollouts with a correct sibling by the method, the others by GRPO."""
+    trainer = make_trainer(
+        tmp_path, **options_of(name, folder), routing="srpo", max_steps=3, learning_rate=0.1
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
+    policy, distilled = (logged(trainer, f"srpo/route/{route}_frac")[0] for route in ("policy", "distilled"))
+    assert policy + distilled == 15 / 16  # one has no score
+    assert policy > 0 < distilled
+    assert logged(trainer, "srpo/loss/distilled")[0] > 0
+
+
+def test_the_family_costs_srpo_nothing(tmp_path, monkeypatch):
+    """Keys of the batch, passes and collectives of two rollout batches of two steps each, four micro-batches a step."""
+    calls = dict.fromkeys(("gather", "gather_object", "sum", "pass"), 0)
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("gather", "gather_object"):
+        monkeypatch.setattr(training, name, counted(name, getattr(training, name)))
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "logging_steps": 4}
+    trainer = make_trainer(tmp_path, method="srpo", max_steps=4, num_iterations=2, **options)
+    trainer.sum_over_processes = counted("sum", trainer.sum_over_processes)
+    trainer.student.base_model.register_forward_hook(counted("pass", lambda *_: None))
+    keys, score = [], trainer._score
+
+    def keep(output, rollouts):
+        score(output, rollouts)
+        keys.append({key for key in output if key.startswith("srpo")})
+
+    trainer._score = keep
+    trainer.train()
+    of_teacher = {f"srpo_teacher_{what}" for what in ("entropy", "hidden", "log_sum_exp")}
+    assert keys == [{"srpo_route", "srpo_rollout", "srpo_row/is_correct", *of_teacher}] * 2
+    # A rollout batch: ranks and context of demonstrations, and their texts; a step: its totals; a log: its sums.
+    assert (calls["gather"], calls["gather_object"], calls["sum"]) == (2 * 2, 2, 4 + 2)
+    # A rollout batch: the teacher's prompts and rollouts, TRL's log pi_old, two steps of the loss.
+    assert calls["pass"] == 2 * (2 + 4 + 2 * 4)
 
 
 def test_the_pull_is_logged_and_measured_by_itself(tmp_path):
