@@ -99,6 +99,7 @@ def test_what_methods_need():
     assert needed["rlsd"] == "context"  # its teacher observes every rollout, those of mixed groups too
     assert (needed["kdrl"], needed["mad_opd"]) == ("teacher model", "teacher models first, second")
     assert (needed["selfci"], needed["skill_sd"]) == ("columns utility, privacy", "column skill")
+    assert (needed["lightning"], needed["trace"]) == ("stored rollouts", "column label; spans of rollouts")
 
 
 @pytest.mark.parametrize("name", METHODS)

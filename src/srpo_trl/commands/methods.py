@@ -99,9 +99,11 @@ def needs(method: Method) -> str:
     shown = "context" if has_sibling else "feedback or a reference"
     models = _models(method)
     found = [f"teacher models {', '.join(models)}" if any(models) else "teacher model"] * bool(models)
-    columns = [context for context in method.contexts if context != TEACHER_CONTEXT]
+    columns = method.columns
     found += [shown] * (TEACHER_CONTEXT in method.contexts)
     found += [f"column{'s' * (len(columns) > 1)} {', '.join(columns)}"] * bool(columns)
+    found += ["stored rollouts"] * any(scorer.weights == "cached" for scorer in method.scorers)
+    found += ["spans of rollouts"] * method.spans
     return "; ".join(found) or "nothing"
 
 
