@@ -86,7 +86,7 @@ SMALL_SIZES = {
 }
 
 # GSM8K has none of the columns that the others read, and stored rollouts come from Python.
-RECIPES = [name for name in FAMILY if not columns(name) and name != "lightning"]
+RECIPES = [name for name in FAMILY if not columns(name) and name not in ("lightning", "dph_rl")]
 
 COMMENTED_VALUE = re.compile(r"^(?P<option>\w+): (?P<value>.+?) # (?P<comment>.*)$")
 COMMAND = re.compile(r"(srpo-trl train|accelerate launch) .*")

@@ -78,6 +78,17 @@ def test_rapos_pull_is_its_estimators_gradient():
     assert make("rapo").pull(same).eq(0).all()
 
 
+@pytest.mark.parametrize("is_jensen_shannon", [False, True])
+def test_dph_rls_pull_is_its_generators_gradient(is_jensen_shannon):
+    method = make("dph_rl", eta=0.3, jensen_shannon=is_jensen_shannon)
+    tokens = tokens_of(method)
+    at = values(tokens, "initial")
+    assert method.advantages(tokens).eq(0).all()
+    assert_tokens(
+        method.pull(tokens), tokens, lambda i, t: -oracle.dph_gradient(*at(i, t), 0.3, is_jensen_shannon)
+    )
+
+
 def test_fg_expos_penalty_grows_with_the_accuracy():
     method, graded = make("fg_expo", beta=0.2), testing.graded()
     scored = testing.scored(graded, routers.policy(graded), "initial")

@@ -8,7 +8,7 @@ import math
 POLICY, DISTILLED = 1, 2
 ON_POLICY = (
     "clip_cov kl_cov negative_control ema_anchor kdrl opd opd_then_rl rlsd rlad g_opd uni_opd scope dmpo rapo f_dpg "
-    "salsa eksft apo fg_expo erpd gtpo dgpo lightning"
+    "salsa eksft apo fg_expo erpd gtpo dgpo lightning dph_rl"
 )
 
 
@@ -81,6 +81,18 @@ def rapo_gradient(own, initial, power, alpha):
     def loss(x):
         w = math.exp(power * initial - x)
         return alpha * (w * math.log(w) - w + 1)
+
+    return _slope(loss, own)
+
+
+def dph_gradient(own, initial, eta, is_jensen_shannon):
+    """Of eta f(u), u = pi / pi_0, by log pi: f = u - 1 - log u, or u log u - (u + 1) log((u + 1) / 2)."""
+
+    def loss(x):
+        u = math.exp(x - initial)
+        if is_jensen_shannon:
+            return eta * (u * math.log(u) - (u + 1) * math.log((u + 1) / 2))
+        return eta * (u - 1 - math.log(u))
 
     return _slope(loss, own)
 

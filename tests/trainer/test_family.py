@@ -95,7 +95,7 @@ def options_of(name, folder):
     """What the method needs, and columns for its scorers."""
     made = {column: COLUMNS[column] for column in columns(name)}
     options = {"method": name, **needs(name, folder), "train_dataset": chat_dataset(**made)}
-    return options | ({"rollout_func": scored_before} if name == "lightning" else {})
+    return options | ({"rollout_func": scored_before} if name in ("lightning", "dph_rl") else {})
 
 
 def scored_before(prompts, trainer):

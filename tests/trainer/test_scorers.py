@@ -1,5 +1,7 @@
 """What scorers say of the rollouts that are trained on, against plain forward passes of the models that they name."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -31,6 +33,14 @@ def scored_by(**fields) -> Method:
     """GRPO with a scorer that is asked and not listened to."""
     scorer = Scorer(**{"context": OWN_CONTEXT, "distils": False, **fields})
     return Method(routers.policy, (scorer,), pull=lambda t: 0.0 * t.mask_BT)
+
+
+def grpo_on_the_last_two() -> Method:
+    """GRPO, without the advantages of the first two of four groups."""
+    rows = {"kept": torch.tensor([[0.0], [0.0], [1.0], [1.0]]).expand(4, 4)}
+    return Method(
+        routers.policy, (), rows=lambda scored: rows, advantages=lambda t: t.advantage_B * t.rows["kept"]
+    )
 
 
 def compared() -> Method:
@@ -397,12 +407,40 @@ def test_stored_log_probabilities_train_as_the_teacher_does(tmp_path, folders):
 
 def test_rollouts_without_stored_log_probabilities_are_refused(tmp_path):
     trainer = make_trainer(tmp_path, method="lightning", rollout_func=offline_rollouts(stored_rows()))
-    with pytest.raises(ValueError, match=r"'teacher_logps' has 0 values for a rollout of \d+ tokens"):
+    with pytest.raises(ValueError, match="no rollout of the batch has any"):
+        trainer.train()
+    short = [row | {"teacher_logps": [-1.0]} for row in stored_rows()]
+    trainer = make_trainer(tmp_path, method="lightning", rollout_func=offline_rollouts(short))
+    with pytest.raises(ValueError, match=r"'teacher_logps' has 1 values for a rollout of \d+ tokens"):
         trainer.train()
     with pytest.raises(ValueError, match="No rollout is stored for the prompt"):
         offline_rollouts(stored_rows()[:4])([[{"role": "user", "content": "9+9"}]], trainer)
     with pytest.raises(ValueError, match="Stored rollout 0 has no completion_ids"):
         offline_rollouts([{"prompt": "1+1", "prompt_ids": [3]}])
+
+
+def test_prompts_without_stored_rollouts_are_sampled_for_and_train_by_grpo(tmp_path):
+    """DPH-RL: two prompts are rehearsed, with A = 0 and the initial weights' own log-probabilities, so that k = 0."""
+    rows = [row for row in stored_rows(tiny_model()) if row["prompt"][0]["content"] in ("1+1", "2+2")]
+    options = {"temperature": TEMPERATURE, "learning_rate": 0.1, **ALL}
+    sampling = replay(tiny_tokenizer())
+    asked = []
+
+    def otherwise(prompts, trainer):
+        asked.append([prompt[0]["content"] for prompt in prompts])
+        places = SimpleNamespace(process_index=0)
+        return sampling(prompts, SimpleNamespace(accelerator=places, num_generations=4)) | {"logprobs": None}
+
+    trainer = make_trainer(
+        tmp_path / "dph", method="dph_rl", rollout_func=offline_rollouts(rows, otherwise), **options
+    )
+    kept = batches_of(trainer)
+    found = update(trainer)
+    assert asked == [["3+3"] * 4 + ["4+4"] * 4]
+    ((output, _),) = kept
+    assert output["srpo_row/is_rescored"].tolist() == [True] * 8 + [False] * 8
+    masked = make_trainer(tmp_path / "grpo", method=MINE + "grpo_on_the_last_two", **options)
+    assert relative_error(found, update(masked)) < 1e-4
 
 
 def test_hellinger_distance_to_the_initial_weights(tmp_path):

@@ -102,7 +102,7 @@ def needs(method: Method) -> str:
     columns = method.columns
     found += [shown] * (TEACHER_CONTEXT in method.contexts)
     found += [f"column{'s' * (len(columns) > 1)} {', '.join(columns)}"] * bool(columns)
-    found += ["stored rollouts"] * any(scorer.weights == "cached" for scorer in method.scorers)
+    found += ["stored rollouts"] * method.reads_stored
     found += ["spans of rollouts"] * method.spans
     return "; ".join(found) or "nothing"
 

@@ -101,7 +101,7 @@ def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iter
         named = train_dataset.unique(config.teacher_column)
         if problem := unknown_teacher(config.teacher_column, named, config.teacher_models):
             yield problem
-    if arguments["rollout_func"] is None and any(s.weights == "cached" for s in config.method_record.scorers):
+    if arguments["rollout_func"] is None and config.method_record.reads_stored:
         yield (
             f"method={config.method!r} reads stored log-probabilities, which come with stored rollouts: give "
             "srpo_trl.rollout.offline.offline_rollouts(rows) as rollout_func."

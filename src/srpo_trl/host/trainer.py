@@ -35,8 +35,8 @@ from srpo_trl.host.rewards.feedback import FEEDBACK_COLUMN
 from srpo_trl.host.rollout_func import CheckedRolloutFunc
 from srpo_trl.host.rows import first_row, reference_text
 from srpo_trl.rollout.batch import ADVICE
-from srpo_trl.rollout.graded import GradedRollouts
-from srpo_trl.rollout.scorers import LOGPS_COLUMN, SPANS
+from srpo_trl.rollout.graded import LOGPS_COLUMN, GradedRollouts
+from srpo_trl.rollout.scorers import SPANS
 from srpo_trl.runs.log import LOG_FILE, NONFINITE_FOLDER
 from srpo_trl.seams.evaluated import forget_evaluation
 from srpo_trl.seams.liger import apply_liger_layers, check_liger_layers

@@ -14,6 +14,7 @@ from srpo_trl.methods import (
     dgpo,
     distil,
     dmpo,
+    dph_rl,
     eksft,
     ema_anchor,
     erpd,
@@ -145,6 +146,7 @@ METHODS: dict[str, Entry] = {
     "gtpo": Entry(gtpo.gtpo, "GTPO", UNWEIGHTED),
     "dgpo": Entry(dgpo.dgpo, "DGPO", UNWEIGHTED),
     "lightning": Entry(lightning.lightning, "Lightning OPD", UNWEIGHTED),
+    "dph_rl": Entry(dph_rl.dph_rl, "DPH-RL", UNWEIGHTED),
     "trace": Entry(trace.trace, "TRACE", UNWEIGHTED),
     "srpo_stable": Entry(srpo_stable.srpo_stable, "SRPO-stable"),
 }

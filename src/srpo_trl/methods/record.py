@@ -264,6 +264,11 @@ class Method(NamedTuple):
         return any(scorer.has_logps or not scorer.distils for scorer in self.scorers)
 
     @property
+    def reads_stored(self) -> bool:
+        """Whether a scorer's log-probabilities come with stored rollouts; others have no context."""
+        return any(scorer.weights == "cached" for scorer in self.scorers)
+
+    @property
     def distilling(self) -> tuple[Scorer, ...]:
         """Scorers that the divergence is taken to."""
         return tuple(scorer for scorer in self.scorers if scorer.distils)

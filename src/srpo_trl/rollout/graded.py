@@ -6,7 +6,7 @@ on several processes.
 Legend: B rollouts of all processes, in order, P groups of G; F reward functions; n rollouts of this process.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ from srpo_trl.teacher.context import (
     demonstration_text,
     select_information,
 )
+
+LOGPS_COLUMN = "teacher_logps"  # of stored rollouts, a list for each
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def route_rollouts(
     score_PG, rows = score_B.view(-1, options.num_generations), rollouts.own_rows
     correctness = judge_correctness(score_PG, options.threshold)
     graded = Graded(score_PG, *correctness, torch.zeros_like(correctness.is_scored), step)
-    needs_context_B = needs_context(method, graded).flatten()
-    needs_context_B &= sample_fraction(len(score_B), share, options.seed, step).to(score_B.device)
+    drawn_B = sample_fraction(len(score_B), share, options.seed, step).to(score_B.device)
+    needs_context_B = needs_context(method, graded).flatten() & drawn_B
     contexts = {
         name: teacher_context(
             rollouts,
@@ -180,8 +182,7 @@ def route_rollouts(
         else column_context(rollouts, needs_context_B[rows].tolist(), name, encoder)
         for name in method.contexts
     }
-    are_there = [[prompt is not None for prompt in context.prompts] for context in contexts.values()]
-    has_context = torch.tensor([needs_context_B[rows].tolist(), *are_there], device=score_B.device).all(0)
+    has_context = needs_context_B[rows] & _are_there(method, contexts.values(), rollouts, score_B.device)
     graded = graded._replace(has_context_PG=gather(has_context.int()).bool().view_as(score_PG))
     route_PG = scored_routes(method.route, graded)
     return RoutedRollouts(
@@ -194,6 +195,15 @@ def route_rollouts(
         route_PG,
         correctness.accuracy,
     )
+
+
+def _are_there(
+    method: Method, contexts: Iterable[ContextPrompts], rollouts: GradedRollouts, device: torch.device
+) -> Tensor:
+    """Return which of this process's rollouts have what every scorer reads, (n,) bool."""
+    there = [[prompt is not None for prompt in context.prompts] for context in contexts]
+    there += [[bool(logps) for logps in rollouts.columns[LOGPS_COLUMN]]] if method.reads_stored else []
+    return torch.tensor([[True] * len(rollouts.completions), *there], device=device).all(0)
 
 
 def column_context(

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import repeat
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from srpo_trl.rollout.scorers import LOGPS_COLUMN
+from srpo_trl.rollout.graded import LOGPS_COLUMN
 from srpo_trl.rollout.solved_prompts import prompt_key
 from srpo_trl.teacher.context import TeacherPrompt
 from srpo_trl.teacher.packing import row_layout
@@ -16,9 +17,10 @@ from srpo_trl.teacher.scoring import rescore_rollouts
 from srpo_trl.teacher.weights import TeacherWeights
 
 Stored = Mapping[str, Any]
+RolloutFunc = Callable[[list[Any], Any], dict[str, Any]]
 
 
-def offline_rollouts(rows: Iterable[Stored]) -> Callable[[list[Any], Any], dict[str, Any]]:
+def offline_rollouts(rows: Iterable[Stored], otherwise: RolloutFunc | None = None) -> RolloutFunc:
     """Return a `rollout_func` that gives stored rollouts in the place of sampled ones.
 
     Several rollouts of one prompt are its group's, in turn, others in each optimizer step where there are more of them.
@@ -26,8 +28,10 @@ def offline_rollouts(rows: Iterable[Stored]) -> Callable[[list[Any], Any], dict[
     Args:
         rows: each with "prompt" as the training data has it, "prompt_ids" and "completion_ids", lists of token ids; for
             scorers with weights="cached" also "teacher_logps", a log-probability for each token of the completion.
+        otherwise: a `rollout_func` that samples for the prompts of which nothing is stored, called with these alone on
+            each process that has some; None: every prompt has stored rollouts.
     Raises:
-        ValueError: a row lacks one of them; when called: a prompt has no stored rollout.
+        ValueError: a row lacks one of them; when called: a prompt has no stored rollout, and there is no `otherwise`.
     """
     stored: dict[str, list[Stored]] = defaultdict(list)
     for number, row in enumerate(rows):
@@ -40,15 +44,26 @@ def offline_rollouts(rows: Iterable[Stored]) -> Callable[[list[Any], Any], dict[
         first, chosen = trainer.accelerator.process_index * len(prompts), []
         for number, prompt in enumerate(prompts, start=first):
             known = stored.get(prompt_key(prompt))
-            if known is None:
-                raise ValueError(f"No rollout is stored for the prompt {prompt!r:.200}.")
             turn = number % trainer.num_generations + trainer.state.global_step * trainer.num_generations
-            chosen.append(known[turn % len(known)])
-        columns = ["prompt_ids", "completion_ids", LOGPS_COLUMN]
-        given = {name: [row.get(name) for row in chosen] for name in columns}
-        return {name: values for name, values in given.items() if any(values)} | {"logprobs": None}
+            chosen.append(None if known is None else known[turn % len(known)])
+        missing = [prompt for prompt, row in zip(prompts, chosen, strict=True) if row is None]
+        if missing and otherwise is None:
+            raise ValueError(f"No rollout is stored for the prompt {missing[0]!r:.200}.")
+        return _merged(chosen, otherwise(missing, trainer) if missing and otherwise is not None else {})
 
     return rollouts
+
+
+def _merged(chosen: Sequence[Stored | None], sampled: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored rollouts with the sampled ones in the places that are None, as a `rollout_func` does."""
+    further = [name for name in sampled if name != "logprobs"]
+    names = dict.fromkeys(["prompt_ids", "completion_ids", LOGPS_COLUMN, *further])
+    left = {name: iter(sampled.get(name) or repeat(None)) for name in names}
+    made = {name: [next(left[name]) if row is None else row.get(name) for row in chosen] for name in names}
+    if "env_mask" in made:  # of a stored rollout all tokens are the model's
+        pairs: Any = zip(made["env_mask"], made["completion_ids"], strict=True)
+        made["env_mask"] = [[1] * len(ids) if mask is None else mask for mask, ids in pairs]
+    return made | {"logprobs": None}
 
 
 @torch.no_grad()

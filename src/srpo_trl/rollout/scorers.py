@@ -25,12 +25,11 @@ from srpo_trl.rollout.batch import (
     scored_tokens,
     vision_rows,
 )
-from srpo_trl.rollout.graded import GradedRollouts, RoutedRollouts
+from srpo_trl.rollout.graded import LOGPS_COLUMN, GradedRollouts, RoutedRollouts
 from srpo_trl.rollout.method_rows import method_rows
 from srpo_trl.teacher.in_use import TeacherInUse
 from srpo_trl.teacher.scoring import TeacherScores
 
-LOGPS_COLUMN = "teacher_logps"  # of stored rollouts, a list for each
 SPANS = "spans"  # column and row
 Passes = Mapping[str, tuple[Tensor, TeacherScores]]  # the tokens and their scores, by the scorers' names
 
@@ -127,8 +126,13 @@ def _stored(
     """Return stored log-probabilities of the scored tokens, with entropies of 0.
 
     Raises:
-        ValueError: a rollout that is scored has not one for each token.
+        ValueError: a rollout that is scored has not one for each token, or none has any.
     """
+    if not any(logps):
+        raise ValueError(
+            f"The method reads {LOGPS_COLUMN!r}, and no rollout of the batch has any. Store them with the rollouts: "
+            "srpo_trl.rollout.offline.with_teacher_logps."
+        )
     made_BT = torch.zeros(scored_BT.shape)
     for row in scored_BT.any(1).nonzero().flatten().tolist():
         values, length = list(logps[row] or ()), len(completions[row])
