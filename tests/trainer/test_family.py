@@ -95,7 +95,14 @@ def options_of(name, folder):
     """What the method needs, and columns for its scorers."""
     made = {column: COLUMNS[column] for column in columns(name)}
     options = {"method": name, **needs(name, folder), "train_dataset": chat_dataset(**made)}
+    options |= {"reward_funcs": marking} if name == "trace" else {}
     return options | ({"rollout_func": scored_before} if name in ("lightning", "dph_rl") else {})
+
+
+def marking(completions, log_extra, **kwargs):
+    """Marks the first two tokens of every rollout."""
+    log_extra("spans", [[(0, 2)]] * len(completions))
+    return all_scored(completions)
 
 
 def scored_before(prompts, trainer):

@@ -6,7 +6,7 @@ from typing import Any
 
 from srpo_trl.config.defaults import LOSS_METRICS
 from srpo_trl.config.ranges import Rule
-from srpo_trl.config.teachers import external_teachers
+from srpo_trl.config.teachers import external_teachers, readable_teachers
 from srpo_trl.methods import testing
 from srpo_trl.methods.record import Method
 
@@ -183,6 +183,7 @@ RULES: tuple[Rule, ...] = (
     _one_ratio,
     _temperature,
     _completion_length,
+    readable_teachers,
     external_teachers,
 )
 DERIVED_RULES: tuple[Rule, ...] = (_resampled,)  # of values that TRL derives

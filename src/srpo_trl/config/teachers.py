@@ -52,15 +52,21 @@ def unknown_teacher(teacher_column: str | None, names: Iterable[Any], teachers: 
     return f"teacher_column={teacher_column!r} holds {wrong[0]!r}; it must name one of {', '.join(map(repr, known))}."
 
 
+def readable_teachers(teacher_model: Any) -> Iterator[str]:
+    """Yield whether `teacher_model` is no path and no mapping to paths."""
+    try:
+        named_models(teacher_model)
+    except ValueError as error:
+        yield str(error)
+
+
 def external_teachers(
     method: str, method_record: Method, teacher_model: Any, teacher_column: str | None
 ) -> Iterator[str]:
     """Yield what does not fit between the method's scorers, `teacher_model` and `teacher_column`."""
-    try:
-        models = named_models(teacher_model)
-    except ValueError as error:
-        yield str(error)
+    if list(readable_teachers(teacher_model)):
         return
+    models = named_models(teacher_model)
     scorers = [scorer for scorer in method_record.scorers if scorer.weights == "external"]
     if models and not scorers:
         yield f"teacher_model={teacher_model!r} is read by no scorer of method={method!r}. Leave it out."
