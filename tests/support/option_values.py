@@ -55,7 +55,7 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
         st.sampled_from([None, {}]),
         [*NO_TEXT[:-2], "", "{", {"a": 1}, {"": "x"}, {"a": ""}, NAN],
     ),
-    "teacher_column": (st.none(), [*NO_TEXT, "domain"]),
+    "teacher_column": (st.none(), NO_TEXT),
     "entropy_weight_beta": (st.one_of(st.none(), within(0, 50)), [*without(NO_NUMBER, None), -1e-9, 50.1]),
     "distilled_frac_hold_steps": (st.just(0), [*NO_NUMBER[:-1], -1, 0.5]),
     "distilled_frac_decay_steps": (st.one_of(st.none(), st.integers(1, 9)), without(NO_COUNT, None, 10**400)),
