@@ -8,7 +8,7 @@ import math
 POLICY, DISTILLED = 1, 2
 ON_POLICY = (
     "clip_cov kl_cov negative_control ema_anchor kdrl opd opd_then_rl rlsd rlad g_opd uni_opd scope dmpo rapo f_dpg "
-    "salsa eksft apo fg_expo erpd gtpo dgpo lightning dph_rl"
+    "salsa eksft apo fg_expo erpd gtpo dgpo dph_rl"
 )
 
 
@@ -21,6 +21,8 @@ def routes(method, group, step=0, at_step=50):
             route = POLICY
         elif method == "hdpo":
             route = POLICY | (DISTILLED if all_failed and context else 0)
+        elif method == "lightning":
+            route = POLICY if context else 0
         elif method == "srpo_stable":
             route = POLICY if correct or not context else DISTILLED
         elif method in ("opsd", "vopd", "skill_sd", "trace"):

@@ -407,7 +407,7 @@ def test_stored_log_probabilities_train_as_the_teacher_does(tmp_path, folders):
 
 def test_rollouts_without_stored_log_probabilities_are_refused(tmp_path):
     trainer = make_trainer(tmp_path, method="lightning", rollout_func=offline_rollouts(stored_rows()))
-    with pytest.raises(ValueError, match="no rollout of the batch has any"):
+    with pytest.raises(ValueError, match="none of the batch has any"):
         trainer.train()
     short = [row | {"teacher_logps": [-1.0]} for row in stored_rows()]
     trainer = make_trainer(tmp_path, method="lightning", rollout_func=offline_rollouts(short))

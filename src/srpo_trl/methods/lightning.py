@@ -1,6 +1,6 @@
 """Lightning OPD (arXiv:2604.13010): on-policy distillation on rollouts that were sampled and scored before."""
 
-from srpo_trl.methods import opd
+from srpo_trl.methods import opd, routers
 from srpo_trl.methods.record import OWN_CONTEXT, Method, Scorer
 
 
@@ -12,4 +12,4 @@ def lightning() -> Method:
     Source: the paper and the authors' code. It asks for one teacher for the fine-tuning before and for this.
     """
     stored = Scorer(weights="cached", context=OWN_CONTEXT, distils=False)
-    return opd.opd()._replace(scorers=(stored,))
+    return opd.opd()._replace(route=routers.policy_with_context, scorers=(stored,))

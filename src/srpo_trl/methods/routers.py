@@ -14,6 +14,11 @@ def policy(graded: Graded) -> Tensor:
     return torch.full_like(graded.is_correct_PG, Route.POLICY, dtype=torch.int64)
 
 
+def policy_with_context(graded: Graded) -> Tensor:
+    """Policy loss on rollouts with context, exclude the others."""
+    return torch.where(graded.has_context_PG, Route.POLICY, Route.SKIPPED)
+
+
 def sample_routed(graded: Graded) -> Tensor:
     """Distill failed rollouts with context: `z_sdpo = (1 - c) * m`, `z_grpo = 1 - z_sdpo` (SRPO, section 3.1)."""
     return torch.where(~graded.is_correct_PG & graded.has_context_PG, Route.DISTILLED, Route.POLICY)

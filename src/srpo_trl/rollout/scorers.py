@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from srpo_trl.loss.head import STUDENT_HEAD
 from srpo_trl.loss.ops import TokenStatistics
-from srpo_trl.methods.record import OWN_CONTEXT, GroupMeans, Method, Scored, Scorer, is_distilled
+from srpo_trl.methods.record import OWN_CONTEXT, GroupMeans, Method, Scored, Scorer, is_distilled, is_trained
 from srpo_trl.rollout.batch import (
     TrlBatch,
     add_routes,
@@ -95,6 +95,7 @@ def _run(
             return teacher.score(name, prompts, completions, mask_BT, vision, autocast(), model)
 
         if scorer.weights == "cached":
+            _check_stored(rollouts)
             scores = _stored(graded.columns[LOGPS_COLUMN], completions, scored_BT)
         elif scorer.weights == "external" and not scorer.model and model_of_row is not None:
             masks = {
@@ -120,19 +121,23 @@ def _run(
     return passes
 
 
+def _check_stored(rollouts: RoutedRollouts) -> None:
+    """Raise ValueError, on every process, where nothing trains because no rollout has stored log-probabilities."""
+    if not is_trained(rollouts.route_PG).any() and rollouts.graded.is_scored_PG.any():
+        raise ValueError(
+            f"The method trains rollouts that have {LOGPS_COLUMN!r}, and none of the batch has any. Store them with "
+            "the rollouts: srpo_trl.rollout.offline.with_teacher_logps."
+        )
+
+
 def _stored(
     logps: Sequence[Sequence[float] | None], completions: Sequence[tuple[int, ...]], scored_BT: Tensor
 ) -> TeacherScores:
     """Return stored log-probabilities of the scored tokens, with entropies of 0.
 
     Raises:
-        ValueError: a rollout that is scored has not one for each token, or none has any.
+        ValueError: a rollout that is scored has not one for each token.
     """
-    if not any(logps):
-        raise ValueError(
-            f"The method reads {LOGPS_COLUMN!r}, and no rollout of the batch has any. Store them with the rollouts: "
-            "srpo_trl.rollout.offline.with_teacher_logps."
-        )
     made_BT = torch.zeros(scored_BT.shape)
     for row in scored_BT.any(1).nonzero().flatten().tolist():
         values, length = list(logps[row] or ()), len(completions[row])
