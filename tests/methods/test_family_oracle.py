@@ -59,7 +59,8 @@ DIVERGENCES = {
     "decoupling": {"alpha": 0.5, "is_linear": True},
     "many_faces": {"alpha": 1.0, "topk": 20, "add_tail": False},
     "skill_sd": {"estimator": "sampled", "alpha": 1.0},
-    **{name: {"alpha": 1.0} for name in ("tip", "va_opd", "vopd", "selfci", "vla_opd")},
+    "pi_distill": {"estimator": "sampled", "alpha": 1.0},
+    **{name: {"alpha": 1.0} for name in ("tip", "va_opd", "vopd", "selfci", "vla_opd", "cord")},
     "mad_opd": {"alpha": 0.5},
     **{name: {"alpha": 0.0, "pointwise_clip": 0.05} for name in ("srpo_stable", "trace")},
 }

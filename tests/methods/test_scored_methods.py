@@ -616,6 +616,41 @@ def test_rollouts_of_equal_say():
     torch.testing.assert_close(by_rollout, by_rollout[0, 0].expand(3, 4))
 
 
+@pytest.mark.parametrize("step", [0, 4, 5, 10])
+def test_tcod_distils_more_and_more_turns(step):
+    method = make("tcod", interval=5)
+    mask_BT = torch.tensor(
+        [[1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 1], [1, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
+    ).bool()
+    turn = [[1, 1, 0, 2, 0, 3], [0, 1, 1, 1, 1, 1], [1, 0, 0, 2, 2, 0], [1] * 6]
+    tokens = tokens_of(method, step=step)._replace(mask_BT=mask_BT)
+    at = values(tokens, "teacher")
+    assert_tokens(
+        method.advantages(tokens),
+        tokens,
+        lambda i, t: at(i, t)[1] - at(i, t)[0] if turn[i][t] <= 1 + step // 5 else 0.0,
+    )
+
+
+def test_cord_weighs_by_divergence_and_place():
+    method = make("cord", power=2.0, decay=0.9)
+    tokens = tokens_of(method)
+    (weight_BT,) = method.raw_weights(tokens)
+    kl_BT = tokens.scores["student"].divergence_BT
+    assert_tokens(weight_BT, tokens, lambda i, t: float(kl_BT[i, t]) ** 2 * 0.9**t)
+    assert method.mean_one
+    assert method.scorers[1].against == "teacher"
+
+
+def test_halves_and_ablations():
+    graded, tokens = testing.graded(), testing.tokens()
+    assert torch.equal(make("pi_distill").route(graded), make("opsd").route(graded))
+    assert make("pi_distill", beta=0.25).strength(3) == make("opsd", beta=0.25).strength(3) == 0.25
+    unweighted = make("srpo_unweighted")
+    assert torch.equal(unweighted.route(graded), make("srpo", entropy_weight_beta=1.0).route(graded))
+    assert torch.equal(unweighted.raw_weights(tokens)[0], torch.ones(4, 6, dtype=torch.float64))
+
+
 def test_srpo_stable_is_srpo_with_another_divergence():
     stable, srpo = make("srpo_stable", entropy_weight_beta=1.5), make("srpo", entropy_weight_beta=1.5)
     tokens, graded = tokens_of(srpo), testing.graded()

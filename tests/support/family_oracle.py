@@ -8,7 +8,7 @@ import math
 POLICY, DISTILLED = 1, 2
 ON_POLICY = (
     "clip_cov kl_cov negative_control ema_anchor kdrl opd opd_then_rl rlsd rlad g_opd uni_opd scope dmpo rapo f_dpg "
-    "salsa eksft apo fg_expo erpd gtpo dgpo dph_rl"
+    "salsa eksft apo fg_expo erpd gtpo dgpo dph_rl tcod"
 )
 
 
@@ -23,9 +23,9 @@ def routes(method, group, step=0, at_step=50):
             route = POLICY | (DISTILLED if all_failed and context else 0)
         elif method == "lightning":
             route = POLICY if context else 0
-        elif method == "srpo_stable":
+        elif method in ("srpo_stable", "srpo_unweighted"):
             route = POLICY if correct or not context else DISTILLED
-        elif method in ("opsd", "vopd", "skill_sd", "trace"):
+        elif method in ("opsd", "pi_distill", "vopd", "skill_sd", "trace"):
             route = POLICY | (DISTILLED if context else 0)
         elif method == "sdpo_then_grpo" and step >= at_step:
             route = POLICY

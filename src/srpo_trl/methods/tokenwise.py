@@ -121,3 +121,9 @@ def softmax_of_row(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Return each row's softmax over its masked tokens times their number, so that its mean there is 1; 0 elsewhere."""
     masked_BT = value_BT.masked_fill(~mask_BT, -torch.inf)
     return masked_BT.softmax(1).nan_to_num(0.0) * mask_BT.sum(1, keepdim=True)
+
+
+def turns(mask_BT: Tensor) -> Tensor:
+    """Return the turn of each masked token, (B, T) int64 from 1: tokens that the model did not write stand between."""
+    starts_BT = mask_BT & ~torch.nn.functional.pad(mask_BT, (1, 0))[:, :-1]
+    return starts_BT.cumsum(1)
