@@ -63,7 +63,7 @@ MUTANTS = [
     mutant(
         "context_of_the_first_scorer_alone",
         "a rollout counts as one with context where a second scorer has no prompt for it",
-        ("rollout/graded.py", "rows].tolist(), *are_there]", "rows].tolist(), *are_there[:1]]"),
+        ("rollout/graded.py", "completions), *there]", "completions), *there[:1]]"),
         tests=("rollout/test_graded.py::test_context_is_there_where_each_scorer_has_a_prompt",),
     ),
     mutant(
