@@ -100,12 +100,14 @@ def batches_of(trainer):
     return kept
 
 
-@torch.no_grad()
-def logps_of(model, prompt_ids, completion_ids):
-    """Log-probabilities of the completion's tokens, and the whole distributions."""
+def trained_logps_of(model, prompt_ids, completion_ids):
+    """Log-probabilities of the completion's tokens, and the whole distributions, with gradients."""
     ids = torch.tensor([[*prompt_ids, *completion_ids]])
     logps = (model(ids).logits[0, len(prompt_ids) - 1 : -1].float() / TEMPERATURE).log_softmax(-1)
     return logps.gather(1, torch.tensor(completion_ids).unsqueeze(1)).squeeze(1), logps
+
+
+logps_of = torch.no_grad()(trained_logps_of)
 
 
 def rows_of(output):
@@ -202,9 +204,7 @@ def test_kdrls_update_is_grpos_and_autograds_of_k2(tmp_path, folders):
     (output, _), model, teacher = kept[0], tiny_model(), tiny_model(seed=1)
     loss, num_tokens = 0.0, 0
     for _, prompt, completion in rows_of(output):
-        ids = torch.tensor([[*prompt, *completion]])
-        logps = (model(ids).logits[0, len(prompt) - 1 : -1] / TEMPERATURE).log_softmax(-1)
-        own = logps.gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
+        own, _ = trained_logps_of(model, prompt, completion)
         loss = loss + (beta * (own - logps_of(teacher, prompt, completion)[0]) ** 2 / 2).sum()
         num_tokens += len(completion)
     (loss / num_tokens).backward()
@@ -355,8 +355,7 @@ def test_vla_opds_update_is_autograds_of_the_reverse_kl(tmp_path, folders):
     (output, _), model, teacher = kept[0], tiny_model(), tiny_model(seed=1)
     loss, num_tokens = 0.0, 0
     for _, prompt, completion in rows_of(output):
-        ids = torch.tensor([[*prompt, *completion]])
-        logps = (model(ids).logits[0, len(prompt) - 1 : -1] / TEMPERATURE).log_softmax(-1)
+        _, logps = trained_logps_of(model, prompt, completion)
         loss = loss + (logps.exp() * (logps - logps_of(teacher, prompt, completion)[1])).sum()
         num_tokens += len(completion)
     (loss / num_tokens).backward()

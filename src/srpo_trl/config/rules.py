@@ -141,9 +141,7 @@ def _has_token_advantages(method: Method) -> bool:
     """Return whether advantages are (B, T), tried on a few rollouts; those by a method's own rows count as such."""
     if method.advantages is None or method.rows is not None:
         return method.advantages is not None
-    tokens = testing.tokens()
-    scores = dict.fromkeys((scorer.name for scorer in method.scorers), tokens.scores["teacher"])
-    return method.advantages(tokens._replace(scores=scores)).dim() == 2
+    return method.advantages(testing.tokens(scorers=[scorer.name for scorer in method.scorers])).dim() == 2
 
 
 def _temperature(is_routed: bool, temperature: float) -> Iterator[str]:

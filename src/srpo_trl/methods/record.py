@@ -81,6 +81,11 @@ class Scorer(NamedTuple):
     against: str | None = None
     distance: Distance = "kl"
 
+    @property
+    def gives_logps(self) -> bool:
+        """Whether it has the tokens' log-probabilities."""
+        return self.has_logps or not self.distils
+
 
 class Graded(NamedTuple):
     """Every rollout of a rollout batch once it is graded, (P, G) each.
@@ -261,7 +266,7 @@ class Method(NamedTuple):
     @property
     def reads_logps(self) -> bool:
         """Whether scorers have log-probabilities, which only rollouts with context have."""
-        return any(scorer.has_logps or not scorer.distils for scorer in self.scorers)
+        return any(scorer.gives_logps for scorer in self.scorers)
 
     @property
     def reads_stored(self) -> bool:

@@ -119,8 +119,9 @@ class RoutedBatch:
     @property
     def teacher_entropy_BT(self) -> Tensor:
         """Entropy of the first scorer that distils, nats; 0 where not distilled."""
-        nothing_BT = torch.zeros(self.scored_BT.shape, device=self.scored_BT.device)
-        return next((scores.entropy_BT for scores in self.distilling.values()), nothing_BT)
+        for scores in self.distilling.values():
+            return scores.entropy_BT
+        return torch.zeros(self.scored_BT.shape, device=self.scored_BT.device)
 
     @property
     def sampler_ratio_N(self) -> Tensor | None:

@@ -92,11 +92,8 @@ class TeacherInUse:
 
     @functools.cached_property
     def _initial(self) -> TeacherWeights:
-        """Those before training: the self-teacher's own, where it has these, or nothing where nobody scores by them."""
-        is_held = self._uses("initial")
-        if is_held and self.weights.kind == "base":
-            return self.weights
-        return self._made("base" if is_held else "live", INITIAL_FILE)
+        """Those before training, where a scorer asks for them: the self-teacher's own, if it has these."""
+        return self.weights if self.weights.kind == "base" else self._made("base", INITIAL_FILE)
 
     def _made(self, kind: str, file: str) -> TeacherWeights:
         return TeacherWeights(
@@ -167,7 +164,7 @@ class TeacherInUse:
             max_tokens=self._args.teacher_tokens_per_pass,
             temperature=self._args.temperature,
             on_cpu=self._args.teacher_states_on_cpu and scorer.distils,
-            with_logps=scorer.has_logps or not scorer.distils,
+            with_logps=scorer.gives_logps,
             vision=vision,
             sharded=ShardedBackbone(source.wrapped, source.model, device, self._most) if is_sharded else None,
         )
