@@ -223,7 +223,8 @@ def divergence_on_topk(
         alpha: as in `divergence`.
         topk: size of the support. None, or V and more: the full vocabulary, whatever `add_tail`.
         add_tail: True: one more bucket with the mass of all other tokens; False: both sides renormalized.
-        is_linear, pointwise_clip: as in `divergence`; the tail is one entry.
+        is_linear: as in `divergence`.
+        pointwise_clip: as in `divergence`; the tail is one entry.
 
     Returns:
         (N,) in the inputs' dtype, >= 0 up to rounding where nothing is clipped.
