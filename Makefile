@@ -63,6 +63,7 @@ test-all: lint ## Everything: slow tests, other versions of the stack, then the 
 
 docs: setup ## Build the documentation as a site in build/site, warnings as errors
 	$(BIN)/mkdocs build --strict
+	@echo "Open build/site/index.html in a browser. While you write: $(BIN)/mkdocs serve"
 
 house: setup ## Figures of the source tree and their limits: floors, cycles, sizes, names
 	$(BIN)/python scripts/house.py

@@ -6,10 +6,8 @@ that the file has become, or to the repository's address where it has become non
 
 import dataclasses
 import html
-import inspect
 import posixpath
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,9 @@ SOURCES = {page: source for source, page in PAGES.items()}
 FOLDERS = {posixpath.dirname(source): page for source, page in PAGES.items() if source.endswith("/README.md")}
 FENCE = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 ADDRESS = re.compile(r'(\]\(|\b(?:href|src|srcset)=")([^)"\s]+)')
+PICTURE = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)"([^>]*)>\s*</picture>')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+CODE_LINK = re.compile(r'(<a href="[^"]*\.py"><code>)([^<]*)(</code>)')
 FUNCTION = re.compile(r"(<mi>(?:log|exp|min|max|tanh|softmax)</mi>)(?!<mo)")
 
 
@@ -45,22 +45,42 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Called by MkDocs for every page."""
     source = SOURCES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
-    page.edit_url = f"{config.repo_url}/edit/{BRANCH}/{source}"
-    markdown = re.sub(r"^<!-- table: (\w+) -->$", lambda name: TABLES[name[1]](), markdown, flags=re.MULTILINE)
+    page.edit_url = f"{config.repo_url}/edit/{BRANCH}/{source}" if (ROOT / source).exists() else None
+    markdown = re.sub(
+        r"^<!-- table: (\w+) -->$", lambda name: TABLES[name[1]](), markdown, flags=re.MULTILINE
+    )
     parts = FENCE.split(markdown)  # every second one is a block of code
     parts[::2] = [
-        ADDRESS.sub(lambda link: link[1] + address(link[2], source, config.repo_url), part) for part in parts[::2]
+        ADDRESS.sub(lambda link: link[1] + address(link[2], source, config.repo_url), part)
+        for part in parts[::2]
     ]
-    return "".join(parts)
+    # On the site the reader chooses the colors; a code host has the system's.
+    return PICTURE.sub(r'<img src="\2#only-light"\3><img src="\1#only-dark"\3>', "".join(parts))
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Called by MkDocs for every page: makes formulas MathML, which browsers draw without a script."""
-    first = re.search(r"<p>(.*?)</p>", content, re.DOTALL)
-    if first:
-        text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", first[1])).split())
-        page.meta.setdefault("description", re.split(r"(?<=[.:]) (?=[A-Z])", text)[0].rstrip(":"))
+    """Called by MkDocs for every page: makes formulas MathML, which browsers draw without a script.
+
+    The long names of functions and tests that are links to their files may go on in another line after a dot or an
+    underscore, so that a table of them fits its page.
+    """
+    page.meta.setdefault("description", description(page.title, content))
+    content = CODE_LINK.sub(
+        lambda link: link[1] + re.sub(r"([._])(?=\w)", r"\1<wbr>", link[2]) + link[3], content
+    )
     return FORMULA.sub(formula, content)
+
+
+def description(title: str, content: str) -> str:
+    """Return a page's title and the sentences that it begins with, as the value of an attribute."""
+    paragraphs = (
+        html.unescape(re.sub(r"<[^>]+>", "", text)) for text in re.findall(r"(?s)<p>(.*?)</p>", content)
+    )
+    text = next((" ".join(text.split()) for text in paragraphs if len(text) > 40), "")
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
+    while len(sentences) > 1 and sum(map(len, sentences)) > 160:
+        sentences.pop()
+    return html.escape(f"{title}: {' '.join(sentences)}")
 
 
 def address(target: str, source: str, repository: str) -> str:
@@ -87,20 +107,36 @@ def formula(match: re.Match[str]) -> str:
 
 
 def options_table() -> str:
-    """Return a table of the options that `SRPOConfig` adds, from its fields."""
+    """Return a table of the options that `SRPOConfig` adds, and the names of those that it inherits."""
+    from transformers import TrainingArguments
     from trl import GRPOConfig
 
     from srpo_trl import SRPOConfig
+    from srpo_trl.methods import WEIGHTED
 
-    def rows() -> Iterator[str]:
-        types = SRPOConfig.__annotations__
-        for field in dataclasses.fields(SRPOConfig):
-            if field.name not in GRPOConfig.__dataclass_fields__:
-                default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-                cells = f"`{field.name}`", f"`{_type(types[field.name])}`", f"`{default!r}`", field.metadata["help"]
-                yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", "\\n") for cell in cells) + " |"
-
-    return "\n".join(["| option | type | default | meaning |", "|---|---|---|---|", *rows()])
+    theirs, transformers = GRPOConfig.__dataclass_fields__, TrainingArguments.__dataclass_fields__
+    rows = ["| option | type, default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(SRPOConfig):
+        if field.name in theirs:
+            continue
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+        meaning = field.metadata["help"].replace("<", "&lt;").replace("|", "\\|")
+        if field.name == "method":
+            meaning = "Name of one of the [methods](methods.md#the-methods), or your own as `module:factory`."
+        if field.metadata.get("range"):
+            meaning += f" A value is {field.metadata['range']}."
+        type_ = (
+            field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
+        )
+        value = repr(WEIGHTED.get(field.name, default))
+        shown = f"`{value}`" if len(value) < 40 else "[a text](options.md#teacher)"
+        rows.append(
+            f"| `{field.name}` | {type_.replace(' | ', ' or ')}, {shown} | {meaning} |".replace("\n", " ")
+        )
+    names = ", ".join(f"`{name}`" for name in theirs if name not in transformers)
+    return "\n".join(
+        [*rows, "", f"Inherited from `GRPOConfig`: {names}; and the options of `TrainingArguments`."]
+    )
 
 
 TABLES = {"options": options_table}

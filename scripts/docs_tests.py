@@ -59,7 +59,9 @@ def statements(blocks: list[str]) -> Iterator[str]:
         else:
             for found in ASIDE.finditer(block):
                 before = " ".join(block[: found.start()].split())
-                yield _row(re.split(r"(?<=[.:;]) (?=[A-Z`\[])", ASIDE.sub("", before))[-1].lstrip("- "), found[0])
+                yield _row(
+                    re.split(r"(?<=[.:;]) (?=[A-Z`\[])", ASIDE.sub("", before))[-1].lstrip("- "), found[0]
+                )
 
 
 def without_tests(block: str) -> str:
