@@ -26,6 +26,7 @@ PAGES = {  # files outside docs/ that are pages, too
 }
 SOURCES = {page: source for source, page in PAGES.items()}
 FOLDERS = {posixpath.dirname(source): page for source, page in PAGES.items() if source.endswith("/README.md")}
+OPTIONS = "<!-- the options of SRPOConfig -->"  # where the table of them is to stand
 FENCE = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 ADDRESS = re.compile(r'(\]\(|\b(?:href|src|srcset)=")([^)"\s]+)')
 PICTURE = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)"([^>]*)>\s*</picture>')
@@ -46,9 +47,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Called by MkDocs for every page."""
     source = SOURCES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     page.edit_url = f"{config.repo_url}/edit/{BRANCH}/{source}" if (ROOT / source).exists() else None
-    markdown = re.sub(
-        r"^<!-- table: (\w+) -->$", lambda name: TABLES[name[1]](), markdown, flags=re.MULTILINE
-    )
+    if OPTIONS in markdown:
+        markdown = markdown.replace(OPTIONS, options_table())
     parts = FENCE.split(markdown)  # every second one is a block of code
     parts[::2] = [
         ADDRESS.sub(lambda link: link[1] + address(link[2], source, config.repo_url), part)
@@ -137,6 +137,3 @@ def options_table() -> str:
     return "\n".join(
         [*rows, "", f"Inherited from `GRPOConfig`: {names}; and the options of `TrainingArguments`."]
     )
-
-
-TABLES = {"options": options_table}
