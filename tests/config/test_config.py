@@ -219,6 +219,21 @@ def test_a_model_without_trainable_parameters_is_refused(tmp_path):
         make_trainer(tmp_path, model=model)
 
 
-def test_a_trainer_without_a_config_gets_srpos(monkeypatch):
-    monkeypatch.setattr("srpo_trl.host.arguments.SRPOConfig", lambda output_dir: output_dir)
-    assert default_config("some/Model-1B") == "Model-1B-SRPO"
+@pytest.mark.parametrize(
+    ("capability", "options"),
+    [
+        (None, {"bf16": False, "fp16": False, "use_cpu": True}),
+        ((7, 5), {"bf16": False, "fp16": True, "use_cpu": False}),
+        ((8, 0), {"bf16": True, "fp16": False, "use_cpu": False}),
+    ],
+    ids=["no GPU", "T4", "A100"],
+)
+def test_a_trainer_without_a_config_gets_one_that_its_machine_computes_in(capability, options, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    monkeypatch.setattr(
+        "srpo_trl.host.arguments.is_torch_bf16_gpu_available",
+        lambda: capability is not None,  # torch emulates it on a T4
+    )
+    monkeypatch.setattr("srpo_trl.host.arguments.SRPOConfig", lambda folder, **given: (folder, given))
+    assert default_config("some/Model-1B") == ("Model-1B-SRPO", options)

@@ -196,10 +196,6 @@ def test_every_metric_is_documented_once():
         assert row["what moves it"], row
 
 
-def test_readme_reads_five_metrics():
-    assert len({code(row["metric"]) for row in rows_with("README.md", "metric")} & known_metrics()) == 5
-
-
 @pytest.mark.parametrize("path", PAGES, ids=by_name)
 def test_no_unknown_metric_is_named(path):
     named = set(re.findall(r"\bsrpo/[a-z_]+(?:/[a-z_]+)?", path.read_text(encoding="utf-8")))
@@ -269,7 +265,7 @@ def test_every_formula_has_a_function_and_a_test():
 
 
 def test_the_tree_has_a_line_for_every_file_of_the_package():
-    tree = blocks(README, "")[0]
+    tree = blocks(ROOT / "CONTRIBUTING.md", "")[0]
     outside, inside = tree.split("src/srpo_trl/\n")
     described = re.findall(r"^  (\S+)  +\S", inside, re.MULTILINE)
     entries = [p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
@@ -317,24 +313,14 @@ def test_python_blocks_compile(path):
         compile(block, by_name(path), "exec")
 
 
-def test_readme_snippet_has_12_lines_and_trains(tmp_path, monkeypatch):
+def test_the_readmes_six_lines_train(tmp_path, monkeypatch):
     snippet = blocks(README, "python")[0]
-    assert len([line for line in snippet.splitlines() if line.strip()]) == 12
-    rows = [{"question": f"What is {n} + {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(1, 5)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    small = {
-        "max_steps": 1,
-        "max_completion_length": 8,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-    }
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 6
+    row = {"question": "What is 1 + 1?", "answer": "Twice 1.\n#### 2"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     replaced = {
-        '"openai/gsm8k", "main"': f'"json", data_files={str(tmp_path / "rows.jsonl")!r}',
-        '"Qwen/Qwen3-0.6B"': repr(str(save_tiny_random_qwen3(tmp_path / "model"))),
-        '"outputs/gsm8k"': repr(str(tmp_path / "run")),
-        "gradient_accumulation_steps=8": ", ".join(f"{name}={value!r}" for name, value in small.items()),
+        '"train"': f'name_or_path={str(tmp_path / "rows.jsonl")!r}',
+        '"Qwen/Qwen2.5-0.5B-Instruct"': repr(str(save_tiny_random_qwen3(tmp_path / "model"))),
     }
     for text, stand_in in replaced.items():
         assert snippet.count(text) == 1, text
@@ -346,15 +332,14 @@ def test_readme_snippet_has_12_lines_and_trains(tmp_path, monkeypatch):
 
     def remember(self, *args, **kwargs):
         trained.append(self)
+        self.args.max_steps, self.max_completion_length = 1, 8
         return train(self, *args, **kwargs)
 
     monkeypatch.setattr(SRPOTrainer, "train", remember)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {})
     assert trained[0].state.global_step == 1
     assert trained[0].args.method == "srpo"
-    assert [row["answer"].strip() for row in trained[0].train_dataset] == ["2", "4", "6", "8"]
-    assert (tmp_path / "run" / "checkpoint-1").is_dir()
 
 
 def test_reward_example_runs_as_it_says(capsys):

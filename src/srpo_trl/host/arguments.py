@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
 from datasets import Dataset
 from torch import nn
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
@@ -76,9 +77,15 @@ def _warn_of_slow_bfloat16(device: torch.device) -> None:
 
 
 def default_config(model: "str | PreTrainedModel | PeftModel") -> SRPOConfig:
-    """Return the configuration of a trainer that is given none, named after the model as TRL does."""
+    """Return the configuration of a trainer that is given none, named after the model as TRL does.
+
+    Its precision is one that the machine computes in: float16 on GPUs before Ampere, float32 where there is no GPU.
+    """
     model_id = model if isinstance(model, str) else get_config_model_id(model.config)
-    return SRPOConfig(f"{model_id.split('/')[-1]}-SRPO")
+    is_old_gpu = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8
+    has_bf16 = is_torch_bf16_gpu_available() and not is_old_gpu
+    use_cpu = not (has_bf16 or is_old_gpu)
+    return SRPOConfig(f"{model_id.split('/')[-1]}-SRPO", bf16=has_bf16, fp16=is_old_gpu, use_cpu=use_cpu)
 
 
 def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iterator[str]:
