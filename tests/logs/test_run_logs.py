@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness import NUM_GENERATIONS, ROLLOUTS, chat_dataset, contains_answer, logged, make_trainer
 from harness import tiny_tokenizer as new_tokenizer
+from srpo_trl.config import SRPOConfig
 from srpo_trl.host import callbacks
 from srpo_trl.host.callbacks import PEAK_MEMORY, changed_options
 from srpo_trl.logs import examples_log
@@ -194,6 +195,18 @@ def test_options_of_places_and_secrets_are_not_written(tmp_path):
     assert options["model_init_kwargs"] == {"revision": "v2"}
     assert "secret" not in json.dumps(options, default=str)
     assert str(tmp_path) not in json.dumps(options, default=str)
+
+
+def test_options_are_those_that_somebody_set_as_they_were_given(tmp_path):
+    """Not what SRPO, TRL and transformers made of them, such as an `accelerator_config` or a device's defaults."""
+    given = {"use_cpu": True, "bf16": False, "per_device_eval_batch_size": 96, "eval_strategy": "no"}
+    config = SRPOConfig(output_dir=str(tmp_path), learning_rate=3e-4, report_to="none", **given)
+    del given["eval_strategy"]  # the default
+    expected = given | {"learning_rate": 3e-4}  # and report_to has its default, too
+    assert changed_options(config) == expected
+    config.max_steps = 7
+    config.per_device_eval_batch_size = 12
+    assert changed_options(config) == expected | {"max_steps": 7, "per_device_eval_batch_size": 12}
 
 
 # ---------------------------------------------------------------- examples.jsonl

@@ -158,16 +158,19 @@ def run_facts(
 
 
 def changed_options(config: SRPOConfig) -> dict[str, Any]:
-    """Return the options whose value is not their default, without those of a place or a secret."""
+    """Return the options that somebody set to another value than their default, as they were given.
+
+    Left out is what SRPO, TRL or transformers made of other options, and what names a place or a secret.
+    """
     untyped: Any = config
-    public = _without_private(untyped.to_dict())
+    given = {name: was for name, (was, made) in untyped.derived.items() if getattr(config, name) == made}
+    shown = _without_private({**untyped.to_dict(), **given})
     changed = {}
     for field in dataclasses.fields(config):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        is_default = field.name in config.defaulted or getattr(config, field.name) == default
-        if field.name in public and not is_default:
-            changed[field.name] = public[field.name]
+        if field.name in shown and given.get(field.name, getattr(config, field.name)) != default:
+            changed[field.name] = shown[field.name]
     return changed
 
 

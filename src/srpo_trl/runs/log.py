@@ -1,7 +1,7 @@
 """Logs of a run as JSON lines that survive a kill and a resume; read without torch.
 
 Every part of a run starts with a line `{"begin": {"step": s}}`. A part that resumes from step s takes back whatever an
-earlier part logged beyond s, since those steps are made again; a part that starts at 0 takes back all of it. Lines are
+earlier part logged beyond s, since those steps are made again; a part that starts at 0 is a run of its own. Lines are
 only ever added, so that a killed run loses at most its last one.
 """
 
@@ -57,7 +57,7 @@ class RunLog:
 
 
 class LogContents(NamedTuple):
-    """What a log holds: records that stand, the facts of each part of the run, and how many lines make no sense."""
+    """What a log holds of a run: records that stand, the facts of each part, and how many lines make no sense."""
 
     records: list[Record]
     begins: list[Record]
@@ -65,25 +65,35 @@ class LogContents(NamedTuple):
 
 
 def read_run_log(path: Path) -> LogContents:
-    """Return what stands in a log after all of its parts.
+    """Return what stands of the last run that began in a log, after all of its parts.
 
     Raises:
         OSError: the file cannot be opened.
     """
-    records: list[Record] = []
-    begins: list[Record] = []
-    num_unreadable = 0
+    return read_run_logs(path)[-1]
+
+
+def read_run_logs(path: Path) -> list[LogContents]:
+    """Return what stands of each run that began in a log, in order; of an empty log, one run without anything.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    runs = [LogContents([], [], 0)]
     for line in path.read_bytes().split(b"\n"):
-        record = _parse(line)
+        record, (records, begins, num_unreadable) = _parse(line), runs[-1]
         if "begin" in record:
-            begins.append(record["begin"])
-            first = begins[-1]["step"]
-            records = [earlier for earlier in records if 0 < first >= earlier["step"]]
+            first = record["begin"]["step"]
+            if first == 0 and (records or begins):
+                runs.append(LogContents([], [record["begin"]], 0))
+            else:
+                begins.append(record["begin"])
+                records[:] = [earlier for earlier in records if 0 < first >= earlier["step"]]
         elif record:
             records.append(record)
         else:
-            num_unreadable += bool(line.strip())
-    return LogContents(records, begins, num_unreadable)
+            runs[-1] = LogContents(records, begins, num_unreadable + bool(line.strip()))
+    return runs
 
 
 def _parse(line: bytes) -> Record:

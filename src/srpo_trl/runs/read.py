@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo_trl.runs.folders import distinct_names, find_runs, saved_states
 from srpo_trl.runs.log import (
     EXAMPLES_FILE,
     GUARDS_FILE,
@@ -17,7 +19,7 @@ from srpo_trl.runs.log import (
     TRAINER_STATE_FILE,
     TRAINING_SECONDS,
     Record,
-    read_run_log,
+    read_run_logs,
 )
 from srpo_trl.runs.scores import LearningCurve, Point
 
@@ -76,6 +78,7 @@ class RunHistory:
         examples: records of routed rollouts.
         findings: what guards said, each with `step`, `guard`, `message`, `advice` and `action`.
         num_unreadable: lines that were left out because they make no sense.
+        num_earlier_starts: in the same folder with the same options, which this one stands for.
     """
 
     name: str
@@ -85,6 +88,7 @@ class RunHistory:
     examples: Sequence[Record] = ()
     findings: Sequence[Record] = ()
     num_unreadable: int = 0
+    num_earlier_starts: int = 0
 
     def series(self, metric: str) -> Series:
         """Return the metric wherever it was logged as a finite number."""
@@ -143,35 +147,34 @@ def is_number(value: object) -> bool:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunHistory]:
-    """Read the output folders of runs.
+    """Read every run whose log lies in one of the folders or below it.
 
     Raises:
-        ValueError: one or more of them hold no log; every one is named.
+        ValueError: one or more of them hold no log, or one that cannot be read; every one is named.
     """
-    problems, runs = [], []
-    for folder, name in zip(folders, distinct_names(folders), strict=True):
-        try:
-            runs.append(_read_run(folder, name))
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
+    distinct_names(
+        folders
+    )  # a folder that is given twice is a slip; one that lies in another given one is not
+    problems: list[str] = []
+    places: dict[Path, Path] = {}
+    for folder in folders:
+        with _collected(problems):
+            places |= {path.resolve(): path for path in find_runs(folder) if path.resolve() not in places}
+    runs = []
+    for place, name in zip(places.values(), distinct_names([*places.values()]), strict=True):
+        with _collected(problems):
+            runs += _read_folder(place, name)
     if problems:
         raise ValueError("\n".join(problems))
     return runs
 
 
-def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Return each folder's own name, with as many folders above it as tell it from all others."""
-    paths = [folder.resolve() for folder in folders]
-    repeated = [path for i, path in enumerate(paths) if path in paths[:i]]
-    if repeated:
-        raise ValueError(f"{repeated[0]} was given more than once; name each run once.")
-    names = []
-    for path in paths:
-        others = [other for other in paths if other != path]
-        lengths = range(1, len(path.parts) + 1)
-        length = next(n for n in lengths if not any(other.parts[-n:] == path.parts[-n:] for other in others))
-        names.append("/".join(path.parts[-length:]))
-    return names
+@contextmanager
+def _collected(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
 
 
 def read_checkpoint(folder: Path, name: str = "") -> RunHistory:
@@ -200,35 +203,58 @@ def read_checkpoint(folder: Path, name: str = "") -> RunHistory:
     )
 
 
-def _read_run(folder: Path, name: str) -> RunHistory:
-    examples, findings = _records(folder / EXAMPLES_FILE), _records(folder / GUARDS_FILE)
-    if not (folder / LOG_FILE).is_file():
-        return replace(read_checkpoint(_newest_state(folder), name), examples=examples, findings=findings)
-    contents = read_run_log(folder / LOG_FILE)
-    facts = contents.begins[-1] if contents.begins else {}
-    records, num_unreadable = _timed(contents.records), contents.num_unreadable
-    return RunHistory(name, folder / LOG_FILE, records, facts, examples, findings, num_unreadable)
+def _read_folder(folder: Path, name: str) -> list[RunHistory]:
+    """Read the runs that logged into one folder: more than one where it served several in turn."""
+    findings, examples = _records(folder / GUARDS_FILE)[-1], _records(folder / EXAMPLES_FILE)
+    path = folder / LOG_FILE
+    if not path.is_file():
+        run = read_checkpoint(saved_states(folder)[0], name)
+        return [replace(run, examples=examples[-1], findings=findings)]
+    begun = [
+        RunHistory(name, path, _timed(records), begins[-1] if begins else {}, num_unreadable=num_unreadable)
+        for records, begins, num_unreadable in read_run_logs(path)
+    ]
+    # Parts of examples.jsonl do not name their run: the last one is of the last run that could have written it.
+    able = [index for index, run in enumerate(begun) if _asked_for_examples(run)] or [len(begun) - 1]
+    for index, part in zip(reversed(able), reversed(examples), strict=False):
+        begun[index] = replace(begun[index], examples=part)
+    runs = _without_earlier_starts(begun)
+    runs[-1] = replace(runs[-1], findings=findings)
+    return _named_by_method(runs) if len(runs) > 1 else runs
 
 
-def _records(path: Path) -> list[Record]:
-    """Return what stands in a log beside `log.jsonl`, with today's names of routes."""
-    records = read_run_log(path).records if path.is_file() else []
-    return [r | {"route": FORMER_ROUTES.get(r["route"], r["route"])} if "route" in r else r for r in records]
+def _records(path: Path) -> list[list[Record]]:
+    """Return what stands in each part of a log beside `log.jsonl`, with today's names of routes."""
+    parts = [part.records for part in read_run_logs(path)] if path.is_file() else [[]]
+    return [
+        [r | {"route": FORMER_ROUTES.get(r["route"], r["route"])} if "route" in r else r for r in records]
+        for records in parts
+    ]
 
 
-def _newest_state(folder: Path) -> Path:
-    """Return the folder, or its checkpoint with the highest step, that has a trainer's state."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder. Give the output_dir of a training run.")
-    steps = {path: path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")}
-    numbered = sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]))
-    for place in [folder, *reversed(numbered)]:
-        if (place / TRAINER_STATE_FILE).is_file():
-            return place
-    raise ValueError(
-        f"{folder} holds no log of a run: looked for {LOG_FILE}, {TRAINER_STATE_FILE} and "
-        f"checkpoint-*/{TRAINER_STATE_FILE}. Give the output_dir of a training run."
-    )
+def _asked_for_examples(run: RunHistory) -> bool:
+    distilled = run.series("srpo/route/distilled_frac").values
+    return "log_examples_steps" in run.options and (not len(distilled) or bool(distilled.any()))
+
+
+def _without_earlier_starts(begun: Sequence[RunHistory]) -> list[RunHistory]:
+    """Return the runs that have logged anything; of several with the same options the last one, for all of them."""
+    last: dict[str, RunHistory] = {}
+    for run in [run for run in begun if run.records] or [begun[-1]]:
+        options = json.dumps(run.options, sort_keys=True)
+        earlier = last.pop(options, None)
+        last[options] = replace(run, num_earlier_starts=earlier.num_earlier_starts + 1) if earlier else run
+    return [*last.values()]
+
+
+def _named_by_method(runs: Sequence[RunHistory]) -> list[RunHistory]:
+    """Give runs of one folder names of their own."""
+    methods = [str(run.options.get("method", "run")) for run in runs]
+    numbers = [methods[: index + 1].count(method) for index, method in enumerate(methods)]
+    return [
+        replace(run, name=f"{run.name} ({method}{f' {number}' if methods.count(method) > 1 else ''})")
+        for run, method, number in zip(runs, methods, numbers, strict=True)
+    ]
 
 
 def _timed(records: Sequence[Record]) -> list[Record]:
