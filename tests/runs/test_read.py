@@ -12,7 +12,7 @@ from srpo_trl.commands.compare.jobs import Comparison, Job
 from srpo_trl.commands.compare.table import read_curves
 from srpo_trl.commands.curves import table_rows
 from srpo_trl.commands.report.tables import best_table
-from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, TRAINER_STATE_FILE, RunLog
+from srpo_trl.runs.log import EXAMPLES_FILE, GUARDS_FILE, LOG_FILE, TRAINER_STATE_FILE, RunLog
 from srpo_trl.runs.read import FORMER_METRICS, RunHistory, read_checkpoint, read_runs
 from srpo_trl.runs.scores import read_budgets
 
@@ -68,6 +68,67 @@ def test_runs_have_names_that_tell_them_apart(tmp_path):
     assert [run.name for run in read_runs(folders)] == ["a/srpo", "b/srpo", "grpo"]
     with pytest.raises(ValueError, match="more than once"):
         read_runs([folders[0], folders[0]])
+
+
+def begin_run(folder: Path, method: str, step: int = 0, **options) -> RunLog:
+    log = RunLog(folder / LOG_FILE)
+    log.begin(step, options={"method": method, **options})
+    return log
+
+
+def rewards_of(runs: list[RunHistory]) -> dict[str, list[float]]:
+    return {run.name: run.series("reward").values.tolist() for run in runs}
+
+
+def test_runs_below_a_folder_are_found_and_checkpoints_are_not_runs(tmp_path):
+    for number, place in enumerate(("b", "a", "runs/srpo/seed-0", "too/deep/a/place")):
+        begin_run(tmp_path / place, "srpo").append({"step": 1, "logs": {"reward": number}})
+    for place in ("b/checkpoint-5", "plain/checkpoint-5", ".trash"):
+        write_state(tmp_path / place, [{"step": 1, "reward": 0.5}])
+    runs = read_runs([tmp_path])
+    assert rewards_of(runs) == {"a": [1], "b": [0], "plain": [0.5], "seed-0": [2]}
+    # The folder is a run, too, and one of those below it is also given itself.
+    begin_run(tmp_path, "grpo").append({"step": 1, "logs": {"reward": 7}})
+    assert [run.name for run in read_runs([tmp_path, tmp_path / "b"])] == [
+        tmp_path.name,
+        "a",
+        "b",
+        "plain",
+        "seed-0",
+    ]
+    assert [run.name for run in read_runs([tmp_path / "b", tmp_path / "a"])] == ["b", "a"]
+
+
+def test_each_run_that_logged_into_one_folder_is_read(tmp_path):
+    folder = tmp_path / "out"
+    for number, (method, step, seed) in enumerate(
+        [("grpo", 0, 0), ("srpo", 0, 0), ("srpo", 0, 0), ("srpo", 2, 0), ("srpo", 0, 1)]
+    ):
+        log = begin_run(folder, method, step, seed=seed)
+        for later in (1, 2, 3):
+            log.append({"step": step + later, "logs": {"reward": number}})
+    begin_run(folder, "sdpo")  # logged nothing
+    runs = read_runs([folder])
+    assert rewards_of(runs) == {
+        "out (grpo)": [0, 0, 0],
+        "out (srpo 1)": [2, 2, 3, 3, 3],  # resumed after two steps; began again once with the same options
+        "out (srpo 2)": [4, 4, 4],
+    }
+    assert [run.num_earlier_starts for run in runs] == [0, 1, 0]
+
+
+def test_examples_belong_to_the_run_that_could_write_them(tmp_path):
+    examples = RunLog(tmp_path / EXAMPLES_FILE)
+    for method, distilled in (("sdpo", 1.0), ("srpo", 0.5), ("grpo", 0.0)):
+        log = begin_run(tmp_path, method, log_examples_steps=1)
+        log.append({"step": 1, "logs": {"srpo/route/distilled_frac": distilled}})
+        if distilled:
+            examples.begin(0)
+            examples.append({"step": 1, "method": method})
+    runs = read_runs([tmp_path])
+    assert [[e["method"] for e in run.examples] for run in runs] == [["sdpo"], ["srpo"], []]
+    (tmp_path / GUARDS_FILE).write_text('{"step": 1, "guard": "length"}\n')
+    assert [len(run.findings) for run in read_runs([tmp_path])] == [0, 0, 1]
 
 
 def test_logs_of_before_the_renames_are_read(tmp_path):

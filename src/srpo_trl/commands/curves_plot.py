@@ -14,8 +14,9 @@ from srpo_trl.commands.curves import CurveSet
 from srpo_trl.runs.durations import UNITS, axis_unit
 from srpo_trl.runs.scores import LearningCurve
 
-# Okabe and Ito's, told apart with color-blind eyes, too
-COLORS = ("#0072B2", "#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#000000")
+# After Okabe and Ito, told apart with color-blind eyes, too; those of their colors that are too light on white, or too
+# dark on black, are replaced: each but the last has a contrast of 3:1 to both.
+COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC6FA3", "#6E7781", "#A6761D", "#000000")
 MARKERS = "os^vDPX"
 CURVE_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 

@@ -12,12 +12,12 @@ from srpo_trl.commands.report.examples import select_examples
 from srpo_trl.commands.report.figures import FIGURES, accuracy_figure
 from srpo_trl.commands.report.histogram import draw_weights
 from srpo_trl.commands.report.page import render
-from srpo_trl.runs.durations import format_duration, parse_duration
+from srpo_trl.commands.report.tables import PAPER_BUDGETS, time_budgets, usual_budgets
+from srpo_trl.runs.durations import parse_duration
 from srpo_trl.runs.read import RunHistory, read_runs
 from srpo_trl.runs.scores import HELD_OUT, TRAINING, Budget, common_metric
 
 _WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
-BUDGETS = ("1h", "5h", "10h")  # the paper's
 
 
 def make_report(argv: Sequence[str] | None = None) -> int:
@@ -30,15 +30,17 @@ def make_report(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"srpo-trl report: {error}", file=sys.stderr)
         return _WRONG_ARGUMENTS
-    budgets = [Budget(format_duration(s), s, is_time=True) for s in sorted(set(options.budgets))]
     logged = [run.metrics for run in runs]
     held_out, training = options.accuracy or common_metric(logged, HELD_OUT), common_metric(logged, TRAINING)
+    metric = held_out or training
+    budgets = usual_budgets(runs, metric) if options.budgets is None else time_budgets(options.budgets)
     pictures = draw_all(runs, held_out, training, budgets)
     examples = [select_examples(run, options.examples) for run in runs]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    page = render(runs, pictures, examples, held_out or training, budgets)
+    page = render(runs, pictures, examples, metric, budgets)
     options.output.write_text(page, encoding="utf-8", errors="replace")
-    print(f"Wrote {options.output} ({options.output.stat().st_size / 1e6:.1f} MB).")
+    size = options.output.stat().st_size / 1e6
+    print(f"Wrote {options.output} ({size:.1f} MB) about {', '.join(run.name for run in runs)}.")
     if options.figures is not None:
         num_files = write_figures(pictures, options.figures)
         print(f"Wrote {num_files} figures to {options.figures}, each as PNG and CSV.")
@@ -66,13 +68,13 @@ def draw_all(
         reading = f"{training}, over the rollouts that were trained on, at training temperature. {marked}"
         specs.append(accuracy_figure("training_accuracy", "Training accuracy", training, reading))
     drawn = [draw(spec, runs, budgets) for spec in (*specs, *FIGURES)]
-    return [*(picture for picture in drawn if picture.figure or picture.missing), draw_weights(runs)]
+    return [*(picture for picture in drawn if picture.panels or picture.missing), draw_weights(runs)]
 
 
 def write_figures(pictures: Sequence[Picture], folder: Path) -> int:
     """Write every drawn picture as PNG and CSV, and return how many."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = [picture for picture in pictures if picture.figure is not None]
+    drawn = [picture for picture in pictures if picture.panels]
     for picture in drawn:
         save_png(picture, folder / f"{picture.name}.png")
         with (folder / f"{picture.name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -86,7 +88,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Write one HTML file about one or several runs, from their logs alone.",
         epilog="Routed examples are there for runs that were trained with log_examples_steps.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a training run")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="output_dir of a training run, or a folder of such folders: every run below it is shown",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s"
     )
@@ -95,9 +103,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--budgets",
         nargs="*",
         type=_duration,
-        default=[parse_duration(text) for text in BUDGETS],
         metavar="TIME",
-        help="training time to mark, such as 90s 30m 5h (default: " + " ".join(BUDGETS) + ")",
+        help="training time to mark, such as 90s 30m 5h (default: up to three round times that a run has come to; "
+        f"from 10 hours on {' '.join(PAPER_BUDGETS)})",
     )
     parser.add_argument(
         "--accuracy",

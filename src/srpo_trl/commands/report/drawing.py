@@ -1,42 +1,48 @@
-"""From a figure's description and the runs to a matplotlib figure and the numbers in it."""
+"""From a figure's description and the runs to its panels and the numbers in them."""
 
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from srpo_trl.commands.curves_plot import COLORS, MARKERS
 from srpo_trl.commands.report.figures import FigureSpec, Panel
-from srpo_trl.runs.durations import UNITS, axis_unit
+from srpo_trl.runs.durations import UNITS, axis_unit, format_duration
 from srpo_trl.runs.read import RunHistory, Series
 from srpo_trl.runs.scores import Budget
 
-_COLORS = COLORS[:6]  # all but black, which a dark screen does not show; a second round has other lines
+_COLORS = COLORS[:6]  # all but black, which a dark screen does not show
 LINES = ("-", "--", ":", "-.")
+_RUNS_OF_A_LINE = 3  # in other colors; after 12 runs color and line come again, with another marker
 
 INK = "#1a1b1e"  # replaced by the page's text color in SVG
 _COLUMNS = 2
 PANEL_INCHES = (5.2, 2.9)
-_MOST_MARKERS = 30  # points that are marked one by one
+_MOST_MARKED = 30  # points that are marked one by one
+_MARKS = 12  # of a longer curve
 _FEWEST_TO_SMOOTH = 100  # points from which on a running mean is drawn
 _SMOOTHING = 40  # points of a curve for each point of the running mean's window
+_NEEDLESS_DIGITS = re.compile(r"(?<=\.\d\d)\d+")  # a viewer's pixel is about one unit
 STYLE: Any = {
-    "font.size": 9.5,
+    "font.size": 10.5,
     "font.family": ["DejaVu Sans", "sans-serif"],
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "svg.fonttype": "none",
     **dict.fromkeys(
@@ -46,15 +52,24 @@ STYLE: Any = {
 }
 
 
+class Drawing(NamedTuple):
+    """One panel: its title, what it shows in words, and what draws it."""
+
+    title: str
+    words: str
+    draw: Callable[[Axes], None]
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure with its numbers.
+    """A figure that can be drawn, with its numbers.
 
     Attributes:
         name: of its files; never text from a run.
         title, reading: see `FigureSpec`.
         missing: what the runs' logs lack of it, one sentence each.
-        figure: None where no run has anything to draw.
+        panels: none where no run has anything to draw.
+        runs: their names, in the order of their colors.
         header, rows: of its CSV file.
     """
 
@@ -62,7 +77,8 @@ class Picture:
     title: str
     reading: str
     missing: Sequence[str]
-    figure: Figure | None
+    panels: Sequence[Drawing]
+    runs: Sequence[str]
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
@@ -76,7 +92,6 @@ def draw(spec: FigureSpec, runs: Sequence[RunHistory], budgets: Sequence[Budget]
         budgets: of training time, marked on time axes.
     """
     curves = {panel: [_curve(panel, run) for run in runs] for panel in spec.panels}
-    shown = [panel for panel, series in curves.items() if _is_shown(panel, series)]
     missing = [
         f"{', '.join(absent)}: not in the logs of {run.name}."
         for i, run in enumerate(runs)
@@ -91,9 +106,18 @@ def draw(spec: FigureSpec, runs: Sequence[RunHistory], budgets: Sequence[Budget]
         for i, metric, series in _logged(spec.panels, runs)
         for step, seconds, value in zip(series.steps, series.seconds, series.values, strict=True)
     ]
-    figure = _figure(shown, curves, runs, budgets) if shown else None
+    drawings = [
+        Drawing(
+            panel.title,
+            _in_words(spec.title, panel, series, runs),
+            partial(_draw_panel, panel=panel, curves=series, runs=runs, budgets=budgets),
+        )
+        for panel, series in curves.items()
+        if _is_shown(panel, series)
+    ]
     header = ("run", "step", "seconds", "metric", "value")
-    return Picture(spec.name, spec.title, spec.reading, missing, figure, header, rows)
+    names = [run.name for run in runs]
+    return Picture(spec.name, spec.title, spec.reading, missing, drawings, names, header, rows)
 
 
 def _curve(panel: Panel, run: RunHistory) -> Series | None:
@@ -109,6 +133,25 @@ def _named(panel: Panel) -> str:
     return f"the clock of {panel.metric}" if panel.against == "time" else panel.metric
 
 
+def _in_words(
+    figure_title: str, panel: Panel, curves: Sequence[Series | None], runs: Sequence[RunHistory]
+) -> str:
+    """Return what a reader who does not see the panel is told: what it is of, and each curve's two ends."""
+    ends = [
+        f"{run.name} from {curve.values[0]:.3g} at {_place(panel, curve, 0)} to {curve.values[-1]:.3g} at "
+        f"{_place(panel, curve, -1)}"
+        for run, curve in zip(runs, curves, strict=True)
+        if curve is not None
+    ]
+    return f"{figure_title}, {panel.title} ({panel.unit}): {'; '.join(ends)}."
+
+
+def _place(panel: Panel, curve: Series, index: int) -> str:
+    return (
+        format_duration(curve.seconds[index]) if panel.against == "time" else f"step {curve.steps[index]:.0f}"
+    )
+
+
 def _logged(panels: Sequence[Panel], runs: Sequence[RunHistory]) -> Iterator[tuple[int, str, Series]]:
     metrics = [name for panel in panels for name in (panel.metric, panel.spread) if name]
     for metric in dict.fromkeys(metrics):
@@ -116,28 +159,9 @@ def _logged(panels: Sequence[Panel], runs: Sequence[RunHistory]) -> Iterator[tup
             yield i, metric, run.series(metric)
 
 
-def _figure(
-    panels: Sequence[Panel],
-    curves: dict[Panel, list[Series | None]],
-    runs: Sequence[RunHistory],
-    budgets: Sequence[Budget],
-) -> Figure:
-    columns = min(_COLUMNS, len(panels))
-    num_rows = -(-len(panels) // columns)
-    with matplotlib.rc_context(STYLE):
-        size = (PANEL_INCHES[0] * _COLUMNS, PANEL_INCHES[1] * num_rows)  # as wide with one column as with two
-        figure = Figure(figsize=size, layout="constrained")
-        grid = list(figure.subplots(num_rows, columns, squeeze=False).flat)
-        for axes, panel in zip(grid, panels, strict=False):
-            _draw_panel(axes, panel, curves[panel], runs, budgets)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        name_runs(figure, runs)
-    return figure
-
-
 def _draw_panel(
     axes: Axes,
+    *,
     panel: Panel,
     curves: Sequence[Series | None],
     runs: Sequence[RunHistory],
@@ -156,7 +180,6 @@ def _draw_panel(
         _mark_budgets(axes, [budget for budget in budgets if budget.amount <= longest], unit)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_title(panel.title)
     axes.set(
         ylabel=panel.unit, xlabel="optimizer step" if panel.against == "steps" else f"training time ({unit})"
     )
@@ -171,18 +194,32 @@ def _draw_panel(
 
 def run_style(index: int) -> dict[str, Any]:
     """Return the color and the line of a run."""
-    turn = index // len(_COLORS)
-    return {"color": _COLORS[index % len(_COLORS)], "linestyle": LINES[turn % len(LINES)]}
+    line = LINES[index // _RUNS_OF_A_LINE % len(LINES)]
+    return {"color": _COLORS[index % len(_COLORS)], "linestyle": line}
+
+
+def marks(index: int, num_points: int) -> dict[str, Any]:
+    """Return a run's marker and the points that have one: all of a short curve, of a long one some, not another's."""
+    every = 1 if num_points <= _MOST_MARKED else num_points // _MARKS
+    marker = MARKERS[index % len(MARKERS)]
+    return {"marker": marker, "markersize": 4, "markevery": (index * every // 3 % every, every)}
+
+
+def marker_path(index: int, size: float) -> str:
+    """Return a run's marker around (0, 0) as the path of an SVG element."""
+    style = MarkerStyle(MARKERS[index % len(MARKERS)])
+    outlines = [np.array(line) for line in style.get_path().transformed(style.get_transform()).to_polygons()]
+    corners = [" ".join(f"{x:.2f},{-y:.2f}" for x, y in size * outline) for outline in outlines]
+    return "".join(f"M{line}Z" for line in corners)
 
 
 def _draw_curve(axes: Axes, index: int, across: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-    style = run_style(index)
-    if len(values) < _FEWEST_TO_SMOOTH:
-        marker = MARKERS[index % len(MARKERS)] if len(values) <= _MOST_MARKERS else None
-        axes.plot(across, values, linewidth=1.6, marker=marker, markersize=3.5, **style)
-        return
-    axes.plot(across, values, linewidth=0.7, alpha=0.3, **style)
-    axes.plot(across, running_mean(values, len(values) // _SMOOTHING), linewidth=1.8, **style)
+    style, num_points = run_style(index), len(values)
+    smooth = values
+    if num_points >= _FEWEST_TO_SMOOTH:
+        axes.plot(across, values, linewidth=0.7, alpha=0.3, **style)
+        smooth = running_mean(values, num_points // _SMOOTHING)
+    axes.plot(across, smooth, linewidth=1.7, **style, **marks(index, num_points))
 
 
 def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
@@ -215,40 +252,65 @@ def _mark_budgets(axes: Axes, budgets: Sequence[Budget], unit: str) -> None:
             ha="right",
             va="top",
             rotation=90,
-            fontsize=8.5,
+            fontsize=9,
         )
 
 
-def name_runs(figure: Figure, runs: Sequence[RunHistory]) -> None:
-    """Name the runs above the panels; their names are never read as mathematics or as hidden labels."""
-    handles = [
-        Line2D([], [], linewidth=2, marker=MARKERS[i % len(MARKERS)], markersize=4, **run_style(i))
-        for i in range(len(runs))
-    ]
-    legend = figure.legend(
-        handles, ["run"] * len(runs), loc="outside upper left", ncols=min(len(runs), 4), frameon=False
-    )
-    for text, run in zip(legend.get_texts(), runs, strict=True):
-        text.set_parse_math(False)
-        text.set_text(run.name)
+def svgs(picture: Picture) -> list[str]:
+    """Return each panel as an SVG element for a page, in the page's text color, with ids of its own and its words."""
+    return [_svg(drawing, f"{picture.name}-{i}") for i, drawing in enumerate(picture.panels)]
 
 
-def svg(picture: Picture) -> str:
-    """Return the picture as an SVG element for a page, in the page's text color, with ids of its own."""
-    assert picture.figure is not None
+def _svg(drawing: Drawing, name: str) -> str:
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": picture.name}):
-        picture.figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"))
-        )
-    text = buffer.getvalue()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+        drawing.draw(figure.subplots())
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
+    return _slim(buffer.getvalue(), name).replace(
+        "<svg ", f'<svg role="img" aria-label="{escape(drawing.words)}" ', 1
+    )
+
+
+def _slim(text: str, name: str) -> str:
+    """Return matplotlib's SVG for a page with others: ids of its own, the page's font and text color, fewer digits."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", text)
-    return text.replace(INK, "currentColor")
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r" font-family: [^;]*;", "", text)
+    text = re.sub(r' (d|x|y|transform)="[^"]*"', lambda found: _NEEDLESS_DIGITS.sub("", found[0]), text)
+    return re.sub(r"\n\s*", "", text).replace(INK, "currentColor")
 
 
 def save_png(picture: Picture, path: Path) -> None:
-    """Write the picture for a slide or a paper, on white."""
-    assert picture.figure is not None
+    """Write all panels of a picture for a slide or a paper, on white."""
     with matplotlib.rc_context(STYLE):
-        picture.figure.savefig(path, dpi=160, facecolor="white")
+        whole(picture).savefig(path, dpi=160, facecolor="white")
+
+
+def whole(picture: Picture) -> Figure:
+    """Return all panels in one figure, the runs named above them; names are never read as mathematics or as hidden."""
+    columns = min(_COLUMNS, len(picture.panels))
+    num_rows = -(-len(picture.panels) // columns)
+    size = (PANEL_INCHES[0] * _COLUMNS, PANEL_INCHES[1] * num_rows)  # as wide with one column as with two
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        grid = list(figure.subplots(num_rows, columns, squeeze=False).flat)
+        for axes, drawing in zip(grid, picture.panels, strict=False):
+            drawing.draw(axes)
+            axes.set_title(drawing.title)
+        for axes in grid[len(picture.panels) :]:
+            axes.set_axis_off()
+        numbers = range(len(picture.runs))
+        handles = [Line2D([], [], linewidth=2, **run_style(i), **marks(i, 1)) for i in numbers]
+        legend = figure.legend(
+            handles,
+            ["run"] * len(handles),
+            loc="outside upper left",
+            ncols=min(len(handles), 4),
+            frameon=False,
+        )
+    for text, name in zip(legend.get_texts(), picture.runs, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+    return figure

@@ -1,5 +1,6 @@
 """Routed rollouts for the page: each token with how strongly, and toward what, the teacher corrects it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +14,10 @@ from srpo_trl.runs.read import RunHistory, is_number
 NUM_LEVELS = 9
 FULL_COLOR_QUANTILE = 0.95  # of the shown tokens' corrections; whatever is above has the full color
 NUM_STRONGEST = 5
+COLUMNS = (
+    *("token", "correction", "divergence", "weight"),
+    *("teacher's entropy", "student's probability", "teacher's choice"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,27 +40,49 @@ class Token:
     choice: tuple[str, float] | None
 
     @property
-    def note(self) -> str:
-        """What is shown when the pointer rests on the token."""
-        if self.correction is None:
-            return ""
+    def is_kept(self) -> bool:
+        """Whether the teacher would most likely have written the same token, with another probability."""
+        return self.choice is not None and self.choice[0] == self.text
+
+    def note(self, num_decimals: int) -> str:
+        """Return what is shown where the pointer rests on the token, or where it was tapped."""
         parts = [
-            f"correction {self.correction:.3f} = divergence {self.divergence:.3f} x weight {self.weight:.2f}"
+            f"{visible(self.text)}: correction {self.correction:.{num_decimals}f} = "
+            f"divergence {self.divergence:.{num_decimals}f} x weight {self.weight:.2f}"
         ]
         if self.teacher_entropy is not None:
             parts.append(f"teacher entropy {self.teacher_entropy:.2f}")
         if self.student_probability is not None:
             parts.append(f"student's probability {self.student_probability:.2f}")
         if self.choice is not None:
-            parts.append(f"teacher's choice {visible(self.choice[0])} ({self.choice[1]:.2f})")
+            parts.append(f"teacher's choice {self.choice_text}")
         return "; ".join(parts)
+
+    def cells(self, num_decimals: int) -> list[str]:
+        """Return the token's row of the table that has `COLUMNS`."""
+        numbers = (
+            *((self.correction, num_decimals), (self.divergence, num_decimals), (self.weight, 2)),
+            *((self.teacher_entropy, 2), (self.student_probability, 2)),
+        )
+        texts = ["" if number is None else f"{number:.{decimals}f}" for number, decimals in numbers]
+        return [visible(self.text), *texts, self.choice_text]
+
+    @property
+    def choice_text(self) -> str:
+        """The teacher's choice in words; empty where it was not logged."""
+        if self.choice is None:
+            return ""
+        token, probability = self.choice
+        return f"{'the same' if self.is_kept else visible(token)} ({probability:.2f})"
 
     @property
     def correction_text(self) -> str:
         """The correction in words: the token, and what the teacher would have written where that is known."""
-        if self.choice is None:
-            return visible(self.text)
-        return f"{visible(self.text)} {'stays' if self.choice[0] == self.text else 'to ' + visible(self.choice[0])}"
+        return (
+            visible(self.text)
+            if self.choice is None
+            else f"{visible(self.text)} to {visible(self.choice[0])}"
+        )
 
     @property
     def shown(self) -> str:
@@ -81,10 +108,20 @@ class Example:
     feedback: str
     tokens: Sequence[Token]
 
+    def colored(self, full: float) -> list[tuple[int, Token]]:
+        """Return the tokens that have a color, where `full` nats have the full one, each with its place from 1 on."""
+        return [(i, token) for i, token in enumerate(self.tokens, 1) if level(token.correction, full)]
+
     def strongest(self, full: float) -> list[Token]:
-        """Return the most corrected tokens, strongest first; none without a color where `full` nats are full."""
-        colored = [token for token in self.tokens if level(token.correction, full)]
-        return sorted(colored, key=lambda token: token.correction or 0.0, reverse=True)[:NUM_STRONGEST]
+        """Return the most corrected tokens that have a color, strongest first.
+
+        Where the teacher's choices were logged, only tokens in whose place it would have written another one.
+        """
+        colored = [token for _, token in self.colored(full) if not token.is_kept]
+        named = (
+            [token for token in colored if token.choice] if any(t.choice for t in self.tokens) else colored
+        )
+        return sorted(named, key=lambda token: token.correction or 0.0, reverse=True)[:NUM_STRONGEST]
 
 
 def visible(text: str) -> str:
@@ -146,8 +183,13 @@ def level(correction: float | None, full: float) -> int:
     return 0 if correction is None else min(round(NUM_LEVELS * correction / full), NUM_LEVELS)
 
 
+def decimals(full: float) -> int:
+    """Return how many decimals show two digits of the full color's correction: from 2 to 9."""
+    return min(max(2, 1 - math.floor(math.log10(full))), 9)
+
+
 class Span(NamedTuple):
-    """Neighboring text of one look: its CSS class, its text, and what is shown when the pointer rests on it."""
+    """Neighboring text of one look: its CSS class, its text, and its numbers where it is a colored token."""
 
     look: str
     text: str
@@ -164,10 +206,9 @@ def pieces(example: Example, full: float) -> list[Span]:
     found: list[Span] = []
     for look, tokens in groupby(example.tokens, key=lambda token: _look(token, full)):
         if look.startswith("level"):
-            found += [Span(look, token.shown, token.note) for token in tokens]
+            found += [Span(look, token.shown, token.note(decimals(full))) for token in tokens]
         else:
-            note = "not distilled" if look == "undistilled" else ""
-            found.append(Span(look, "".join(token.text for token in tokens), note))
+            found.append(Span(look, "".join(token.text for token in tokens), ""))
     return found
 
 

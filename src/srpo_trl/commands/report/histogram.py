@@ -1,12 +1,12 @@
 """The distribution of token weights, over the tokens of the logged examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
-from srpo_trl.commands.report.drawing import INK, PANEL_INCHES, STYLE, Picture, name_runs, run_style
+from srpo_trl.commands.report.drawing import INK, Drawing, Picture, marks, run_style
 from srpo_trl.runs.read import RunHistory, is_number
 
 NUM_BINS = 40
@@ -24,18 +24,22 @@ def draw_weights(runs: Sequence[RunHistory]) -> Picture:
         if len(values)
         for low, high, share in zip(edges, edges[1:], run_shares, strict=False)
     ]
+    drawn = {i: shares[i] for i, values in enumerate(weights) if len(values)}
+    words = [f"{runs[i].name} from {weights[i].min():.3g} to {weights[i].max():.3g}" for i in drawn]
+    drawing = Drawing(
+        "share of the tokens at each weight",
+        f"Share of the distilled tokens at each weight: {'; '.join(words)}.",
+        partial(_draw_shares, edges=edges, shares=drawn),
+    )
     return Picture(
         "weight_distribution",
         "Distribution of token weights",
         "Of the distilled tokens in the examples below, not of all: the share at each weight, whose mean over a whole "
         "optimizer step is 1. One peak at 1 means that the weights do nothing; a long tail to the right, that a few "
         "sure tokens count most.",
-        [
-            f"No examples.jsonl of {run.name}."
-            for run, values in zip(runs, weights, strict=True)
-            if not len(values)
-        ],
-        _figure(edges, shares, runs, [len(values) > 0 for values in weights]) if rows else None,
+        [f"No examples.jsonl of {run.name}." for i, run in enumerate(runs) if i not in drawn],
+        [drawing] if drawn else [],
+        [run.name for run in runs],
         ("run", "weight_from", "weight_to", "share_of_tokens"),
         rows,
     )
@@ -46,17 +50,11 @@ def _weights(run: RunHistory) -> list[float]:
     return [float(w) for values in lists if isinstance(values, list) for w in values if is_number(w)]
 
 
-def _figure(
-    edges: np.ndarray, shares: Sequence[np.ndarray], runs: Sequence[RunHistory], is_drawn: Sequence[bool]
-) -> Figure:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2 * PANEL_INCHES[0], PANEL_INCHES[1]), layout="constrained")
-        axes = figure.subplots()
-        for i, run_shares in enumerate(shares):
-            if is_drawn[i]:
-                axes.stairs(run_shares, edges, linewidth=1.6, **run_style(i))
-                axes.stairs(run_shares, edges, fill=True, alpha=0.12, color=run_style(i)["color"])
-        axes.set(xlabel="weight", ylabel="share of tokens", xlim=(0, edges[-1]), ylim=(0, None))
-        axes.grid(alpha=0.18, color=INK, linewidth=0.6)
-        name_runs(figure, runs)
-    return figure
+def _draw_shares(axes: Axes, *, edges: np.ndarray, shares: Mapping[int, np.ndarray]) -> None:
+    middles = (edges[:-1] + edges[1:]) / 2
+    for i, values in shares.items():
+        style = run_style(i)
+        axes.plot(middles, values, drawstyle="steps-mid", linewidth=1.6, **style, **marks(i, len(values)))
+        axes.fill_between(middles, values, step="mid", alpha=0.12, color=style["color"], linewidth=0)
+    axes.set(xlabel="weight", ylabel="share of tokens", xlim=(0, edges[-1]), ylim=(0, None))
+    axes.grid(alpha=0.18, color=INK, linewidth=0.6)

@@ -6,14 +6,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from srpo_trl.commands.report import examples as routed_examples
-from srpo_trl.commands.report.drawing import Picture, run_style, svg
+from srpo_trl.commands.report.drawing import LINES, Picture, marker_path, run_style, svgs
 from srpo_trl.commands.report.examples import Example
 from srpo_trl.commands.report.tables import best_table, differing_options, overview
 from srpo_trl.runs.read import RunHistory
 from srpo_trl.runs.scores import Budget
 from srpo_trl.version import __version__
 
-DASHES = {"-": "none", "--": "6 3", ":": "2 2", "-.": "6 2 2 2"}
+DASHES = dict(zip(LINES, ("none", "6 3", "2 2", "6 2 2 2"), strict=True))
 
 
 def render(
@@ -39,19 +39,22 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    full = routed_examples.full_color([example for found in examples for example in found])
     return environment.get_template("report.html").render(
         title=f"SRPO report: {', '.join(run.name for run in runs)}",
         runs=runs,
-        styles=[run_style(i) for i in range(len(runs))],
+        styles=[run_style(i) | {"marker": marker_path(i, 9.0)} for i in range(len(runs))],
         dashes=DASHES,
         overviews=[overview(run) for run in runs],
         metric=metric,
         best=best_table(runs, metric, budgets) if metric else None,
-        pictures=[(picture, Markup(svg(picture)) if picture.figure else None) for picture in pictures],
+        pictures=[(picture, [Markup(element) for element in svgs(picture)]) for picture in pictures],
         options=differing_options(runs),
         examples=examples,
-        full=routed_examples.full_color([example for found in examples for example in found]),
+        full=full,
+        num_decimals=routed_examples.decimals(full),
         num_levels=routed_examples.NUM_LEVELS,
+        columns=routed_examples.COLUMNS,
         pieces=routed_examples.pieces,
         version=__version__,
     )

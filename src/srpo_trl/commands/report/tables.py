@@ -2,13 +2,19 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from srpo_trl.runs.durations import format_duration
+from srpo_trl.runs.durations import format_duration, parse_duration
 from srpo_trl.runs.read import RunHistory
 from srpo_trl.runs.scores import Budget, LearningCurve
 
+PAPER_BUDGETS = ("1h", "5h", "10h")
+_ROUND_TIMES = (
+    *("1s", "2s", "5s", "10s", "20s", "30s", "1min", "2min", "5min", "10min", "20min", "30min"),
+    *("1h", "2h", "5h"),
+)
+_NUM_BUDGETS = 3
 SAME_EVERYWHERE = frozenset({"log_examples_steps", "disable_tqdm", "report_to", "do_eval", "debug"})
 DEFAULT = "default"
 
@@ -26,6 +32,24 @@ class BestTable(NamedTuple):
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+
+
+def usual_budgets(runs: Sequence[RunHistory], metric: str | None) -> list[Budget]:
+    """Return the paper's budgets where a run is as long, else the longest round times that a run has come to.
+
+    Those within which no run has a value of the metric are left out.
+    """
+    longest = max((run.seconds for run in runs if not math.isnan(run.seconds)), default=0.0)
+    is_long = longest >= parse_duration(PAPER_BUDGETS[-1])
+    times = [parse_duration(text) for text in (PAPER_BUDGETS if is_long else _ROUND_TIMES)]
+    reached = time_budgets([seconds for seconds in times if seconds <= longest][-_NUM_BUDGETS:])
+    curves = [run.curve(metric) for run in runs] if metric else []
+    return [budget for budget in reached if any(curve.best(budget) for curve in curves)]
+
+
+def time_budgets(seconds: Iterable[float]) -> list[Budget]:
+    """Return budgets of training time, each once, ascending."""
+    return [Budget(format_duration(amount), amount, is_time=True) for amount in sorted(set(seconds))]
 
 
 def best_table(runs: Sequence[RunHistory], metric: str, budgets: Sequence[Budget]) -> BestTable:
