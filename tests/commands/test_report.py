@@ -356,6 +356,7 @@ def test_page_shows_each_example_with_its_demonstration_and_its_colors(tmp_path,
     assert len(shown) == 3
     steps = [int(step) for step in re.findall(r"step (\d+) failed answer", page.text)]
     assert steps == [1, 21, 40]  # from the whole run
+    assert "3 of 40 logged examples, from the whole run" in page.text
     for text in ("2+2", "it is 4", "not 5", "‘ 5’ to ‘ 4’"):
         assert page.text.count(" ".join(text.split())) >= 3
     strongest = [a for _, a in page.elements if a.get("class") == f"level{NUM_LEVELS}" and a.get("title")]
