@@ -13,6 +13,7 @@ from srpo_trl.runs.read import RunHistory
 from srpo_trl.runs.scores import Budget
 from srpo_trl.version import __version__
 
+MOST_NAMED = 4  # runs in the title
 DASHES = dict(zip(LINES, ("none", "6 3", "2 2", "6 2 2 2"), strict=True))
 
 
@@ -39,9 +40,10 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    names = [run.name for run in runs]
     full = routed_examples.full_color([example for found in examples for example in found])
     return environment.get_template("report.html").render(
-        title=f"SRPO report: {', '.join(run.name for run in runs)}",
+        title=f"SRPO report: {', '.join(names) if len(names) <= MOST_NAMED else f'{len(names)} runs'}",
         runs=runs,
         styles=[run_style(i) | {"marker": marker_path(i, 9.0)} for i in range(len(runs))],
         dashes=DASHES,
