@@ -47,6 +47,7 @@ AREAS = (
     "counting",
     "rewards",
     "probe",
+    "trl_files",
 )
 MUTANTS: list[Mutant] = [m for area in AREAS for m in importlib.import_module(area).MUTANTS]
 

@@ -318,7 +318,7 @@ def test_all_problems_come_in_one_message(compare, config, capsys):
         ({"eval_strategy": "no"}, "eval_strategy 'no' gives no scores"),
         ({"save_strategy": "no"}, "save_strategy"),
         ({"max_steps": 3}, "max_steps=3 ends before the budget of 4steps"),
-        ({"max_steps": "many"}, "invalid int value: 'many'"),
+        ({"max_steps": "many"}, "max_steps='many' must be a whole number."),
     ],
 )
 def test_what_cannot_be_compared(compare, config, capsys, values, expected):

@@ -2,7 +2,7 @@
 
 import pytest
 from peft import LoraConfig
-from trl import GRPOConfig
+from transformers import TrainingArguments
 
 from harness import chat_dataset, config, contains_answer, make_trainer, tiny_model
 from srpo_trl import SRPOConfig, SRPOTrainer
@@ -189,7 +189,7 @@ def refuse(match, kind=ValueError, args=None, **options):
 
 
 def test_trainer_refuses_before_a_model_is_loaded():
-    refuse("needs an srpo_trl.SRPOConfig", TypeError, GRPOConfig("unused", use_cpu=True, bf16=False))
+    refuse("needs an srpo_trl.SRPOConfig", TypeError, TrainingArguments("unused", use_cpu=True, bf16=False))
     refuse("'contains_answer'", correctness_reward="accuracy")
     refuse("'prompt'", teacher_context=["reference"], reference_column="gold")
     refuse("would drop", teacher_context=["reference"], reference_column="prompt", remove_unused_columns=True)

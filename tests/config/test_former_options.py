@@ -12,7 +12,16 @@ from trl import GRPOTrainer, ModelConfig
 
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.commands.train import TrainArguments, train
-from srpo_trl.config.renamed import ARGUMENTS, AS_ARGUMENTS, IN_PYTHON, RENAMED, REPLACED, what_became_of
+from srpo_trl.config.former import ANY, IDLE
+from srpo_trl.config.renamed import (
+    ARGUMENTS,
+    AS_ARGUMENTS,
+    FORMER,
+    IN_PYTHON,
+    RENAMED,
+    REPLACED,
+    what_became_of,
+)
 
 CONFIG = {field.name for field in fields(SRPOConfig)}
 OPTIONS = CONFIG | {field.name for kind in (ModelConfig, TrainArguments) for field in fields(kind)}
@@ -49,7 +58,7 @@ def test_every_remedy_names_what_there_is():
         ),
         *("model_init_kwargs", "quantization_config", "target_modules", "modules_to_save"),
         *("target_parameters", "task_type", "bnb_4bit_use_double_quant", "stop_strings", "eval_dataset"),
-        *("eos_token", "chat_template", "sampled_token"),
+        *("eos_token", "chat_template", "sampled_token", "processing_class"),
     }
     assert words <= OPTIONS | elsewhere, words - OPTIONS - elsewhere
     named = set(re.findall(r"\bargs\.(\w+)", " ".join(ARGUMENTS.values())))
@@ -58,10 +67,10 @@ def test_every_remedy_names_what_there_is():
 
 REMEDIES = {
     "torch_dtype": "It is called dtype.",
-    "max_prompt_length": "TRL removed it: prompts are no longer cut. Drop rows with long ones",
+    "max_prompt_length": "TRL removed it: prompts are no longer cut. Leave it out; where prompts are longer, drop",
     "overwrite_output_dir": "transformers removed it: a run starts anew unless resume_from_checkpoint is given.",
     "evaluation_strategy": "It is called eval_strategy.",
-    "warmup_ratio": "It is called warmup_steps.",
+    "warmup_ratio": "It is called warmup_steps, which takes a share of the steps below 1.",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "vllm_guided_decoding_regex": "It is called vllm_structured_outputs_regex.",
     "use-liger-loss": "Give liger_layers",
@@ -85,7 +94,10 @@ def test_the_remedy_is_named(name):
 
 @pytest.mark.parametrize("way", ["file", "command line"])
 def test_a_recipe_of_2025_is_told_what_became_of_its_options(tmp_path, capsys, way):
-    old = {name: 1 for name in REMEDIES if "-" not in name}
+    taken = {*FORMER, *(name for name, values in IDLE.items() if values is ANY)} - {
+        "warmup_ratio"
+    }  # of a share
+    old = {name: 1 for name in REMEDIES if "-" not in name and name not in taken}
     values = {"model_name_or_path": "some/model", "dataset_name": "rows.jsonl", "output_dir": str(tmp_path)}
     given = values | (old if way == "file" else {})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
@@ -103,8 +115,8 @@ def test_python_says_it_too(tmp_path):
             str(tmp_path), max_prompt_length=512, torch_dtype="bfloat16", learning_rat=1, lora_r=8, zzzzz=1
         )
     assert str(error.value).split("\n- ")[1:] == [
-        "max_prompt_length is not an option. TRL removed it: prompts are no longer cut. Drop rows with long ones, "
-        "dataset.filter(...), before training.",
+        "max_prompt_length is not an option. TRL removed it: prompts are no longer cut. Leave it out; where "
+        "prompts are longer, drop their rows before training, dataset.filter(...).",
         "torch_dtype is not an option. Give model_init_kwargs={'dtype': ...}.",
         "learning_rat is not an option. Did you mean learning_rate?",
         "lora_r is not an option. Give SRPOTrainer(peft_config=peft.LoraConfig(r=...)).",
@@ -118,8 +130,8 @@ def test_the_trainer_says_what_became_of_its_arguments():
     assert str(error.value).split("\n- ")[1:] == [
         "tokenizer is not an argument. It is called processing_class now.",
         "num_generations is not an argument. It is an option: args=SRPOConfig(num_generations=...).",
-        "max_prompt_length is not an argument. TRL removed it: prompts are no longer cut. Drop rows with long ones, "
-        "dataset.filter(...), before training.",
+        "max_prompt_length is not an argument. TRL removed it: prompts are no longer cut. Leave it out; where "
+        "prompts are longer, drop their rows before training, dataset.filter(...).",
         "train_datasets is not an argument. Did you mean train_dataset?",
     ]
 

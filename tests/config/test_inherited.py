@@ -15,6 +15,7 @@ from srpo_trl.config.inherited import (
     RANGES,
     SAPO,
     VESPO,
+    bfloat16_is_there,
     inherited_problems,
 )
 from srpo_trl.config.ranges import rule_problems
@@ -246,5 +247,6 @@ def test_every_rule_has_a_value_that_grpo_trainer_fails_with(tmp_path):
         for name, values, more in FAILS
         for value in values
     ]
-    for rule in INHERITED_RULES:
+    of_the_machine = {bfloat16_is_there}  # tests/commands/test_trl_files.py
+    for rule in set(INHERITED_RULES) - of_the_machine:
         assert any(list(rule_problems([rule], values, inherited_problems(values))) for values in given), rule

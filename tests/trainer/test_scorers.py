@@ -609,6 +609,19 @@ def test_a_column_that_is_missing_is_named(tmp_path):
         make_trainer(tmp_path, method="opd", teacher_model={"a": "x", "b": "y"}, teacher_column="domain")
 
 
+def test_a_column_that_names_no_teacher_is_refused_by_its_type(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"teacher_column='prompt' holds List\(.*, not text; it must name one of 'a'"
+    ):
+        make_trainer(
+            tmp_path,
+            model="no-such-model",
+            method="opd",
+            teacher_model={"a": "x", "b": "y"},
+            teacher_column="prompt",
+        )
+
+
 def test_another_tokenizer_is_refused_with_its_first_difference(tmp_path):
     path = tmp_path / "teacher"
     tiny_model().save_pretrained(path)

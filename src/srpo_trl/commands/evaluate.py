@@ -19,8 +19,9 @@ from trl import ModelConfig, get_quantization_config
 
 from srpo_trl.commands.inputs import (
     RewardFunction,
+    data_name,
     data_problems,
-    load_rows,
+    load_eval_rows,
     loading_options,
     model_problems,
     reward_functions,
@@ -80,7 +81,7 @@ def evaluate(argv: Sequence[str]) -> int:
         problems += reward_problems(config, list(map(reward_name, rewards)))
     rows = None
     if not problems_of_data:
-        rows = collect_error(problems, load_rows, script, script.dataset_test_split, script.max_eval_rows)
+        rows = collect_error(problems, load_eval_rows, script)
     if problems or not rows or config is None or model_config is None:
         return exit_with_errors(PROG, problems)
     _run(script, config, model_config, rewards, rows[0])
@@ -136,7 +137,7 @@ def _run(
     if trainer.accelerator.is_main_process:
         scores = paired(metrics)
         console = Console()
-        console.print(_table(scores, title=f"{model} on {script.benchmark or script.dataset_name}"))
+        console.print(_table(scores, title=f"{model} on {data_name(script)}"))
         if script.output is not None:
             output = Path(script.output)
             run = _description(script, config, model, rewards)
@@ -176,7 +177,7 @@ def _trainer(
         config.model_init_kwargs = options
     trainer: SRPOTrainer = SRPOTrainer(
         model=model,
-        reward_funcs=rewards,
+        reward_funcs=list(rewards),  # TRL puts a reward model in place of its name
         args=config,
         train_dataset=rows,  # TRL wants one; it is not trained on
         eval_dataset=rows,
@@ -194,7 +195,7 @@ def _description(
         "srpo_trl": __version__,
         "data": {
             "benchmark": script.benchmark,
-            "dataset_name": script.dataset_name,
+            "dataset_name": script.dataset_name or [one.path for one in script.datasets] or None,
             "split": script.dataset_test_split,
             "max_rows": script.max_eval_rows,
         },

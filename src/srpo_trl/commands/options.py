@@ -1,20 +1,58 @@
 """Options of a command: from a YAML file and the command line into dataclasses, with every problem in one message."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from trl import TrlParser
 
 from srpo_trl.commands.config_file import read_config_file
-from srpo_trl.config.renamed import unknown_option
+from srpo_trl.config.former import IDLE, taken_over
+from srpo_trl.config.ranges import described
+from srpo_trl.config.renamed import FORMER, unknown_option
 
 EXIT_WRONG_ARGUMENTS = 2  # argparse's own status for the same thing
+# Options that hold a path in which ~ is the home folder; transformers does the same for output_dir.
+PATHS = (
+    "model_name_or_path",
+    "reward_model_name_or_path",
+    "dataset_name",
+    "data_dir",
+    "resume_from_checkpoint",
+)
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+class CollectingParser(TrlParser):
+    """Notes every value that is not of its option's type, where argparse ends at the first.
+
+    Attributes:
+        wrong: what is wrong, by option.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.wrong: dict[str, str] = {}
+        super().__init__(*args, **kwargs)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            annotations = {n: a for kind in self.dataclass_types for n, a in get_type_hints(kind).items()}
+            annotation = annotations.get(action.dest)
+            required = f" must be {described(annotation)}" if annotation else f": {error.message}"
+            self.wrong[action.dest] = f"{action.dest}={arg_string!r}{required}."
+            return None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Leave choices to `parse_options`, which looks at the file's values as well."""
 
 
 def parse_options(
@@ -29,7 +67,8 @@ def parse_options(
 
     As in TRL's scripts, the YAML file's values replace the defaults, the command line's replace both, and
     `env:` in the YAML file sets environment variables. `TrlParser.parse_args_and_config` stops at the first
-    dataclass that refuses its values; this continues and returns every problem.
+    dataclass that refuses its values; this continues and returns every problem. Former options that mean the same
+    today are taken, and logged.
 
     Args:
         argv: the command line, without the command.
@@ -40,10 +79,10 @@ def parse_options(
     Returns:
         One object of each kind, None where its values were refused, and the problems.
     Raises:
-        SystemExit: for `--help`, or a value that cannot be read as its option's type.
+        SystemExit: for `--help`, or an option without its value.
     """
     kinds_for_parser: Any = tuple(kinds)  # TrlParser's annotation knows no dataclass types
-    parser = TrlParser(kinds_for_parser, prog=prog, usage=usage, allow_abbrev=False)
+    parser = CollectingParser(kinds_for_parser, prog=prog, usage=usage, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with values for any option below.")
     config_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_file.add_argument("--config")
@@ -53,20 +92,55 @@ def parse_options(
     if path.config is not None:
         values.update(*collect_error(problems, read_config_file, path.config))
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
+    known = {option.dest for option in parser._actions}
+    values, arguments = _with_todays_names(values, arguments, known)
 
+    own_defaults = {option.dest: option.default for option in parser._actions} | (defaults or {})
     parser.set_defaults_with_config(**(defaults or {}) | values)
     namespace, unread = parser.parse_known_args(arguments)
-    problems += _unknown_options(values, unread, known={option.dest for option in parser._actions})
-    for option in parser._actions:  # argparse checks choices on the command line only
-        value = getattr(namespace, option.dest, None)
-        if option.choices and value not in (None, *option.choices):
-            problems.append(f"{option.dest}={value!r} is not one of {', '.join(map(repr, option.choices))}.")
+    problems += [
+        *_unknown_options(values, unread, known),
+        *parser.wrong.values(),
+        *_corrected(namespace, parser, own_defaults),
+    ]
 
     def built(kind: Any) -> Any:
         given = {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init}
         return next(iter(collect_error(problems, kind, **given)), None)
 
     return [built(kind) for kind in kinds], problems
+
+
+def _corrected(
+    namespace: argparse.Namespace, parser: CollectingParser, defaults: dict[str, Any]
+) -> Iterator[str]:
+    """Put defaults in place of wrong values, whose problems have been told, and expand paths; yield wrong choices."""
+    for option in parser._actions:
+        value = getattr(namespace, option.dest, None)
+        is_no_choice = option.choices and value not in (None, *option.choices)
+        if is_no_choice and option.dest not in parser.wrong:
+            yield f"{option.dest}={value!r} is not one of {', '.join(map(repr, option.choices or ()))}."
+        if is_no_choice or option.dest in parser.wrong:
+            setattr(namespace, option.dest, defaults[option.dest])
+        elif option.dest in PATHS and isinstance(value, str):
+            setattr(namespace, option.dest, os.path.expanduser(value))
+
+
+def _with_todays_names(
+    values: dict[str, Any], arguments: list[str], known: set[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the file's values and the command line with former options under today's names."""
+    former = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in sorted({*FORMER, *IDLE} - known):
+        former.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?", const="true")
+    given, rest = former.parse_known_args(arguments)
+    values, notices = taken_over(values, known)
+    on_line, more = taken_over(vars(given), known)
+    rest += [word for name, value in on_line.items() for word in (f"--{name}", value)]
+    if os.environ.get("RANK", "0") == "0":
+        for notice in notices + more:
+            logger.warning(notice)
+    return values, rest
 
 
 def collect_error(

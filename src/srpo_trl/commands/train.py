@@ -6,19 +6,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from srpo_trl.commands.inputs import (
     DataArguments,
     RewardFunction,
     data_problems,
+    load_eval_rows,
     load_rows,
     loading_options,
     model_problems,
     reward_functions,
     reward_name,
     reward_problems,
+    stream_problems,
 )
 from srpo_trl.commands.options import collect_error, exit_with_errors, parse_options
 from srpo_trl.config import SRPOConfig
@@ -57,7 +59,7 @@ class Training:
     config: SRPOConfig
     model_config: ModelConfig
     rewards: list[RewardFunction]
-    train_rows: Dataset
+    train_rows: Dataset | IterableDataset
     eval_rows: Dataset | None
     max_seconds: float | None
 
@@ -85,7 +87,7 @@ def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
         problems += model_problems(model_config)
     if config is not None:
         problems += reward_problems(config, list(map(reward_name, rewards)))
-        problems += _folder_problems(config)
+        problems += [*_folder_problems(config), *stream_problems(script, config)]
     evaluates = config is not None and config.eval_strategy != "no"
     train_rows = eval_rows = None
     if not problems_of_data:
@@ -93,9 +95,7 @@ def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
             problems, load_rows, script, script.dataset_train_split, script.max_train_rows
         )
     if not problems_of_data and evaluates:
-        eval_rows = collect_error(
-            problems, load_rows, script, script.dataset_test_split, script.max_eval_rows
-        )
+        eval_rows = collect_error(problems, load_eval_rows, script)
     if problems or not train_rows or config is None or model_config is None:
         return None, problems
     rows = (train_rows[0], eval_rows[0] if eval_rows else None)
@@ -171,7 +171,7 @@ def _run(training: Training) -> None:
     config.model_init_kwargs = loading_options(config, model_config)
     trainer = SRPOTrainer(
         model=model,
-        reward_funcs=rewards,
+        reward_funcs=list(rewards),  # TRL puts a reward model in place of its name
         args=config,
         train_dataset=training.train_rows,
         eval_dataset=training.eval_rows,
@@ -183,8 +183,10 @@ def _run(training: Training) -> None:
     if resume == "auto":
         resume = trainer.checkpoints.newest_whole()
     say = trainer.accelerator.print
+    rows = training.train_rows
     say(
-        f"[srpo-trl] method {config.method}; model {model}; {len(training.train_rows)} training prompts; "
+        f"[srpo-trl] method {config.method}; model {model}; "
+        f"{'streamed' if isinstance(rows, IterableDataset) else len(rows)} training prompts; "
         f"rewards {', '.join(map(reward_name, rewards))}; "
         + (f"resuming from {resume}" if resume else "starting anew")
     )

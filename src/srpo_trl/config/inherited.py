@@ -16,6 +16,7 @@ import torch
 from transformers import SchedulerType, get_scheduler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames, trainer_log_levels
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
 from srpo_trl.config.ranges import Range, Rule, above, at_least, is_of, value_problems
@@ -156,6 +157,28 @@ def _schedule(lr_scheduler_type: Any, lr_scheduler_kwargs: Any, learning_rate: f
         yield f"lr_scheduler_type={kind.value!r} does not go with {options}: {error}"
 
 
+def bfloat16_is_there(bf16: Any, fp16: Any, bf16_full_eval: Any, use_cpu: Any) -> Iterator[str]:
+    """Yield whether bfloat16, TRL's default, is asked for where nothing computes in it, and what to give instead."""
+    is_default = bf16 is None and not fp16
+    if use_cpu or not (bf16 or bf16_full_eval or is_default):
+        return
+    if is_torch_bf16_gpu_available() or is_torch_xla_available():
+        return
+    name = "bf16_full_eval" if bf16_full_eval and not (bf16 or is_default) else "bf16"
+    asked = f"{name}=True{', the default,' if is_default else ''} needs a GPU with bfloat16"
+    others = ", bf16_full_eval=False" if bf16_full_eval else ""
+    if torch.accelerator.is_available():
+        yield (
+            f"{asked}, which the one here does not have. Give fp16=True, bf16=False{others} (on the command line "
+            "--fp16 true --bf16 false)."
+        )
+    else:
+        yield (
+            f"{asked}, and torch finds no GPU here. To run on the CPU, give use_cpu=True, bf16=False{others} (on the "
+            "command line --use_cpu true --bf16 false)."
+        )
+
+
 INHERITED_RULES: tuple[Rule, ...] = (
-    *(_epochs, _sapo, _padding, _reference_model, _workers, _lists, _schedule),
+    *(_epochs, _sapo, _padding, _reference_model, _workers, _lists, _schedule, bfloat16_is_there),
 )

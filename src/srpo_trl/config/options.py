@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 from trl import GRPOConfig
 
 from srpo_trl.config.defaults import choose_evaluation, resolved_defaults
+from srpo_trl.config.from_grpo import FromGRPO
 from srpo_trl.config.inherited import ANNOTATIONS, INHERITED_RULES, TRL_ERRORS, inherited_problems
 from srpo_trl.config.method import make_method, method_arguments
 from srpo_trl.config.ranges import (
@@ -44,7 +45,7 @@ MAX_ENTROPY_WEIGHT_BETA = 50.0  # exp(-beta * H) stays a normal float64 for a mi
 
 @explains_unknown_options
 @dataclass
-class SRPOConfig(GRPOConfig):
+class SRPOConfig(FromGRPO, GRPOConfig):
     """Configuration of `SRPOTrainer`: `trl.GRPOConfig` plus the method, self-distillation and the teacher.
 
     Defaults of the method are the paper's (SRPO, arXiv:2604.02288, table 3). Inherited options whose default differs

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 Config = TypeVar("Config", bound=type)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# The same option under another name; values stay as they are.
-RENAMED = {
-    # transformers
+# Today's name of what transformers, TRL and srpo-trl before 0.1.0 had under another one, with the same values: files
+# that have the former one are taken (`srpo_trl.config.former`).
+FORMER = {
     "torch_dtype": "dtype",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
@@ -25,24 +25,30 @@ RENAMED = {
     "push_to_hub_token": "hub_token",
     "push_to_hub_model_id": "hub_model_id",
     "warmup_ratio": "warmup_steps",  # which takes a share below 1, too
-    "include_tokens_per_second": "include_num_input_tokens_seen",
-    "attn_impl": "attn_implementation",
-    # TRL
     "vllm_max_model_len": "vllm_max_model_length",
     "vllm_guided_decoding_regex": "vllm_structured_outputs_regex",
     "wandb_log_unique_prompts": "log_unique_prompts",
+    "distillation_hold_steps": "distilled_frac_hold_steps",
+    "distillation_decay_steps": "distilled_frac_decay_steps",
+    "distillation_until_accuracy": "distilled_frac_until_accuracy",
+    "redraw_failed_frac": "resample_failed_frac",
+    "teacher_states_on_host": "teacher_states_on_cpu",
+}
+
+# The same option under another name; values stay as they are.
+RENAMED = FORMER | {
+    # transformers and TRL, where the meaning is near
+    "include_tokens_per_second": "include_num_input_tokens_seen",
     "num_generation": "num_generations",
     "epsilon_low": "epsilon",
     "dataset_config_name": "dataset_config",
     "init_kl_coef": "beta",
     "cliprange": "epsilon",
     "ppo_epochs": "num_iterations",
-    # srpo-trl before 0.1.0
-    "distillation_hold_steps": "distilled_frac_hold_steps",
-    "distillation_decay_steps": "distilled_frac_decay_steps",
-    "distillation_until_accuracy": "distilled_frac_until_accuracy",
-    "redraw_failed_frac": "resample_failed_frac",
-    "teacher_states_on_host": "teacher_states_on_cpu",
+    # scripts
+    "dataset_id_or_path": "dataset_name",
+    "dataset_splits": "dataset_train_split",
+    "hub_model_revision": "hub_revision",
     # what people write for them
     "lr": "learning_rate",
     "optimizer": "optim",
@@ -52,6 +58,7 @@ RENAMED = {
     "n_samples_per_prompt": "num_generations",
     "generate_max_len": "max_completion_length",
     # verl, OpenRLHF, ms-swift
+    "attn_impl": "attn_implementation",
     "clip_ratio_low": "epsilon",
     "clip_ratio_high": "epsilon_high",
     "kl_coef": "beta",
@@ -71,7 +78,16 @@ RENAMED = {
     "dataset": "dataset_name",
 }
 
-_DROP_LONG = "TRL removed it: prompts are no longer cut. Drop rows with long ones, dataset.filter(...), before training"
+_DROP_LONG = (
+    "TRL removed it: prompts are no longer cut. Leave it out; where prompts are longer, drop their rows before "
+    "training, dataset.filter(...)"
+)
+_OF_REWARD = (
+    "It belongs to a reward function of a script. Write that function with its value, and give its dotted path in "
+    "reward_funcs"
+)
+_OF_WANDB = "It belongs to a script. Set it under env: in the file, as"
+_OF_PUSHING = "It belongs to a script. Give push_to_hub, hub_strategy and hub_revision"
 _AUTOMATIC = "transformers removed it: the device is found by itself"
 _OF_SFT = "It belongs to supervised fine-tuning"
 _OF_PPO = "It belongs to PPO with a value model, which GRPO does without. Leave it out"
@@ -123,11 +139,6 @@ REPLACED = {
     "vllm_dtype": "TRL removed it: vLLM takes the model's own. Leave it out",
     "vllm_enable_prefix_caching": "TRL removed it: vLLM decides itself. Leave it out",
     "vllm_guided_decoding": "TRL removed it. Give vllm_structured_outputs_regex",
-    "reward_model_name_or_path": "It belongs to TRL's scripts. Give reward models in Python: "
-    "SRPOTrainer(reward_funcs=['name'])",
-    "dataset_streaming": "It belongs to TRL's scripts. Give a streamed dataset in Python: "
-    "SRPOTrainer(train_dataset=load_dataset(..., streaming=True))",
-    "ignore_bias_buffers": "It belongs to TRL's scripts. Give ddp_broadcast_buffers=False",
     "gradient_checkpointing_use_reentrant": "TRL removed it. Give use_reentrant in gradient_checkpointing_kwargs",
     "max_length": f"{_OF_SFT}. Give max_completion_length for what is sampled, and drop rows with long prompts",
     "max_seq_length": f"{_OF_SFT}. Give max_completion_length for what is sampled, and drop rows with long prompts",
@@ -169,6 +180,33 @@ REPLACED = {
     ),
     "use_legacy_prediction_loop": "transformers removed it. Leave it out",
     "mixed_precision": "Give bf16 or fp16",
+    # scripts, such as open-r1's
+    "dataset_configs": "Give dataset_config, the name of one; of several data sets, datasets",
+    "dataset_mixture": "Give datasets, a list of path, name, split, columns and fraction",
+    "dataset_prompt_column": "Rename the column of the prompts to 'prompt'",
+    "system_prompt": "Put a message of the role 'system' first in each row's 'prompt'",
+    "chat_template": "Save a tokenizer with this chat_template beside the model; in Python give it as processing_class",
+    "tokenizer_name_or_path": "The tokenizer is the model's. In Python give another one as processing_class",
+    "benchmarks": "It belongs to a script. Evaluate with `srpo-trl eval`",
+    "wandb_project": f"{_OF_WANDB} WANDB_PROJECT",
+    "wandb_entity": f"{_OF_WANDB} WANDB_ENTITY",
+    "wandb_run_group": f"{_OF_WANDB} WANDB_RUN_GROUP",
+    **dict.fromkeys(("push_to_hub_revision", "overwrite_hub_revision"), _OF_PUSHING),
+    **dict.fromkeys(
+        (
+            *("cosine_min_value_wrong", "cosine_max_value_wrong", "cosine_min_value_correct"),
+            *("cosine_max_value_correct", "cosine_max_len", "repetition_n_grams", "repetition_max_penalty"),
+            *("code_language", "code_provider", "code_eval_test_batch_size", "parallel_code_exec_per_proc"),
+            *(
+                "ioi_provider",
+                "e2b_router_url",
+                "morph_router_url",
+                "max_completion_len",
+                "soft_punish_cache",
+            ),
+        ),
+        _OF_REWARD,
+    ),
     # verl, OpenRLHF, ms-swift
     "prompt_max_len": _DROP_LONG,
     "clip_ratio": "Give epsilon and epsilon_high",
@@ -267,7 +305,8 @@ def what_became_of(name: str, known: Collection[str]) -> str:
         return f"{REPLACED[name]}."
     new = RENAMED.get(name, name)
     if new in known:
-        return f"It is called {new}."
+        of_share = ", which takes a share of the steps below 1" if name == "warmup_ratio" else ""
+        return f"It is called {new}{of_share}."
     if new in IN_PYTHON:
         return f"Give {IN_PYTHON[new]}."
     if name in AS_ARGUMENTS and AS_ARGUMENTS[name] not in known:

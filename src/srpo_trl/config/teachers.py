@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from os.path import expanduser
 from typing import Any
 
 from srpo_trl.methods.record import Method, Scorer
@@ -20,7 +21,7 @@ def named_models(teacher_model: Any) -> dict[str, str]:
     given = teacher_model
     if isinstance(given, str) and given:
         if not given.lstrip().startswith("{"):
-            return {_ONLY: given}
+            return {_ONLY: expanduser(given)}
         try:
             given = json.loads(given)
         except ValueError as error:
@@ -29,7 +30,7 @@ def named_models(teacher_model: Any) -> dict[str, str]:
         isinstance(s, str) and s for pair in given.items() for s in pair
     ):
         raise ValueError(f"teacher_model={teacher_model!r} must be a path, or a mapping from names to paths.")
-    return dict(given)
+    return {name: expanduser(path) for name, path in given.items()}
 
 
 def read_columns(

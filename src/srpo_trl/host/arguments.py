@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
-from datasets import Dataset
+from datasets import Dataset, Value
 from torch import nn
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from srpo_trl.config import SRPOConfig
 from srpo_trl.config.teachers import unknown_teacher
@@ -45,13 +46,17 @@ def bound_arguments(args: Sequence[Any], keywords: Mapping[str, Any]) -> dict[st
     bound.apply_defaults()
     arguments = bound.arguments
     check_each_argument(arguments)
+    if isinstance(arguments["model"], str):
+        arguments["model"] = os.path.expanduser(arguments["model"])
     if arguments["args"] is None:
         arguments["args"] = default_config(arguments["model"])
+    if isinstance(arguments["args"], GRPOConfig) and not isinstance(arguments["args"], SRPOConfig):
+        arguments["args"] = _taken_over(arguments["args"])
     config = arguments["args"]
     if not isinstance(config, SRPOConfig):
         raise TypeError(
             f"args is a {type(config).__name__}; SRPOTrainer needs an srpo_trl.SRPOConfig, which has every option "
-            "of trl.GRPOConfig."
+            "of trl.GRPOConfig, or a trl.GRPOConfig."
         )
     problems = list(_combined_problems(config, arguments))
     if problems:
@@ -74,6 +79,19 @@ def _warn_of_slow_bfloat16(device: torch.device) -> None:
             major,
             minor,
         )
+
+
+def _taken_over(args: GRPOConfig) -> SRPOConfig:
+    """Return a script's configuration with all its values, and say that TRL's defaults are among them."""
+    if args.process_index == 0:
+        logger.warning(
+            "args is a %s, taken as SRPOConfig.from_grpo(args): what it has is kept, TRL's defaults too, such as "
+            "learning_rate=%g and scale_rewards=%r. SRPOConfig(...) has the paper's.",
+            type(args).__name__,
+            args.learning_rate,
+            args.scale_rewards,
+        )
+    return SRPOConfig.from_grpo(args)
 
 
 def default_config(model: "str | PreTrainedModel | PeftModel") -> SRPOConfig:
@@ -105,9 +123,7 @@ def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iter
         has_rollout_func=arguments["rollout_func"] is not None,
     )
     if isinstance(train_dataset, Dataset) and config.teacher_column in train_dataset.column_names:
-        named = train_dataset.unique(config.teacher_column)
-        if problem := unknown_teacher(config.teacher_column, named, config.teacher_models):
-            yield problem
+        yield from _teacher_column_problems(train_dataset, str(config.teacher_column), config.teacher_models)
     if arguments["rollout_func"] is None and config.method_record.reads_stored:
         yield (
             f"method={config.method!r} reads stored log-probabilities, which come with stored rollouts: give "
@@ -129,6 +145,17 @@ def _combined_problems(config: SRPOConfig, arguments: Mapping[str, Any]) -> Iter
             f"output_dir={config.output_dir!r} cannot take checkpoints: {reason}. Give another folder, or set "
             "save_strategy='no'."
         )
+
+
+def _teacher_column_problems(rows: Dataset, column: str, teachers: Mapping[str, str]) -> Iterator[str]:
+    kind = rows.features[column]
+    if not (isinstance(kind, Value) and "string" in kind.dtype):
+        yield (
+            f"teacher_column={column!r} holds {kind}, not text; it must name one of "
+            f"{', '.join(map(repr, teachers))} in each row."
+        )
+    elif problem := unknown_teacher(column, rows.unique(column), teachers):
+        yield problem
 
 
 def _reward_list(reward_funcs: Any) -> list[Any]:

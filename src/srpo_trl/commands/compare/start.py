@@ -14,6 +14,7 @@ OPTIONS_FILE = "options.json"
 START = (
     *("model_name_or_path", "model_revision", "benchmark", "data_dir", "dataset_name", "dataset_config"),
     *("dataset_train_split", "dataset_test_split", "max_train_rows", "max_eval_rows", "reward_funcs"),
+    *("datasets", "streaming", "test_split_size", "dataset_streaming", "reward_model_name_or_path"),
     *("reward_weights", "top_k", "max_completion_length", "chat_template_kwargs"),
 )
 # What is set for each run, or depends on where and when it is made.
