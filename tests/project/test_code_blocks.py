@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import json
 import re
 from pathlib import Path
 
@@ -59,10 +60,23 @@ def one_step(monkeypatch):
     return trained
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_run_or_say_what_they_need(page, tmp_path, monkeypatch, one_step):
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """The current folder, with rows in the form of the published benchmarks, and of GSM8K for the hub's."""
     monkeypatch.chdir(tmp_path)
-    model = tmp_path / "model"
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *_, **__: [{"question": "1 + 1?", "answer": "#### 2"}] * 8
+    )
+    chemistry = tmp_path / "data" / "sciknoweval" / "chemistry"
+    chemistry.mkdir(parents=True)
+    row = {"system": "Answer with a letter.", "prompt": "How many?\n\nA: 1\nB: 2", "answer": "A"}
+    (chemistry / "train.json").write_text((json.dumps(row) + "\n") * 8)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run_or_say_what_they_need(page, data, monkeypatch, one_step):
+    model = data / "model"
     known: dict[str, object] = {}
     expected = 0
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
