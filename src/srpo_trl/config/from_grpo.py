@@ -57,7 +57,7 @@ class FromGRPO:
             values["steps_per_generation"] = None  # TRL's default
         values["generation_batch_size"] = None  # follows from the other; TRL takes one of the two
         for name, sources in _DERIVED_FROM.items():
-            if any(source in changes for source in sources):
+            if name in values and any(source in changes for source in sources):
                 values[name] = None
         given = values | changes
         # What None means to GRPOTrainer, where it means SRPO's default here.
