@@ -53,10 +53,10 @@ def test_the_published_splits_are_those_of_table_4():
         "materials": (841, 94),
         "tooluse": (4046, 68),
     }
-    assert BENCHMARK_REWARDS.keys() == {*BENCHMARKS, "gsm8k"}
+    assert BENCHMARK_REWARDS.keys() == {*BENCHMARKS, "gsm8k", "livecodebench"}
     assert {
         name for name, reward in BENCHMARK_REWARDS.items() if reward.__name__ != "multiple_choice_reward"
-    } == {"tooluse", "gsm8k"}
+    } == {"tooluse", "gsm8k", "livecodebench"}
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from trl.scripts.utils import DatasetConfig
 from srpo_trl import rewards as own_rewards
 from srpo_trl.commands.options import collect_error
 from srpo_trl.config import SRPOConfig
-from srpo_trl.data import load_benchmark, load_gsm8k
+from srpo_trl.data import load_benchmark, load_gsm8k, load_livecodebench
 from srpo_trl.data.gsm8k import GSM8K, GSM8K_CONFIG, GSM8K_HUB_ID
+from srpo_trl.data.livecodebench import LIVECODEBENCH, LIVECODEBENCH_CONFIG, LIVECODEBENCH_HUB_ID
 from srpo_trl.rewards import BENCHMARK_REWARDS
 
 DATA_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -61,7 +62,8 @@ class DataArguments(GRPOScriptArguments, DatasetMixtureConfig):
     benchmark: str | None = field(
         default=None,
         metadata={
-            "help": "One of the paper's benchmarks, or gsm8k: its prompts, its splits, and its rewards by default."
+            "help": "One of the paper's benchmarks, gsm8k or livecodebench: its prompts, its splits, and its rewards "
+            "by default."
         },
     )
     data_dir: str | None = field(
@@ -130,6 +132,13 @@ def load_rows(script: DataArguments, split: str, max_rows: int | None) -> Datase
             split,
             name_or_path=script.dataset_name or GSM8K_HUB_ID,
             config_name=script.dataset_config or GSM8K_CONFIG,
+            max_rows=max_rows,
+        )
+    if script.benchmark == LIVECODEBENCH:
+        return load_livecodebench(
+            split,
+            name_or_path=script.dataset_name or LIVECODEBENCH_HUB_ID,
+            config_name=script.dataset_config or LIVECODEBENCH_CONFIG,
             max_rows=max_rows,
         )
     if script.benchmark is not None:
@@ -259,10 +268,10 @@ def data_problems(script: DataArguments) -> Iterator[str]:
         yield f"benchmark={script.benchmark!r} is not one of {names}. For other data use dataset_name."
     if script.data_dir is not None and script.benchmark is None:
         yield f"data_dir={script.data_dir!r} belongs to benchmark. Give other data's path as dataset_name."
-    if script.data_dir is not None and script.benchmark == GSM8K:
+    if script.data_dir is not None and script.benchmark in (GSM8K, LIVECODEBENCH):
         yield (
-            f"data_dir={script.data_dir!r} belongs to the paper's benchmarks. Leave it out for gsm8k, or give a "
-            "local copy of the data set as dataset_name."
+            f"data_dir={script.data_dir!r} belongs to the paper's benchmarks. Leave it out for {script.benchmark}, or "
+            "give a local copy of the data set as dataset_name."
         )
     if (script.dataset_name or script.datasets) and script.benchmark is None and not _has_rewards(script):
         given = "datasets" if script.datasets else f"dataset_name={script.dataset_name!r}"

@@ -1,9 +1,10 @@
-"""Reward functions for TRL: graders of the paper's benchmarks with feedback, mathematics, rubrics, format and length.
+"""Reward functions for TRL: graders of the paper's benchmarks with feedback, mathematics, code, rubrics, form.
 
 Each `get_*_reward(options)` returns a reward function; `*_reward` is the one with default options, importable
 by its dotted name from a YAML file or the command line (`srpo_trl.rewards.multiple_choice_reward`).
 """
 
+from srpo_trl.rewards.code import code_reward, get_code_reward
 from srpo_trl.rewards.grading import GradedReward
 from srpo_trl.rewards.maths import get_math_reward, math_reward
 from srpo_trl.rewards.multiple_choice import get_multiple_choice_reward, multiple_choice_reward
@@ -18,12 +19,15 @@ BENCHMARK_REWARDS: dict[str, GradedReward] = {
     "materials": multiple_choice_reward,
     "tooluse": tool_use_reward,
     "gsm8k": math_reward,
+    "livecodebench": code_reward,
 }
 
 __all__ = [
     "BENCHMARK_REWARDS",
     "RubricReward",
+    "code_reward",
     "format_reward",
+    "get_code_reward",
     "get_format_reward",
     "get_length_reward",
     "get_math_reward",

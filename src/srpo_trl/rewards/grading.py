@@ -5,6 +5,7 @@ A grader is a pure function `(text, answer) -> Grade`; `GradedReward` runs it ov
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class GradedReward:
         extract_answer: text -> the answer in it, None where there is none; answers that are equal count as one in a
             majority vote.
         follows_format: text -> whether it is written strictly as the prompt asks, whatever its answer.
+        num_threads: rows that are graded at once, for a grader that waits for other processes.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class GradedReward:
         *,
         extract_answer: Callable[[str], str | None],
         follows_format: Callable[[str], bool],
+        num_threads: int = 1,
     ) -> None:
         self.__name__ = name  # TRL names the metrics and the column of the completions table after it
         self.grade = grade
         self.extract_answer = extract_answer
         self.follows_format = follows_format
+        self.num_threads = num_threads
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.__name__!r}, {self.grade!r})"
@@ -96,14 +100,13 @@ class GradedReward:
                 f"{self.__name__} was given {len(completions)} completions and {len(answer)} answers; "
                 "pass one reference answer per completion."
             )
-        grades: list[Grade] = []
-        errors: list[BaseException] = []
-        for completion, gold in zip(completions, answer, strict=True):
-            try:
-                grades.append(self.grade(completion_text(completion), gold))
-            except GRADER_ERRORS as error:
-                errors.append(error)
-                grades.append(Grade(None, answer_problem=f"the grader raised {shorten(repr(error))}"))
+        if self.num_threads == 1:  # graders may need the main thread
+            judged = list(map(self._judge, completions, answer))
+        else:
+            with ThreadPoolExecutor(self.num_threads) as threads:
+                judged = list(threads.map(self._judge, completions, answer))
+        grades = [grade for grade, _ in judged]
+        errors = [error for _, error in judged if error is not None]
         if len(errors) == len(grades) > 1:
             raise errors[0]
         problems = [(row, grade.answer_problem) for row, grade in enumerate(grades) if grade.reward is None]
@@ -122,6 +125,12 @@ class GradedReward:
         if log_extra is not None:
             log_extra("feedback", [grade.feedback for grade in grades])
         return [grade.reward for grade in grades]
+
+    def _judge(self, completion: Any, answer: Any) -> tuple[Grade, BaseException | None]:
+        try:
+            return self.grade(completion_text(completion), answer), None
+        except GRADER_ERRORS as error:
+            return Grade(None, answer_problem=f"the grader raised {shorten(repr(error))}"), error
 
 
 def completion_text(completion: Any) -> str:
