@@ -279,7 +279,7 @@ def test_commands_in_comments_parse(path: Path, monkeypatch: pytest.MonkeyPatch)
         assert problems == []
         assert config is not None
         assert script.benchmark in BENCHMARK_REWARDS
-        assert script.data_dir == (None if script.benchmark == "gsm8k" else "DIR")
+        assert script.data_dir == (None if script.benchmark in ("gsm8k", "livecodebench") else "DIR")
         output_dirs.append(config.output_dir)
         if path.suffix == ".yaml":
             assert Path(words[words.index("--config") + 1]).samefile(path)

@@ -34,7 +34,10 @@ RECIPES = [
     *((path, PAPER_BENCHMARKS[path.stem]) for path in sorted((CONFIGS / "paper").glob("*.yaml"))),
     *((path, "gsm8k") for path in sorted((CONFIGS / "small").glob("*.yaml"))),
     *((path, "gsm8k") for path in sorted((CONFIGS / "methods").glob("*.yaml"))),
-    *((path, "chemistry") for path in sorted(CONFIGS.glob("*.yaml"))),
+    *(
+        (path, "livecodebench" if path.stem == "livecodebench" else "chemistry")
+        for path in sorted(CONFIGS.glob("*.yaml"))
+    ),
 ]
 NUM_QUESTIONS = 8
 TINY = {
@@ -71,6 +74,11 @@ def question(benchmark: str, number: int) -> tuple[dict[str, Any], str, str]:
     if benchmark == "gsm8k":
         row = {"question": f"What is {number} + 1000?", "answer": f"Add.\n#### 1,{number:03}"}
         return row, f"It is \\boxed{{{1000 + number}}}.", "It is \\boxed{7}."
+    if benchmark == "livecodebench":
+        tests = json.dumps([{"input": "", "output": str(number), "testtype": "stdin"}])
+        row = {"question_content": f"Print {number}.", "starter_code": "", "metadata": "{}"}
+        row |= {"public_test_cases": tests, "private_test_cases": "[]"}
+        return row, f"```python\nprint({number})\n```", "```python\nprint()\n```"
     if benchmark == "tooluse":
         calls = [{"Action": "look", "Action_Input": json.dumps({"page": number})}]
         row = {"system": None, "prompt": f"Look at page {number}.", "answer": json.dumps(calls)}
@@ -90,6 +98,11 @@ def write_rows(folder: Path, benchmark: str) -> list[str]:
         head = "configs:\n- config_name: main\n  data_files:\n  - {split: train, path: main/train-*}\n"
         (folder / "README.md").write_text(f"---\n{head}---\n", encoding="utf-8")
         return ["--dataset_name", str(folder)]
+    if benchmark == "livecodebench":
+        folder.mkdir(parents=True)
+        file = folder / "test6.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return ["--dataset_name", str(file)]
     science = {"materials": "material"}.get(benchmark, benchmark)
     place = folder / ("tooluse" if benchmark == "tooluse" else f"sciknoweval/{science}")
     place.mkdir(parents=True)
@@ -103,7 +116,8 @@ def half_right(benchmark: str) -> Callable[[list, SRPOTrainer], dict[str, Any]]:
     answers = {}
     for number in range(NUM_QUESTIONS):
         row, right, wrong = question(benchmark, number)
-        answers[row.get("prompt", row.get("question"))] = (right, right, wrong, wrong)
+        asked = next(row[key] for key in ("prompt", "question", "question_content") if key in row)
+        answers[asked] = (right, right, wrong, wrong)
 
     def rollout(prompts: list, trainer: SRPOTrainer) -> dict[str, Any]:
         tokenizer = trainer.processing_class
