@@ -80,7 +80,7 @@ def run(name: str, folder: Path) -> bool:
         "".join(f"{package}=={version}\n" for package, version in chosen.items()), encoding="utf-8"
     )
     extras = ["bitsandbytes"] if "adapters" in TESTS[name] else []  # QLoRA
-    tools = ["pytest", "pytest-xdist", "hypothesis", "pandas", *extras]
+    tools = ["pytest", "pytest-xdist", "hypothesis", "pandas", "liger-kernel", *extras]
     commands = [
         [*pip, f"torch=={chosen['torch']}" if chosen else "torch"],
         [*pip, "--constraint", str(pins), "--editable", str(REPOSITORY), *tools],
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"of {', '.join(TESTS)}; {' and '.join(BY_DEFAULT)} by default",
+        help=f"of {', '.join(TESTS)}; the first two by default",
     )
     parser.add_argument("--keep", type=Path, help="folder to leave the environments in")
     options = parser.parse_args(argv)
