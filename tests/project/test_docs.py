@@ -19,6 +19,7 @@ from method_names import PAPER
 from srpo_trl import SRPOConfig
 from srpo_trl.commands import evaluate as command
 from srpo_trl.commands.compare import command as compare_command
+from srpo_trl.commands.launch import launcher_options, profile_path, read_launch
 from srpo_trl.commands.methods import describe
 from srpo_trl.commands.plan import arguments as memory_arguments
 from srpo_trl.commands.report import command as report_command
@@ -374,7 +375,7 @@ def commands(path: Path) -> list[list[str]]:
         shlex.split(line, comments=True)
         for line in lines
         if re.match(
-            r"(srpo-trl train --config configs|srpo-trl (eval|plan|compare|report) .|accelerate launch) ?",
+            r"(srpo-trl train --config (?!NAME|FILE)\w|srpo-trl (eval|plan|compare|report) .|accelerate launch) ?",
             line,
         )
     ]
@@ -390,7 +391,7 @@ def check_words(words: list[str]) -> None:
         return
     if words[0] == "plan":
         given, training = memory_arguments._parser().parse_known_args(words[1:])
-        assert given.accelerate_config is None or (ROOT / given.accelerate_config).is_file()
+        assert given.accelerate_config is None or profile_path(given.accelerate_config).is_file()
         assert read_arguments([*training, "--config", given.config, "--use_cpu", "true"])[3] == []
         return
     if words[0] == "compare":
@@ -399,16 +400,17 @@ def check_words(words: list[str]) -> None:
         for path in given.configs:
             assert read_arguments([*words[cut + 1 :], "--config", str(path), "--use_cpu", "true"])[3] == []
         return
+    assert read_launch(words[0], words[1:])[1] == []
     script, config, model_config, problems = READERS[words[0]]([*words[1:], "--use_cpu", "true"])
     assert problems == []
     assert config is not None
     assert model_config is not None
-    assert script.data_dir == "DIR"
+    assert script.data_dir == (None if script.benchmark == "gsm8k" else "DIR")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=by_name)
-def test_commands_parse(path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_commands_parse(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT if path == README else tmp_path)  # recipes are found by name, from any folder
     launched = 0
     for words in commands(path):
         if words[0] == "srpo-trl":
@@ -443,6 +445,7 @@ def test_quickstart_leaves_its_results_where_the_readme_says():
 @pytest.mark.parametrize("path", PAGES, ids=by_name)
 def test_yaml_blocks_hold_known_options(path):
     known = {f.name for kind in (TrainArguments, SRPOConfig, ModelConfig) for f in dataclasses.fields(kind)}
+    known |= {"base", *launcher_options()}
     for block in blocks(path, "yaml"):
         values = yaml.safe_load(block)
         assert set(values) <= known
