@@ -41,7 +41,7 @@ $(USER_STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(STAMP): $(USER_STAMP)
-	@echo "[setup] srpo-trl[$(EXTRAS)], the tools to work on it: downloads 0.3 GB"
+	@echo "[setup] srpo-trl[$(EXTRAS)], the tools to work on it: downloads 0.4 GB"
 	@$(PIP) --constraint constraints.txt --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 

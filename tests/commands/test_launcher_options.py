@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +49,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     save_tiny_random_qwen3(folder / "model")
     rows = "".join(
-        json.dumps({"prompt": f"What is {n} + 1?", "solution": f"${n + 1}$"}) + "\n" for n in range(8)
+        json.dumps({"prompt": [{"role": "user", "content": f"What is {n} + 1?"}], "solution": f"${n + 1}$"})
+        + "\n"
+        for n in range(8)
     )
     (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
     return folder
@@ -243,9 +244,7 @@ def test_trls_documented_file_trains_on_two_processes(files: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("[srpo-trl] model saved") == 1
     assert (tmp_path / "run" / "model.safetensors").is_file()
-    (logged,) = re.findall(r'"num_tokens": ([0-9.]+)', (tmp_path / "run" / "log.jsonl").read_text("utf-8"))[
-        :1
-    ]
-    prompt_tokens = len("What is 1 + 1?")
-    assert float(logged) >= 8 * prompt_tokens  # four rollouts on each of two processes
+    log = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8")
+    begun = next(json.loads(line) for line in log.splitlines() if line)["begin"]
+    assert (begun["num_processes"], begun["device"]) == (2, "cpu")
     assert "find_unused_parameters" not in done.stderr
