@@ -375,7 +375,7 @@ def commands(path: Path) -> list[list[str]]:
         shlex.split(line, comments=True)
         for line in lines
         if re.match(
-            r"(srpo-trl train --config (?!NAME|FILE)\w|srpo-trl (eval|plan|compare|report) .|accelerate launch) ?",
+            r"(srpo-trl train --config (?!NAME|FILE)\w|srpo-trl (eval|plan|compare|report) .|accelerate launch .) ?",
             line,
         )
     ]
