@@ -6,10 +6,12 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from email.message import Message
 from html.parser import HTMLParser
 from pathlib import Path
@@ -336,3 +338,46 @@ def test_a_recipe_is_planned_and_trained_from_the_wheel(installed: Path, tmp_pat
     printed = srpo_trl(installed, tmp_path, "train", *recipe, *small, *sizes, "--dataset_name", "rows.jsonl")
     assert "[srpo-trl] model saved to outputs/qwen3_0.6b_lora_16gb" in printed
     assert (tmp_path / "outputs" / "qwen3_0.6b_lora_16gb" / "adapter_model.safetensors").is_file()
+
+
+# ------------------------------------------------------------------ make
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., str]:
+    """Runs make in a folder with what it reads, and returns what it prints; `-n` executes nothing."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+
+    def run(*words: str) -> str:
+        done = subprocess.run(["make", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_make_quickstart_installs_what_a_user_needs_and_test_adds_the_tools(
+    make: Callable[..., str], tmp_path: Path
+) -> None:
+    printed = make("-n", "quickstart")
+    assert "--editable ." in printed
+    assert "[dev]" not in printed
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".setup").touch()
+    assert "install" not in make("-n", "quickstart")
+    printed = make("-n", "lint")
+    assert "--editable '.[dev]'" in printed
+    assert "--editable .\n" not in printed  # is there already
+    (tmp_path / ".venv" / ".setup-dev").touch()
+    assert "install" not in make("-n", "lint")
+    os.utime(tmp_path / ".venv" / ".setup", (0, 0))  # older than pyproject.toml
+    assert make("-n", "lint").count(" install ") == 3
+
+
+def test_make_says_what_to_do_without_a_fitting_python(make: Callable[..., str], tmp_path: Path) -> None:
+    missing = make("setup", "PYTHON=python9")
+    assert "There is no python9 here." in missing
+    assert "make setup PYTHON=/path/to/python3.12" in missing
+    assert not (tmp_path / ".venv").exists()
