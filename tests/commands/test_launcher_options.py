@@ -126,6 +126,28 @@ def test_several_processes_without_a_profile_are_really_started(
     assert "--multi_gpu" not in launched[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--accelerate_config", "zero3"], 8),
+        (["--accelerate_config", "zero3", "--num_processes", "3"], 3),
+        (["--accelerate_config", "single"], 1),
+        (["--accelerate_config", "multi_node"], 16),
+        (["--accelerate_config", "multi_gpu"], 8),
+        (["--mixed_precision", "no"], 8),
+        (["--cpu"], 1),
+    ],
+)
+def test_a_profile_takes_all_gpus(words: list[str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr(launch, "default_config_file", "/nowhere")
+    started, _ = read_launch("train", words)
+    assert started is not None
+    assert started.num_processes == expected
+    given = launch_command_parser().parse_args([*started.words, "srpo_trl"])
+    assert "zero3" not in words or given.num_processes == expected
+
+
 def test_all_problems_come_before_anything_is_launched(
     files: Path, launched: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,11 +103,11 @@ def read_launch(command: str, argv: Sequence[str]) -> tuple[Launch | None, list[
         return None, []
     try:
         words = _with_profile(words)
-        num_processes, kind = _processes(words)
-    except ValueError as error:
+        num_processes, more = _processes(words)
+    except (ValueError, OSError) as error:
         return None, [str(error)]
     environment = os.environ | {name: str(value) for name, value in values.get("env", {}).items()}
-    return Launch([*kind, *words], [command, *own], num_processes, environment), []
+    return Launch([*more, *words], [command, *own], num_processes, environment), []
 
 
 def is_launched() -> bool:
@@ -177,7 +177,7 @@ def _with_profile(words: list[str]) -> list[str]:
 
 
 def _processes(words: list[str]) -> tuple[int, list[str]]:
-    """Return how many processes the launcher starts, and the word that it needs to start several without a GPU.
+    """Return how many processes the launcher starts, and the words that it needs for that.
 
     Raises:
         ValueError: the launcher refuses the words.
@@ -191,12 +191,19 @@ def _processes(words: list[str]) -> tuple[int, list[str]]:
             f"accelerate launch: {messages.getvalue().rpartition('error: ')[2].strip()}."
         ) from None
     file = given.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
-    count = given.num_processes
-    if count is None and file is not None:
-        count = load_config_from_file(str(file)).num_processes
-    count = torch.cuda.device_count() if count is None and not given.cpu else count
-    if file is None and (count or 1) > 1 and not any(getattr(given, kind) for kind in _KINDS):
+    gpus = 0 if given.cpu else torch.cuda.device_count()
+    if given.num_processes is None and file is not None:
+        config = load_config_from_file(str(file))
+        if (
+            gpus
+            and Path(file) in engine_profiles().values()
+            and config.num_machines == 1 < config.num_processes
+        ):
+            return gpus, ["--num_processes", str(gpus)]  # the number in a profile stands for all GPUs
+        return config.num_processes, []
+    count = max(gpus if given.num_processes is None else given.num_processes, 1)
+    if file is None and count > 1 and not any(getattr(given, kind) for kind in _KINDS):
         return count, [
             "--multi_gpu"
         ]  # without it the launcher starts one process where there is one GPU or none
-    return max(count or 1, 1), []
+    return count, []
