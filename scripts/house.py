@@ -31,6 +31,7 @@ SHARED_COMMANDS = (
     "inputs",
     "options",
     "config_file",
+    "launch",
     "train",
     "curves",
     "curves_plot",

@@ -2,6 +2,8 @@
 
     python scripts/version_matrix.py [NAME ...] [--keep FOLDER]
 
+Without a NAME: those with older versions. `newest` is what pip chooses today from the ranges of pyproject.toml.
+
 Each environment is made anew and removed afterwards, about 3 GB on disk at a time (more where pip finds no CPU build
 of its torch). torch is installed first and by itself, so that a CPU wheel is taken where pip is pointed at one. The
 exit status is 1 where an environment cannot be made or a test fails in it.
@@ -24,7 +26,9 @@ CORE_TESTS = ("objective", "trainer", "resume", "seams", "teacher", "split_invar
 TESTS = {
     "transformers-5.17": (*CORE_TESTS, "passes", "vllm", "adapters"),
     "oldest": (*CORE_TESTS, "passes", "vllm", "adapters", "ops"),
+    "newest": (*CORE_TESTS, "passes", "ops"),
 }
+BY_DEFAULT = ("transformers-5.17", "oldest")  # `newest` is another one every day
 
 
 def requirements(path: str = "pyproject.toml") -> list[Requirement]:
@@ -49,6 +53,8 @@ def with_floor() -> list[Requirement]:
 
 def versions(name: str) -> dict[str, str]:
     """Package versions of an environment; what is not named is left to pip."""
+    if name == "newest":
+        return {}
     pinned = constraints()
     del pinned["huggingface-hub"]  # transformers < 5.18 need one below 2
     if name == "transformers-5.17":  # what vLLM needs
@@ -74,13 +80,17 @@ def run(name: str, folder: Path) -> bool:
         "".join(f"{package}=={version}\n" for package, version in chosen.items()), encoding="utf-8"
     )
     extras = ["bitsandbytes"] if "adapters" in TESTS[name] else []  # QLoRA
-    tools = ["pytest", "pytest-xdist", "hypothesis", "pandas", *extras]
+    tools = ["pytest", "pytest-xdist", "hypothesis", "pandas", "liger-kernel", *extras]
     commands = [
-        [*pip, f"torch=={chosen['torch']}"],
+        [*pip, f"torch=={chosen['torch']}" if chosen else "torch"],
         [*pip, "--constraint", str(pins), "--editable", str(REPOSITORY), *tools],
+        [python, "-m", "pip", "list", "--disable-pip-version-check"],
         [python, "-m", "pytest", "-q", "-n", "2", *map(path_of, TESTS[name])],
     ]
-    print(f"[{name}] {', '.join(f'{r.name} {chosen[r.name]}' for r in requirements())}", flush=True)
+    print(
+        f"[{name}] {', '.join(f'{r.name} {chosen.get(r.name, r.specifier)}' for r in requirements())}",
+        flush=True,
+    )
     passed = all(subprocess.run(command, cwd=REPOSITORY, check=False).returncode == 0 for command in commands)
     print(f"[{name}] {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
     return passed
@@ -90,14 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TESTS)}; all by default")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(TESTS)}; the first two by default",
+    )
     parser.add_argument("--keep", type=Path, help="folder to leave the environments in")
     options = parser.parse_args(argv)
     unknown = set(options.names) - set(TESTS)
     if unknown:
         parser.error(f"no environment is called {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")
     results = []
-    for name in options.names or TESTS:
+    for name in options.names or BY_DEFAULT:
         with tempfile.TemporaryDirectory(prefix="srpo-versions-") as temporary:
             results.append(run(name, (options.keep or Path(temporary)) / name))
     return 0 if all(results) else 1

@@ -92,10 +92,38 @@ MUTANTS = [
         "`base` is a path from where the process runs",
         (
             "commands/config_file.py",
-            "file, label = file.parent / base,",
-            "file, label = Path(base),",
+            "name, folder, label = base, file.parent,",
+            "name, folder, label = base, None,",
         ),
         tests=("commands/test_config_file.py::test_base_is_relative_to_the_file_that_names_it",),
+    ),
+    mutant(
+        "recipe_before_the_file",
+        "a recipe of the package hides a file of the same name",
+        ("commands/config_file.py", "    if file.is_file():\n        return file\n", ""),
+        tests=("commands/test_recipes_command.py::test_a_file_of_that_name_comes_first",),
+    ),
+    mutant(
+        "launched_processes_launch_again",
+        "a process that the launcher has started starts the launcher",
+        (
+            "commands/launch.py",
+            'return _LAUNCHED in os.environ or "LOCAL_RANK" in os.environ',
+            "return False",
+        ),
+        tests=(
+            "commands/test_launcher_options.py::test_processes_that_were_launched_leave_the_files_options_alone",
+        ),
+    ),
+    mutant(
+        "launch_checks_as_one_process",
+        "before a launch groups are counted over this process alone",
+        (
+            "commands/train.py",
+            "with as_one_of(launch.num_processes) if launch else nullcontext():",
+            "with nullcontext():",
+        ),
+        tests=("commands/test_launcher_options.py::test_groups_are_counted_over_all_processes",),
     ),
     mutant(
         "gsm8k_keeps_thousands_commas",

@@ -12,6 +12,10 @@ from srpo_trl.version import __version__
 
 COMMANDS = {  # where its function of the command line is, and what it does
     "train": ("srpo_trl.commands.train:train", "train a model as a YAML file says"),
+    "recipes": (
+        "srpo_trl.commands.recipes:show_recipes",
+        "list the recipes that --config takes by name, print or copy one",
+    ),
     "methods": ("srpo_trl.commands.methods:show_methods", "list the methods, or one of them in full"),
     "eval": ("srpo_trl.commands.evaluate:evaluate", "sample a model's answers and score them"),
     "plan": ("srpo_trl.commands.plan.command:plan", "memory of a training run, from its configs alone"),

@@ -5,16 +5,17 @@ import itertools
 import re
 import shlex
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
 
 from method_names import FAMILY, columns
-from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.commands.config_file import config_path, read_config_file
+from srpo_trl.commands.launch import as_one_of, read_launch
 from srpo_trl.commands.methods import with_defaults
 from srpo_trl.commands.train import read_arguments
 from srpo_trl.data import BENCHMARKS
@@ -89,7 +90,7 @@ SMALL_SIZES = {
 RECIPES = [name for name in FAMILY if not columns(name) and name not in ("lightning", "dph_rl")]
 
 COMMENTED_VALUE = re.compile(r"^(?P<option>\w+): (?P<value>.+?) # (?P<comment>.*)$")
-COMMAND = re.compile(r"(srpo-trl train|accelerate launch) .*")
+COMMAND = re.compile(r"srpo-trl train .*")
 
 
 def by_name(path: Path) -> str:
@@ -265,24 +266,22 @@ def commands(path: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("path", [*TRAINING_CONFIGS, CONFIGS / "README.md"], ids=by_name)
-def test_commands_in_comments_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_commands_in_comments_parse(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # recipes are found by name, from any folder
     output_dirs = []
     for words in commands(path):
-        if words[0] == "accelerate":
-            options = launch_command_parser().parse_args(words[2:])
-            assert options.training_script == "srpo_trl.cli"
-            load_config_from_file(options.config_file)
-            words = ["srpo-trl", *options.training_script_args]
         assert words[1] == "train"
-        script, config, _, problems = read_arguments([*words[2:], "--use_cpu", "true"])
+        launch, problems = read_launch("train", words[2:])
+        assert problems == []
+        with as_one_of(launch.num_processes) if launch else nullcontext():
+            script, config, _, problems = read_arguments([*words[2:], "--use_cpu", "true"])
         assert problems == []
         assert config is not None
         assert script.benchmark in BENCHMARK_REWARDS
         assert script.data_dir == (None if script.benchmark in ("gsm8k", "livecodebench") else "DIR")
         output_dirs.append(config.output_dir)
         if path.suffix == ".yaml":
-            assert Path(words[words.index("--config") + 1]).samefile(path)
+            assert config_path(words[words.index("--config") + 1]).samefile(path)
     if path.parent.name in ("paper", "small", "methods") and path.stem != "lora":
         assert output_dirs
         assert len(set(output_dirs)) == len(output_dirs)
@@ -295,7 +294,7 @@ def test_the_loop_of_all_runs_makes_every_cell() -> None:
         block for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "for " in block
     )
     printed = subprocess.run(
-        ["bash", "-euc", 'accelerate() { echo "$*"; }\n' + loop],
+        ["bash", "-euc", 'srpo-trl() { echo "$*"; }\n' + loop],
         capture_output=True,
         text=True,
         check=True,
@@ -304,10 +303,12 @@ def test_the_loop_of_all_runs_makes_every_cell() -> None:
     cells, output_dirs = set(), set()
     for line in printed.splitlines():
         words = shlex.split(line)
-        options = launch_command_parser().parse_args(words[1:])
-        assert (options.num_processes, options.training_script) == (PAPER_GPUS, "srpo_trl.cli")
-        arguments = options.training_script_args[1:]
-        method = Path(arguments[arguments.index("--config") + 1]).stem
+        launch, problems = read_launch(words[0], words[1:])
+        assert problems == []
+        assert launch is not None
+        assert (launch.num_processes, launch.command[0]) == (PAPER_GPUS, "train")
+        arguments = launch.command[1:]
+        method = config_path(arguments[arguments.index("--config") + 1]).stem
         script, config, model_config, problems = read_arguments([*arguments, "--use_cpu", "true"])
         assert problems == []
         assert config is not None

@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -76,10 +75,21 @@ def test_config_of_one_process(tmp_path, alone):
 
 
 def documented_commands():
-    """The commands in the comments of multi_node.yaml, by their accelerate config."""
+    """The commands in the comments of multi_node.yaml, by their profile."""
     text = (CONFIGS / "multi_node.yaml").read_text(encoding="utf-8").replace("\\\n#", "")
-    commands = re.findall(r"^# +(accelerate launch .* )\.\.\.$", text, re.MULTILINE)
-    return {Path(re.search(r"--config_file (\S+)", command)[1]).stem: command for command in commands}
+    commands = re.findall(r"^# +(srpo-trl train .*)$", text, re.MULTILINE)
+    return {re.search(r"--accelerate_config (\S+)", command)[1]: command for command in commands}
+
+
+# `srpo-trl train --config NAME OPTIONS_OF_THE_LAUNCHER SCRIPT ...`, with the script in place of training
+AS_TRAIN_LAUNCHES = """
+import os, sys
+from srpo_trl.commands.launch import read_launch
+launch, problems = read_launch(sys.argv[1], sys.argv[2:])
+assert problems == [], problems
+words = [*launch.words, *launch.command[3:]]
+os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *words])
+"""
 
 
 @pytest.mark.slow
@@ -87,7 +97,8 @@ def documented_commands():
 def test_two_machines_with_rank_and_address_from_the_environment(tmp_path, alone, config):
     """Two launches of the documented command, each of one process, that differ in the environment alone."""
     command = documented_commands()[config].replace("* 8", "* 1")
-    launch = f'accelerate() {{ shift; "{sys.executable}" -m accelerate.commands.launch "$@"; }}\n{command}'
+    (tmp_path / "launch.py").write_text(AS_TRAIN_LAUNCHES, encoding="utf-8")
+    launch = f'srpo-trl() {{ "{sys.executable}" "{tmp_path}/launch.py" "$@"; }}\n{command}'
     machines = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     started = [
         subprocess.Popen(

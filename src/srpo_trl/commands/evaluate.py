@@ -5,6 +5,7 @@ It leaves a table on the terminal, a JSON file of the scores, and a JSON line of
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ from srpo_trl.commands.inputs import (
     reward_name,
     reward_problems,
 )
+from srpo_trl.commands.launch import as_one_of, read_launch
 from srpo_trl.commands.options import collect_error, exit_with_errors, parse_options
 from srpo_trl.commands.train import TrainArguments
 from srpo_trl.config import SRPOConfig
@@ -70,9 +72,11 @@ def evaluate(argv: Sequence[str]) -> int:
 
     Every problem that can be seen without a model is reported in one message, and nothing is started.
     """
-    script, config, model_config, problems = read_evaluation(argv)
+    launch, problems = read_launch("eval", argv)
+    with as_one_of(launch.num_processes) if launch else nullcontext():
+        script, config, model_config, found = read_evaluation(argv)
     problems_of_data = list(data_problems(script))
-    problems += [*problems_of_data, *_output_problems(script)]
+    problems += [*found, *problems_of_data, *_output_problems(script)]
     rewards = reward_functions(script, problems)
     if model_config is not None:
         problems += model_problems(model_config)
@@ -84,6 +88,8 @@ def evaluate(argv: Sequence[str]) -> int:
         rows = collect_error(problems, load_eval_rows, script)
     if problems or not rows or config is None or model_config is None:
         return exit_with_errors(PROG, problems)
+    if launch is not None:
+        return launch.start()
     _run(script, config, model_config, rewards, rows[0])
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from trl import TrlParser
 
 from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.commands.launch import PROFILE, launcher_options, split_words
 from srpo_trl.config.former import IDLE, taken_over
 from srpo_trl.config.ranges import described
 from srpo_trl.config.renamed import FORMER, unknown_option
@@ -68,7 +69,7 @@ def parse_options(
     As in TRL's scripts, the YAML file's values replace the defaults, the command line's replace both, and
     `env:` in the YAML file sets environment variables. `TrlParser.parse_args_and_config` stops at the first
     dataclass that refuses its values; this continues and returns every problem. Former options that mean the same
-    today are taken, and logged.
+    today are taken, and logged. Options of accelerate's launcher are left to `read_launch`.
 
     Args:
         argv: the command line, without the command.
@@ -83,16 +84,19 @@ def parse_options(
     """
     kinds_for_parser: Any = tuple(kinds)  # TrlParser's annotation knows no dataclass types
     parser = CollectingParser(kinds_for_parser, prog=prog, usage=usage, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with values for any option below.")
+    parser.add_argument(
+        "--config", metavar="FILE", help="Recipe, or YAML file, with values for any option below."
+    )
     config_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_file.add_argument("--config")
-    path, arguments = config_file.parse_known_args(argv)
+    path, arguments = config_file.parse_known_args(split_words(argv)[1])
     problems: list[str] = []
     values: dict[str, Any] = {}
     if path.config is not None:
         values.update(*collect_error(problems, read_config_file, path.config))
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
-    known = {option.dest for option in parser._actions}
+    values = {name: value for name, value in values.items() if name not in launcher_options()}
+    known = {option.dest for option in parser._actions} | {"num_processes", PROFILE}
     values, arguments = _with_todays_names(values, arguments, known)
 
     own_defaults = {option.dest: option.default for option in parser._actions} | (defaults or {})

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from srpo_trl.commands.inputs import (
     reward_problems,
     stream_problems,
 )
+from srpo_trl.commands.launch import Launch, as_one_of, read_launch
 from srpo_trl.commands.options import collect_error, exit_with_errors, parse_options
 from srpo_trl.config import SRPOConfig
 from srpo_trl.data.smoke_model import TINY_RANDOM_QWEN3, save_tiny_random_qwen3
@@ -62,6 +64,7 @@ class Training:
     train_rows: Dataset | IterableDataset
     eval_rows: Dataset | None
     max_seconds: float | None
+    launch: Launch | None = None  # through which it is to start; None: in this process
 
 
 def train(argv: Sequence[str]) -> int:
@@ -72,13 +75,18 @@ def train(argv: Sequence[str]) -> int:
     training, problems = prepare(argv)
     if training is None:
         return exit_with_errors("srpo-trl train", problems)
+    if training.launch is not None:
+        return training.launch.start()
     _run(training)
     return 0
 
 
 def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
     """Read and check everything that a command line asks for, up to the model; return it, or every problem."""
-    script, config, model_config, problems = read_arguments(argv)
+    launch, problems = read_launch("train", argv)
+    with as_one_of(launch.num_processes) if launch else nullcontext():
+        script, config, model_config, found = read_arguments(argv)
+    problems += found
     problems_of_data = list(data_problems(script))
     problems += problems_of_data
     rewards = reward_functions(script, problems)
@@ -99,7 +107,7 @@ def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
     if problems or not train_rows or config is None or model_config is None:
         return None, problems
     rows = (train_rows[0], eval_rows[0] if eval_rows else None)
-    return Training(script, config, model_config, rewards, *rows, max_seconds[0]), []
+    return Training(script, config, model_config, rewards, *rows, max_seconds[0], launch), []
 
 
 def read_arguments(
@@ -114,7 +122,8 @@ def read_arguments(
         argv,
         (TrainArguments, SRPOConfig, ModelConfig),
         prog="srpo-trl train",
-        usage="srpo-trl train --config FILE.yaml [--any_option VALUE ...]",
+        usage="srpo-trl train --config NAME|FILE.yaml [--num_processes N] [--accelerate_config NAME|FILE.yaml] "
+        "[--any_option VALUE ...]",
     )
     return script, config, model_config, problems
 

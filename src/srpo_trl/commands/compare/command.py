@@ -11,11 +11,11 @@ EXIT_RUNS_MISSING = 1
 
 DESCRIPTION = """\
 Train variants from one start and tabulate the best score of each within each budget, mean and standard error over
-seeds. Each CONFIG is a YAML file as for `srpo-trl train`. What is finished is not repeated: the same command again
-resumes where it stopped, with more seeds or larger budgets too."""
+seeds. Each CONFIG is a recipe or a YAML file, as for `srpo-trl train --config`. What is finished is not repeated: the
+same command again resumes where it stopped, with more seeds or larger budgets too."""
 EPILOG = """\
 Options of `srpo-trl train` for every run follow after `--`:
-  srpo-trl compare configs/qwen3_0.6b.yaml --variants all -- --data_dir DIR --eval_strategy steps"""
+  srpo-trl compare qwen3_0.6b --variants all -- --data_dir DIR --eval_strategy steps"""
 
 
 def compare(argv: Sequence[str] | None = None) -> int:
@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--launch",
         metavar="COMMAND",
-        help="what runs srpo_trl.cli, such as 'accelerate launch --config_file FILE -m srpo_trl.cli' "
-        "(default: this Python, one process)",
+        help="what runs srpo_trl.cli, such as 'torchrun --nproc_per_node 8 -m srpo_trl.cli' (default: this Python; "
+        "--num_processes and --accelerate_config can follow `--`)",
     )
     parser.add_argument(
         "--table_only",

@@ -18,6 +18,7 @@ from srpo_trl.commands.compare.start import (
     options_text,
     start_of,
 )
+from srpo_trl.commands.config_file import config_path
 from srpo_trl.commands.options import collect_error
 from srpo_trl.commands.train import Training, prepare
 from srpo_trl.methods import COMPARABLE, CONTROLS, PAPER_DEFAULTS, VARIANTS
@@ -132,15 +133,14 @@ def _own_options(training_options: Sequence[str]) -> Iterator[str]:
 
 def _variants(configs: Sequence[Path], names: Sequence[str], problems: list[str]) -> dict[str, list[str]]:
     """Return each variant's name and the options of `srpo-trl train` that make it."""
-    missing = [config for config in configs if not config.is_file()]
-    problems += [f"CONFIG {config} is not a file." for config in missing]
+    files = [file for config in configs for file in collect_error(problems, _config_file, config)]
     chosen = [*VARIANTS, *CONTROLS] if list(names) == ["all"] else names
     unknown = [name for name in chosen if name not in COMPARABLE]
     if unknown:
         given = " ".join(map(repr, unknown))
         problems.append(f"--variants {given} must be 'all' or among {', '.join(VARIANTS)}, or a method.")
     variants: dict[str, list[str]] = {}
-    for config in configs:
+    for config in files:
         made = {name: COMPARABLE.get(name, {}) for name in chosen}
         if len(configs) > 1:
             made = {f"{config.stem}-{name}": values for name, values in made.items()}
@@ -148,9 +148,18 @@ def _variants(configs: Sequence[Path], names: Sequence[str], problems: list[str]
             if name in variants:
                 problems.append(f"Two variants are called {name!r}: give each CONFIG a file name of its own.")
             words = [word for option, value in values.items() for word in (f"--{option}", value)]
-            if config not in missing:
-                variants[name] = ["--config", str(config), *words]
+            variants[name] = ["--config", str(config), *words]
     return variants
+
+
+def _config_file(name: Path) -> Path:
+    try:
+        file = config_path(name)
+    except ValueError as error:
+        raise ValueError(f"CONFIG {name} {error}") from error
+    if not file.is_file():
+        raise ValueError(f"CONFIG {name} is not a file.")
+    return file
 
 
 def _trainings(

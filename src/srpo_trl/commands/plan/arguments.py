@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
 from trl import ModelConfig
 
-from srpo_trl.commands.config_file import read_config_file
 from srpo_trl.commands.inputs import model_problems
+from srpo_trl.commands.launch import PROFILE, as_one_of, options_in_file
 from srpo_trl.commands.options import collect_error
 from srpo_trl.commands.plan.engines import Engine, read_engine
 from srpo_trl.commands.plan.model import is_quantized, load_config
@@ -49,11 +48,14 @@ def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
     for option, value in (("--config", given.config), ("--model_name_or_path", given.model)):
         training_arguments += [] if value is None else [option, value]
     problems = list(_own_problems(given))
+    in_file = options_in_file(training_arguments)
+    given.accelerate_config = given.accelerate_config or in_file.get(PROFILE)
+    given.num_processes = given.num_processes or in_file.get("num_processes")
     engine = next(
         iter(collect_error(problems, read_engine, given.accelerate_config, given.num_processes)), Engine()
     )
     # A plan is made anywhere; whether bf16 can be had depends on the machine that trains.
-    with _as_one_of(engine.num_processes):
+    with as_one_of(engine.num_processes):
         _, training, model_config, found = read_arguments([*training_arguments, "--use_cpu", "true"])
     problems += found
     models: list[PretrainedConfig] = []
@@ -73,8 +75,7 @@ def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
         problems += _training_problems(training, given.prompt_length, models)
     if problems or training is None or model_config is None or not models:
         return None, problems
-    if given.use_cpu is None and given.config is not None:
-        given.use_cpu = read_config_file(given.config).get("use_cpu")
+    given.use_cpu = in_file.get("use_cpu") if given.use_cpu is None else given.use_cpu
     on_gpu, memory = not strtobool(str(given.use_cpu or False)), None
     if given.gpu_memory:
         memory = int(given.gpu_memory * GIB)
@@ -87,19 +88,20 @@ def read_request(argv: Sequence[str]) -> tuple[PlanRequest | None, list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="srpo-trl plan",
-        usage="srpo-trl plan --config FILE.yaml [--model NAME] [--accelerate_config FILE.yaml] [--gpu_memory GIB] ...",
+        usage="srpo-trl plan --config NAME|FILE.yaml [--model NAME] [--accelerate_config NAME|FILE.yaml] "
+        "[--num_processes N] [--gpu_memory GIB] ...",
         description="Memory of a training run at its possible peaks, and the largest micro-batch that fits. Reads "
         "configs alone, no weights.",
         epilog="Every option of `srpo-trl train` can follow, and replaces the file's value.",
         allow_abbrev=False,
     )
     margin = "of the memory to leave free, for the CUDA context, libraries and fragmentation [%(default)s]"
-    parser.add_argument("--config", metavar="FILE", help="YAML file of srpo-trl train")
+    parser.add_argument("--config", metavar="FILE", help="recipe, or YAML file of srpo-trl train")
     parser.add_argument(
         "--model", metavar="NAME", help="folder or hub id whose config.json is read [the file's]"
     )
     parser.add_argument(
-        "--accelerate_config", metavar="FILE", help="YAML file of accelerate launch [one process]"
+        "--accelerate_config", metavar="FILE", help="profile, or YAML file of accelerate launch [one process]"
     )
     parser.add_argument("--num_processes", type=int, metavar="N", help="in place of the accelerate config's")
     parser.add_argument("--gpu_memory", type=float, metavar="GIB", help="of one GPU [that of the GPU here]")
@@ -143,13 +145,3 @@ def _quantization_problems(model_config: ModelConfig, engine: Engine) -> Iterato
         yield "load_in_4bit and load_in_8bit need use_peft: quantized weights are not trained themselves."
     if is_quantized(model_config) and engine.shards_parameters:
         yield f"Quantized weights under {engine.kind} are not planned. Take DDP or one process."
-
-
-@contextmanager
-def _as_one_of(num_processes: int) -> Iterator[None]:
-    """Let configs be checked as by one of so many processes: TRL counts groups over all of them."""
-    SRPOConfig.world_size = property(lambda self: num_processes)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del SRPOConfig.world_size

@@ -9,6 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from srpo_trl.commands.config_file import read_mapping
+from srpo_trl.commands.launch import profile_path
 
 Kind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
@@ -63,13 +64,14 @@ def read_engine(path: str | None, num_processes: int | None = None) -> Engine:
     """Return the engine that an accelerate config file sets up; without a file, one process or DDP.
 
     Args:
-        path: YAML file of `accelerate launch --config_file`.
+        path: YAML file of `accelerate launch --config_file`, or a profile's name.
         num_processes: as `accelerate launch --num_processes` replaces the file's.
     Raises:
         ValueError: the file cannot be read, or every problem of what stands in it, in one message.
     """
     if path is None:
         return Engine("ddp" if (num_processes or 1) > 1 else "single", num_processes or 1)
+    path = str(profile_path(path))
     if "distributed_type" not in read_mapping(Path(path), f"--accelerate_config {path}"):
         raise ValueError(
             f"{path} names no distributed_type. Give a file for accelerate launch --config_file."

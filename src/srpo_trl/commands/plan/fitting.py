@@ -84,7 +84,7 @@ def _changes(run: RunSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what can be set in this run, as text and as values."""
     training, engine, fewest = run.training, run.engine, _fewest_steps_per_generation(run)
     longest = max((run.teacher_prompt_length(s) for s in run.scorers), default=0) + run.completion_length
-    with_engine = f"--accelerate_config configs/accelerate/{{}}.yaml --num_processes {engine.num_processes}"
+    with_engine = f"--accelerate_config {{}} --num_processes {engine.num_processes}"
     if not training.gradient_checkpointing:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
     if run.vllm_bytes and not training.vllm_enable_sleep_mode:
