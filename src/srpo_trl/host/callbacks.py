@@ -1,7 +1,6 @@
 """What a run keeps beside its model: the clock of training, its log, and what is done about a guard's finding."""
 
 import dataclasses
-import json
 import logging
 import sys
 import time
@@ -231,5 +230,4 @@ def _report(path: Path, findings: Iterable[Finding]) -> None:
         advice = GUARDS[finding.guard].advice
         said = (finding.guard, finding.step, finding.message, advice, finding.action)
         _logger.warning("guard %s at step %d: %s. %s. Action: %s.", *said)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**finding._asdict(), "advice": advice}) + "\n")
+        RunLog(path).append({**finding._asdict(), "advice": advice})
