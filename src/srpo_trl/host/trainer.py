@@ -27,6 +27,7 @@ from srpo_trl.evaluation.samples import Sample
 from srpo_trl.evaluation.temporary import temporarily_set
 from srpo_trl.host import objects
 from srpo_trl.host.callbacks import GuardCallback, RunLogCallback, TrainingClock, peak_memory, run_facts
+from srpo_trl.host.console import print_lines
 from srpo_trl.host.datasets import check_size
 from srpo_trl.host.finite_steps import FiniteSteps
 from srpo_trl.host.prompt_rows import EXCLUDED, with_image_lists
@@ -73,6 +74,7 @@ class HostTrainer(GRPOTrainer):
     max_completion_length: int
     reward_funcs: Any
     graded: GradedRollouts
+    log_completions: bool
     _generate: Any
     _logs: Any
     _metrics: Any
@@ -88,6 +90,7 @@ class HostTrainer(GRPOTrainer):
         self.timed: Timed = lambda name: nullcontext()
         self.log_sources: list[Callable[[bool], dict[str, float]]] = []
         self.part_losses: dict[str, Tensor] = {}
+        self._table_step = -1  # of the last table of completions
         self.is_training = True
         self.checkpoints, self.prompt_order = objects.checkpoints(self), objects.prompt_order(self)
         self._rewards = objects.rewards(self)
@@ -108,6 +111,7 @@ class HostTrainer(GRPOTrainer):
         if args.run_log:
             device = self.accelerator.device
             clock = TrainingClock.of(self)
+            print_lines(self.callback_handler.callbacks, clock)
             facts = run_facts(args, self.model.config, device, self.accelerator.num_processes)
             self.add_callback(RunLogCallback(output_dir / LOG_FILE, facts, clock))
             self.log_sources.append(
@@ -311,7 +315,17 @@ class HostTrainer(GRPOTrainer):
         """Log TRL's metrics with those of every source beside them."""
         for source in self.log_sources:
             logs |= source(self.model.training)
-        super().log(logs, start_time)
+        with temporarily_set(self, log_completions=self.log_completions and self._is_table_due()):
+            super().log(logs, start_time)
+
+    def _is_table_due(self) -> bool:
+        """Whether TRL's table of completions goes with this log: the first one, and every so many steps after it."""
+        every, step = self.args.log_completions_steps, self.state.global_step
+        if every is None or step == self._table_step:  # an evaluation has its own table
+            return True
+        is_due: bool = step // every > self._table_step // every
+        self._table_step = step if is_due else self._table_step
+        return is_due
 
     # ---------------------------------------------------------------- evaluation
 
