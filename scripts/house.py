@@ -31,6 +31,7 @@ SHARED_COMMANDS = (
     "inputs",
     "options",
     "config_file",
+    "help",
     "train",
     "curves",
     "curves_plot",
