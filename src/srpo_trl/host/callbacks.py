@@ -152,8 +152,13 @@ def run_facts(
         "options": {"method": config.method, **changed_options(config)},
         "num_processes": num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what a run is made with."""
+    return {package: version(package) for package in _PACKAGES}
 
 
 def changed_options(config: SRPOConfig) -> dict[str, Any]:
@@ -208,6 +213,11 @@ class GuardCallback(TrainerCallback):
         self._watch = Watch(self._action, self._thresholds)
         for entry in state.log_history:
             self._watch.observe(entry, entry.get("step", 0))
+        log = RunLog(Path(args.output_dir) / GUARDS_FILE)
+        if state.is_world_process_zero and log.exists():
+            log.begin(
+                state.global_step
+            )  # what an earlier run in the folder found beyond this step is no finding
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any

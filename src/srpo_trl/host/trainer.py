@@ -30,6 +30,7 @@ from srpo_trl.host.callbacks import GuardCallback, RunLogCallback, TrainingClock
 from srpo_trl.host.console import print_lines
 from srpo_trl.host.datasets import check_size
 from srpo_trl.host.finite_steps import FiniteSteps
+from srpo_trl.host.model_card import CARD_FILE, CARD_TAG, complete_card, hub_data_set
 from srpo_trl.host.prompt_rows import EXCLUDED, with_image_lists
 from srpo_trl.host.read_back import check_keys, load_weights
 from srpo_trl.host.rewards.feedback import FEEDBACK_COLUMN
@@ -246,7 +247,21 @@ class HostTrainer(GRPOTrainer):
             self.checkpoints.find_best(self.state)
         limit = self.args.save_total_limit if self.args.method_record.is_plain else None
         with temporarily_set(self.args, save_total_limit=limit):
-            return super()._finalize_training(*args)
+            result = super()._finalize_training(*args)
+        if (Path(str(self.args.output_dir)) / CARD_FILE).is_file():
+            self.create_model_card()  # the one of the last checkpoint knows nothing of the end
+        return result
+
+    def create_model_card(  # type: ignore[override]  # TRL's signature
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    ) -> None:
+        """Write TRL's model card with what the run has logged so far, by default with the data set's hub id."""
+        folder = Path(str(self.args.output_dir))
+        name = model_name or (self.hub_model_id or folder.name).split("/")[-1]
+        all_tags = [CARD_TAG, *([tags] if isinstance(tags, str) else tags or ())]
+        super().create_model_card(name, dataset_name or hub_data_set(self.train_dataset), all_tags)
+        if self.is_world_process_zero():
+            complete_card(folder / CARD_FILE, self.hub_model_id or name, objects.run_summary(self))
 
     # ---------------------------------------------------------------- rollouts and steps
 

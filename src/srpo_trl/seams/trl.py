@@ -107,6 +107,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     ),
     "_finalize_training": ("self", "trial", "num_train_samples", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
+    "create_model_card": ("self", "model_name", "dataset_name", "tags"),
     "_get_output_dir": ("self", "trial"),
     "_push_from_checkpoint": ("self", "checkpoint_folder"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
