@@ -214,10 +214,9 @@ class GuardCallback(TrainerCallback):
         for entry in state.log_history:
             self._watch.observe(entry, entry.get("step", 0))
         log = RunLog(Path(args.output_dir) / GUARDS_FILE)
+        # What an earlier run in the folder found beyond this step is no finding of this one.
         if state.is_world_process_zero and log.exists():
-            log.begin(
-                state.global_step
-            )  # what an earlier run in the folder found beyond this step is no finding
+            log.begin(state.global_step)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
