@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import partial
@@ -87,12 +87,13 @@ def show_help(
         formatter_class=partial(argparse.HelpFormatter, max_help_position=34),
         epilog=f"{more}Options and reasons: {OPTIONS_PAGE}",
     )
+    classes = [base for kind in kinds for base in kind.__mro__]
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     for title, names in shown.items():
         group = page.add_argument_group(title)
         for action in (actions[name] for name in names if name in actions):
             text = action.help or ""
-            if HELP_ALL not in argv and _owner(kinds, action.dest) != PACKAGE:
+            if HELP_ALL not in argv and _declarer(classes, action.dest) != PACKAGE:
                 text = _SENTENCE_END.split(text)[0]
             default = _written(defaults.get(action.dest, action.default))
             text = " ".join([BRIEF.get(action.dest, text), *default])
@@ -108,14 +109,14 @@ def _grouped(kinds: Sequence[type]) -> tuple[dict[str, list[str]], dict[str, lis
     others: dict[str, list[str]] = {title: [] for title in FOREIGN.values()}
     for kind in kinds:
         for name in (field.name for field in fields(kind) if field.name not in grouped):
-            owner = _owner([kind], name)
+            owner = _declarer(reversed(kind.__mro__), name)  # whoever else gives it a text of its own
             (groups[OTHERS] if owner == PACKAGE else others[FOREIGN[owner]]).append(name)
     return groups, others
 
 
-def _owner(kinds: Sequence[type], name: str) -> str:
-    """Return the package of the class that declares an option."""
-    for base in (base for kind in kinds for base in kind.__mro__):
+def _declarer(classes: Iterable[type], name: str) -> str:
+    """Return the package of the first of these classes that declares an option."""
+    for base in classes:
         if name in vars(base).get("__annotations__", {}):
             return base.__module__.split(".")[0]
     return PACKAGE  # the command's own
