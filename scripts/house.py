@@ -32,6 +32,7 @@ SHARED_COMMANDS = (
     "options",
     "config_file",
     "launch",
+    "help",
     "train",
     "curves",
     "curves_plot",

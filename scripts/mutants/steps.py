@@ -160,6 +160,36 @@ MUTANTS = [
         ),
         tests=("logs/test_run_logs.py::test_completions_table_has_each_rollouts_divergence",),
     ),
+    mutant(
+        "cut_line_stays",
+        "a line of a log that a kill has cut off stays, and the next one is added to it",
+        ("runs/log.py", "                _end_last_line(file)\n", ""),
+        tests=("logs/test_run_logs.py::test_a_line_cut_off_by_a_kill_costs_itself_alone",),
+    ),
+    mutant(
+        "table_with_every_log",
+        "TRL's completions table comes with every log, whatever log_completions_steps says",
+        ("host/trainer.py", "is_due: bool = step // every > self._table_step // every", "is_due = True"),
+        tests=(
+            "host/test_console.py::test_tables_of_completions_come_with_the_first_log_and_every_so_many_steps",
+        ),
+    ),
+    mutant(
+        "time_left_of_the_last_step",
+        "the time left is at the pace of training alone, without evaluation and saving",
+        (
+            "host/console.py",
+            "pace = (time.perf_counter() - self._began) / num_done",
+            "pace = seconds / steps",
+        ),
+        tests=("host/test_console.py::test_a_line_has_the_numbers_to_read_first_the_pace_and_the_time_left",),
+    ),
+    mutant(
+        "card_keeps_old_findings",
+        "guards.jsonl of an earlier run in the folder counts as this run's",
+        ("host/callbacks.py", "            log.begin(state.global_step)", "            pass"),
+        tests=("host/test_model_card.py::test_a_run_leaves_a_card_with_what_it_logged",),
+    ),
     # ---------------------------------------------------------------- the student's own head
     mutant(
         "students_head_is_copied_apart",

@@ -7,6 +7,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from srpo_trl.version import __version__
 
@@ -45,9 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    if options.command not in COMMANDS:
+        close = get_close_matches(options.command, COMMANDS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"Give one of {', '.join(COMMANDS)}."
+        parser.error(f"{options.command} is not a command. {hint}")
     module, function = COMMANDS[options.command][0].split(":")
     status: int = getattr(importlib.import_module(module), function)(options.arguments)
     return status

@@ -33,7 +33,7 @@ from srpo_trl.loss.student import (
     add_distillation_head,
     distillation_spec,
 )
-from srpo_trl.methods.card import CARD
+from srpo_trl.methods.card import card_of
 from srpo_trl.methods.record import route_names
 from srpo_trl.rollout import batch as trl_batch
 from srpo_trl.rollout.batch_counter import BatchOptions, RolloutBatchCounter
@@ -75,7 +75,7 @@ class SRPOTrainer(HostTrainer):
         arguments = bound_arguments(given, keywords)
         args: SRPOConfig = arguments["args"]
         self._method, self._is_plain = args.method_record, args.method_record.is_plain
-        vars(self).update({} if self._is_plain else CARD)
+        vars(self).update({} if self._is_plain else card_of(args.method))
         super().__init__(**arguments)
         if not self._is_plain:
             self._prepare_rollouts(args)

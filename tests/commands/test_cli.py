@@ -168,11 +168,6 @@ class TestRefusals:
         assert "max_steps='three' must be a whole number." in said
         assert "model_name_or_path is missing" in said
 
-    def test_unknown_command(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit, match="2"):
-            main(["trian"])
-        assert "invalid choice: 'trian'" in capsys.readouterr().err
-
 
 def test_help_lists_the_options_of_all_three_dataclasses(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):

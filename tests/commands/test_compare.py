@@ -1,6 +1,7 @@
 """`srpo-trl compare`: statistics against plain arithmetic, runs that resume and are never repeated, refusals."""
 
 import fcntl
+import io
 import json
 import os
 import shlex
@@ -12,8 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from srpo_trl.cli import main
+from srpo_trl.commands.compare import processes
+from srpo_trl.commands.compare.jobs import Job
+from srpo_trl.commands.compare.progress import RunProgress
 from srpo_trl.commands.curves_plot import common_points
 from srpo_trl.commands.quickstart.task import prompt_dataset, sample_questions
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
@@ -204,6 +209,46 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(compare, capsys):
     assert results(folder)["variants"]["recipe"]["best_within"]["6s"]["num_seeds"] == 2
 
 
+def test_steps_and_scores_are_told_while_a_run_is_made(tmp_path, monkeypatch):
+    """The run logs an evaluation, waits to be seen, logs the next one, and ends."""
+    monkeypatch.setattr(processes, "LOOK_SECONDS", 0.05)
+    job = Job("grpo", 3, tmp_path, (), "")
+    code = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+def log(step, **logs):
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "logs": logs}) + chr(10))
+log(1, reward=0.5)
+log(2, **{"eval_avg@4": 0.25, "training_seconds": 90.0})
+while not (folder / "seen").exists():
+    time.sleep(0.02)
+log(4, **{"eval_avg@4": 0.5, "training_seconds": 200.0})
+log(5, reward=0.5)
+"""
+    printed = []
+
+    def prints(text, **options):
+        if isinstance(text, str):
+            printed.append(text)
+            (tmp_path / "seen").touch()
+
+    console = Console(file=io.StringIO())
+    monkeypatch.setattr(console, "print", prints)
+    progress = RunProgress(console, None)
+    live = []
+    with progress.shown():
+        monkeypatch.setattr(progress._status, "update", live.append)
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+        assert processes._followed(process, job, progress) == 0
+    assert printed == [
+        "grpo, seed 3: step 2, 90 s of training, eval_avg@4 0.250",
+        "grpo, seed 3: step 4, 3.33 min of training, eval_avg@4 0.500",
+    ]
+    assert "grpo, seed 3: step 2" in live
+    assert live[-1] == "Training"
+
+
 def test_a_run_that_lives_elsewhere_is_left_alone(compare, capsys):
     _, folder = compare("--seeds", "1", "--budget", "1s")
     with (folder / "runs" / "recipe" / "seed-0" / "lock").open("ab") as file:
@@ -310,6 +355,15 @@ def test_all_problems_come_in_one_message(compare, config, capsys):
         assert part in message, part
     assert message.count("max_stepz") == 1  # once for all variants
     assert not folder.exists()
+
+
+def test_problems_of_the_data_and_of_the_comparison_come_together(compare, config, capsys):
+    values = {"dataset_name": str(config.with_name("nowhere")), "eval_strategy": "no"}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | values))
+    assert compare("--budget", "4steps")[0] == 2
+    message = capsys.readouterr().err
+    assert "nowhere" in message
+    assert message.count("eval_strategy 'no' gives no scores") == 1
 
 
 @pytest.mark.parametrize(

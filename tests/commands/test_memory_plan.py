@@ -459,7 +459,10 @@ def test_micro_batches_leave_groups_and_steps_whole():
 
 def test_remedies_are_planned_on_top_of_each_other():
     run = the_run(Engine("ddp", 2), gradient_checkpointing=False)
-    findings = find_fit(run, MODELS, 1)
+    told = []
+    findings = find_fit(run, MODELS, 1, told.append)
+    assert told[:2] == [f"Trying micro-batches of {rows}" for rows in (4, 2)]
+    assert any("gradient_checkpointing" in text for text in told)
     assert findings.largest is None
     peaks = [remedy.estimate.peak for remedy in findings.remedies]
     assert len(peaks) > 2

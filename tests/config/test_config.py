@@ -46,6 +46,7 @@ OPTIONS = {  # name: default; a change here is a change of the public interface
     "max_nonfinite_steps": 3,
     "reward_timeout": None,
     "gradient_share_steps": None,
+    "log_completions_steps": None,
     "log_examples_steps": None,
     "guard_action": "warn",
     "run_log": True,

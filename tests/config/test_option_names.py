@@ -27,6 +27,7 @@ NAMES = [
     "gradient_share_steps",
     "guard_action",
     "liger_layers",
+    "log_completions_steps",
     "log_examples_steps",
     "max_nonfinite_steps",
     "max_reprompt_length",

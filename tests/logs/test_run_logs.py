@@ -20,7 +20,8 @@ from srpo_trl.host.callbacks import PEAK_MEMORY, changed_options
 from srpo_trl.logs import examples_log
 from srpo_trl.logs.completions_table import RolloutMeans
 from srpo_trl.logs.examples_log import token_texts
-from srpo_trl.runs.log import EXAMPLES_FILE, LOG_FILE, TRAINING_SECONDS, RunLog, read_run_log
+from srpo_trl.runs.guards import GuardThresholds
+from srpo_trl.runs.log import EXAMPLES_FILE, GUARDS_FILE, LOG_FILE, TRAINING_SECONDS, RunLog, read_run_log
 from srpo_trl.teacher.templates import TeacherInformation
 
 DISTILLED = 6  # of the 16 rollouts
@@ -65,12 +66,39 @@ def test_a_line_cut_off_by_a_kill_costs_itself_alone(tmp_path):
     log.append({"step": 1})
     log.append({"step": 2, "text": "é" * 50})
     path.write_bytes(path.read_bytes()[:-30])
+    assert read_run_log(path).num_unreadable == 1
     log.begin(1)
     log.append({"step": 2, "text": "again"})
+    path.write_bytes(path.read_bytes()[:-1])  # the line is whole, its end is not
+    log.append({"step": 3})
     contents = read_run_log(path)
-    assert contents.records == [{"step": 1}, {"step": 2, "text": "again"}]
+    assert contents.records == [{"step": 1}, {"step": 2, "text": "again"}, {"step": 3}]
     assert len(contents.begins) == 2
-    assert contents.num_unreadable == 1
+    assert len(json_lines(path)) == 5
+
+
+def json_lines(path):
+    """What anyone reads of a file of JSON lines."""
+    with open(path) as file:
+        return [json.loads(line) for line in file]
+
+
+def test_every_line_of_a_resumed_runs_files_is_json(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "log_examples_steps": 1, "max_steps": 1}
+    make_trainer(tmp_path, **options).train()
+    for name in (LOG_FILE, EXAMPLES_FILE):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-10])  # as a kill can leave it
+    second = make_trainer(tmp_path, **(options | {"max_steps": 2}))
+    (tmp_path / GUARDS_FILE).write_bytes(b'{"step": 1, "gua')
+    (watch,) = (c for c in second.callback_handler.callbacks if isinstance(c, callbacks.GuardCallback))
+    watch._thresholds = GuardThresholds(window=1, distilled_low=1.0)
+    second.train(resume_from_checkpoint=True)
+    assert [record["step"] for record in read(tmp_path, GUARDS_FILE).records] == [2]
+    assert len(json_lines(tmp_path / GUARDS_FILE)) == 2
+    for name in (LOG_FILE, EXAMPLES_FILE):
+        lines = json_lines(tmp_path / name)
+        assert [line["begin"]["step"] for line in lines if "begin" in line] == [0, 1]
+        assert read(tmp_path, name).num_unreadable == 0
 
 
 def test_lines_that_are_no_records_are_counted_and_left_out(tmp_path):
@@ -155,13 +183,7 @@ def test_log_file_has_every_log_and_the_options(tmp_path, method):
     trainer.train()
     trainer.evaluate()
     contents = read(tmp_path)
-    history = [
-        {
-            name: value for name, value in entry.items() if name != "total_flos"
-        }  # transformers' printer takes it out
-        for entry in trainer.state.log_history
-        if entry["step"] > 0
-    ]
+    history = [entry for entry in trainer.state.log_history if entry["step"] > 0]
     assert [{**r["logs"], "step": r["step"]} for r in contents.records] == history
     for entry in history:
         assert entry[TRAINING_SECONDS] >= 0

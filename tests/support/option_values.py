@@ -105,6 +105,7 @@ OWN: dict[str, tuple[st.SearchStrategy, list[Any]]] = {
     "teacher_tokens_per_pass": (st.integers(1, 10**12), without(NO_COUNT, 10**400)),
     "teacher_states_on_cpu": (st.booleans(), NO_BOOL),
     "liger_layers": (st.just(False), NO_BOOL),
+    "log_completions_steps": (st.one_of(st.none(), st.integers(1, 3)), without(NO_COUNT, None, 10**400)),
     "log_examples_steps": (st.one_of(st.none(), st.integers(1, 3)), without(NO_COUNT, None, 10**400)),
     "max_nonfinite_steps": (st.one_of(st.none(), st.integers(1, 10**6)), without(NO_COUNT, None, 10**400)),
     "reward_timeout": (

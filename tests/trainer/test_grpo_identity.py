@@ -283,7 +283,8 @@ def test_the_model_card_names_what_the_model_was_trained_with(tmp_path, method, 
     trainer.create_model_card(model_name="a model")
     card = (tmp_path / "README.md").read_text()
     assert f"This model was trained with {name}, a method introduced in" in card
-    assert set(trainer.model.model_tags) == {"trl", name.lower()}
+    assert set(trainer.model.model_tags) == {"trl", name.lower(), *["srpo-trl"] * (method == "srpo")}
+    assert "\n- srpo-trl\n" in card
     if method == "grpo":
         assert "SRPO" not in card
         assert f"title        = {{{{{GRPOTrainer._paper['title']}}}}}" in card

@@ -46,6 +46,19 @@ ADAPTER_FILE = "adapter_config.json"
 # The model as it was saved. TRL's defaults are those of training: float32 weights, and bf16 autocast for its passes.
 # With any method that a training run's file names, samples are drawn.
 DEFAULTS = {"dtype": "auto", "bf16": False, "eval_temperature": PAPER_DEFAULTS["eval_temperature"]}
+# Options, and groups of them, that `--help` leaves out.
+OF_TRAINING = (
+    *(
+        "Method",
+        "Distillation",
+        "Teacher",
+        "Optimization",
+        "Logging and saving",
+        "eval_strategy",
+        "eval_steps",
+    ),
+    *("dataset_train_split", "max_train_rows", "num_generations", "temperature", "fp16", "load_in_4bit"),
+)
 STDERR = "_stderr"
 # What transformers and TRL log beside the scores and says nothing of them.
 NOT_SCORES = ("model_preparation_time", "samples_per_second", "steps_per_second", "num_tokens")
@@ -113,6 +126,7 @@ def read_evaluation(
         usage=f"{PROG} MODEL (--benchmark NAME --data_dir DIR | --dataset_name FILE --reward_funcs PATH ...) "
         "[--output FILE.json] [--config FILE.yaml] [--any_option VALUE ...]",
         defaults=DEFAULTS,
+        hidden=OF_TRAINING,
     )
     return script, config, model_config, problems
 

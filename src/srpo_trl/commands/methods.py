@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -15,13 +14,11 @@ from rich.table import Table
 from torch import Tensor
 
 from srpo_trl.methods import METHODS, factory_of, groups, routers, testing
+from srpo_trl.methods.card import HEADING
 from srpo_trl.methods.record import ROUTE_NAMES, TEACHER_CONTEXT, Graded, Method
 
 EXIT_UNKNOWN = 2
 _CONTEXT = "a correct rollout of the group, feedback, a reference, or a column's prompt"
-HEADING = re.compile(
-    r"(?P<title>.+?)(?: \((?P<paper>arXiv:\d{4}\.\d{5}|ours|id unknown)\))?: (?P<sentence>.+\.)"
-)
 _NEEDS_WIDTH = 13
 _MODEL = "MODEL"  # in place of a folder or hub id
 _OPTION = 0.5  # in place of any option of the configuration that a factory takes

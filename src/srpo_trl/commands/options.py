@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from trl import TrlParser
 
 from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.commands.help import show_help
 from srpo_trl.commands.launch import PROFILE, launcher_options, split_words
 from srpo_trl.config.former import IDLE, taken_over
 from srpo_trl.config.ranges import described
@@ -63,6 +64,7 @@ def parse_options(
     prog: str,
     usage: str,
     defaults: dict[str, Any] | None = None,
+    hidden: Sequence[str] = (),
 ) -> tuple[list[Any], list[str]]:
     """Parse a command line and the YAML file it names, and build one object of each dataclass.
 
@@ -77,6 +79,7 @@ def parse_options(
         prog: the command, as help shows it.
         usage: its usage line.
         defaults: of this command where they are not the dataclass's.
+        hidden: groups of options that `--help` leaves out.
     Returns:
         One object of each kind, None where its values were refused, and the problems.
     Raises:
@@ -87,6 +90,7 @@ def parse_options(
     parser.add_argument(
         "--config", metavar="FILE", help="Recipe, or YAML file, with values for any option below."
     )
+    show_help(argv, parser, kinds, defaults or {}, hidden)
     config_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_file.add_argument("--config")
     path, arguments = config_file.parse_known_args(split_words(argv)[1])

@@ -201,6 +201,7 @@ def _run(training: Training) -> None:
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(output_dir)
+    trainer.create_model_card()
     last = last_complete_checkpoint(output_dir, reads_contents=False)
     say(f"[srpo-trl] model saved to {output_dir}; last checkpoint: {last}")
     if config.push_to_hub:

@@ -48,3 +48,16 @@ def choose_evaluation(config: Any) -> None:
     if config.metric_for_best_model is None and config.eval_strategy != "no":
         config.metric_for_best_model = f"eval_avg@{num_samples}"
     config.per_device_eval_batch_size = num_samples
+
+
+def set_implied(config: Any) -> None:
+    """Set the inherited options that others imply, where they are not given.
+
+    Since 5.24 transformers calls `gradient_checkpointing`, which TRL has a default for, by another name, and warns of a
+    value that only the former name has.
+    """
+    config.log_completions = config.log_completions or config.log_completions_steps is not None
+    for ending in ("", "_kwargs"):
+        name = f"activation_checkpointing{ending}"
+        if getattr(config, name, ...) is None:  # older transformers have no such option
+            setattr(config, name, getattr(config, f"gradient_checkpointing{ending}"))

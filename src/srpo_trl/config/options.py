@@ -12,7 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 from trl import GRPOConfig
 
-from srpo_trl.config.defaults import choose_evaluation, resolved_defaults
+from srpo_trl.config.defaults import choose_evaluation, resolved_defaults, set_implied
 from srpo_trl.config.from_grpo import FromGRPO
 from srpo_trl.config.inherited import ANNOTATIONS, INHERITED_RULES, TRL_ERRORS, inherited_problems
 from srpo_trl.config.method import make_method, method_arguments
@@ -277,13 +277,19 @@ class SRPOConfig(FromGRPO, GRPOConfig):
     # Observation
     run_log: bool | None = option(
         None,
-        "Log the run's seconds and peak memory, and write all logs to log.jsonl in output_dir, for "
-        "`srpo-trl report`. None: yes; with 'grpo' no.",
+        "Log the run's seconds and peak memory, write all logs to log.jsonl in output_dir, for `srpo-trl report`, and "
+        "print one line of each. None: yes; with 'grpo' no, and transformers prints all metrics.",
     )
     gradient_share_steps: int | None = option(
         None,
         "Every so many optimizer steps, measure each branch's gradient norm. It costs two more "
         "backward passes on those steps. None: never.",
+        at_least(1),
+    )
+    log_completions_steps: int | None = option(
+        None,
+        "TRL's table of completions with the first log and every so many optimizer steps after it; switches "
+        "log_completions on. None: with every log, where log_completions is on.",
         at_least(1),
     )
     log_examples_steps: int | None = option(
@@ -292,7 +298,6 @@ class SRPOConfig(FromGRPO, GRPOConfig):
         "by token, to examples.jsonl in output_dir, for the examples of `srpo-trl report`. None: never.",
         at_least(1),
     )
-
     guard_action: (
         Literal["off", "warn", "lower_distillation", "freeze_teacher", "reset_teacher", "stop"] | None
     ) = option(
@@ -321,6 +326,7 @@ class SRPOConfig(FromGRPO, GRPOConfig):
         for name, value in defaults.items():
             setattr(self, name, value)
         choose_evaluation(self)
+        set_implied(self)
         problems = []
         try:
             self.method_record  # noqa: B018
@@ -332,18 +338,13 @@ class SRPOConfig(FromGRPO, GRPOConfig):
         of_method = ("method", "method_options", "routing", "teacher_model")  # looked at with the method
         others = {*GRPOConfig.__dataclass_fields__, *of_method}
         own = {name: annotations[name] for name in declared if name not in others}
-        ranges = {
-            name: declared[name].metadata["range"] for name in own if "range" in declared[name].metadata
-        }
+        ranges = {n: declared[n].metadata["range"] for n in own if "range" in declared[n].metadata}
         values = vars(self) | {"is_routed": not self.method_record.is_plain}
         wrong = value_problems(values, own, ranges)
         wrong_inherited = inherited_problems(values)
         inherited = [*wrong_inherited.values(), *rule_problems(INHERITED_RULES, values, wrong_inherited)]
-        unusable = {
-            *wrong,
-            *wrong_inherited,
-            *["method_record"] * bool(wrong or problems),
-        }  # made of own options
+        # The method is made of own options.
+        unusable = {*wrong, *wrong_inherited, *["method_record"] * bool(wrong or problems)}
         problems += [*wrong.values(), *inherited, *rule_problems(RULES, values, unusable)]
         if not inherited:  # TRL computes with these options
             try:

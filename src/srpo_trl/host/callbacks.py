@@ -1,7 +1,6 @@
 """What a run keeps beside its model: the clock of training, its log, and what is done about a guard's finding."""
 
 import dataclasses
-import json
 import logging
 import sys
 import time
@@ -153,8 +152,13 @@ def run_facts(
         "options": {"method": config.method, **changed_options(config)},
         "num_processes": num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what a run is made with."""
+    return {package: version(package) for package in _PACKAGES}
 
 
 def changed_options(config: SRPOConfig) -> dict[str, Any]:
@@ -209,6 +213,10 @@ class GuardCallback(TrainerCallback):
         self._watch = Watch(self._action, self._thresholds)
         for entry in state.log_history:
             self._watch.observe(entry, entry.get("step", 0))
+        log = RunLog(Path(args.output_dir) / GUARDS_FILE)
+        # What an earlier run in the folder found beyond this step is no finding of this one.
+        if state.is_world_process_zero and log.exists():
+            log.begin(state.global_step)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -231,5 +239,4 @@ def _report(path: Path, findings: Iterable[Finding]) -> None:
         advice = GUARDS[finding.guard].advice
         said = (finding.guard, finding.step, finding.message, advice, finding.action)
         _logger.warning("guard %s at step %d: %s. %s. Action: %s.", *said)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**finding._asdict(), "advice": advice}) + "\n")
+        RunLog(path).append({**finding._asdict(), "advice": advice})

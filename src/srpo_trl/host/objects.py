@@ -1,11 +1,13 @@
 """The objects that `HostTrainer` owns, made from the values that a `GRPOTrainer` has once it is made."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from srpo_trl.evaluation.evaluator import Evaluator
 from srpo_trl.evaluation.samples import answer_parser
 from srpo_trl.host.arguments import refuse_unsupported
+from srpo_trl.host.callbacks import changed_options
 from srpo_trl.host.checkpoint_parts import (
     BufferedRollouts,
     Counters,
@@ -18,6 +20,7 @@ from srpo_trl.host.checkpoint_parts import (
 from srpo_trl.host.checkpoints import CheckpointPart, Checkpoints
 from srpo_trl.host.datasets import check_rows, max_prompt_length
 from srpo_trl.host.manifest import Manifest
+from srpo_trl.host.model_card import RunSummary
 from srpo_trl.host.prompt_order import PromptOrder
 from srpo_trl.host.prompt_rows import PromptRows
 from srpo_trl.host.rewards.calls import Rewards
@@ -25,6 +28,8 @@ from srpo_trl.host.rewards.columns import RewardColumns
 from srpo_trl.host.step_boundary import StepBoundary
 from srpo_trl.rewards.correctness import Judge
 from srpo_trl.rollout.batch_counter import BatchOptions, RolloutBatchCounter
+from srpo_trl.runs.log import GUARDS_FILE, read_run_log
+from srpo_trl.seams.trl import get_config_model_id
 
 
 def checkpoints(trainer: Any) -> Checkpoints:
@@ -131,6 +136,32 @@ def evaluator(trainer: Any, judge: Judge) -> Evaluator:
         rank=process,
         num_processes=trainer.accelerator.num_processes,
     )
+
+
+def run_summary(trainer: Any) -> RunSummary:
+    """Return what the model card says of the run so far."""
+    args, state, rows = trainer.args, trainer.state, trainer.train_dataset
+    guards = Path(args.output_dir) / GUARDS_FILE
+    findings = read_run_log(guards).records if guards.is_file() else []
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return RunSummary(
+        method=args.method_name,
+        model=get_config_model_id(trainer.model.config) or type(trainer.student).__name__,
+        prompts=len(rows) if hasattr(rows, "__len__") else None,
+        rollouts=(per_step // trainer.num_generations, trainer.num_generations),
+        rewards=trainer.reward_func_names,
+        options=changed_options(args),
+        history=state.log_history,
+        sampling=_sampling(trainer) if args.samples_evaluation else None,
+        best=(state.best_global_step, args.metric_for_best_model) if state.best_global_step else None,
+        findings=None if args.guard_action == "off" else findings,
+    )
+
+
+def _sampling(trainer: Any) -> str:
+    args = trainer.args
+    drawn = f"temperature {args.eval_temperature:g}, top-p {args.eval_top_p:g}"
+    return f"{trainer.num_generations_eval} samples of each at {drawn}"
 
 
 def check_supported(trainer: Any) -> None:

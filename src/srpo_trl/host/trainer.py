@@ -27,8 +27,10 @@ from srpo_trl.evaluation.samples import Sample
 from srpo_trl.evaluation.temporary import temporarily_set
 from srpo_trl.host import objects
 from srpo_trl.host.callbacks import GuardCallback, RunLogCallback, TrainingClock, peak_memory, run_facts
+from srpo_trl.host.console import print_lines
 from srpo_trl.host.datasets import check_size
 from srpo_trl.host.finite_steps import FiniteSteps
+from srpo_trl.host.model_card import CARD_FILE, CARD_TAG, complete_card, hub_data_set
 from srpo_trl.host.prompt_rows import EXCLUDED, with_image_lists
 from srpo_trl.host.read_back import check_keys, load_weights
 from srpo_trl.host.rewards.feedback import FEEDBACK_COLUMN
@@ -73,6 +75,7 @@ class HostTrainer(GRPOTrainer):
     max_completion_length: int
     reward_funcs: Any
     graded: GradedRollouts
+    log_completions: bool
     _generate: Any
     _logs: Any
     _metrics: Any
@@ -88,6 +91,7 @@ class HostTrainer(GRPOTrainer):
         self.timed: Timed = lambda name: nullcontext()
         self.log_sources: list[Callable[[bool], dict[str, float]]] = []
         self.part_losses: dict[str, Tensor] = {}
+        self._table_step = -1  # of the last table of completions
         self.is_training = True
         self.checkpoints, self.prompt_order = objects.checkpoints(self), objects.prompt_order(self)
         self._rewards = objects.rewards(self)
@@ -108,6 +112,7 @@ class HostTrainer(GRPOTrainer):
         if args.run_log:
             device = self.accelerator.device
             clock = TrainingClock.of(self)
+            print_lines(self.callback_handler.callbacks, clock)
             facts = run_facts(args, self.model.config, device, self.accelerator.num_processes)
             self.add_callback(RunLogCallback(output_dir / LOG_FILE, facts, clock))
             self.log_sources.append(
@@ -242,7 +247,21 @@ class HostTrainer(GRPOTrainer):
             self.checkpoints.find_best(self.state)
         limit = self.args.save_total_limit if self.args.method_record.is_plain else None
         with temporarily_set(self.args, save_total_limit=limit):
-            return super()._finalize_training(*args)
+            result = super()._finalize_training(*args)
+        if (Path(str(self.args.output_dir)) / CARD_FILE).is_file():
+            self.create_model_card()  # the one of the last checkpoint knows nothing of the end
+        return result
+
+    def create_model_card(  # type: ignore[override]  # TRL's signature
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    ) -> None:
+        """Write TRL's model card with what the run has logged so far, by default with the data set's hub id."""
+        folder = Path(str(self.args.output_dir))
+        name = model_name or (self.hub_model_id or folder.name).split("/")[-1]
+        all_tags = [CARD_TAG, *([tags] if isinstance(tags, str) else tags or ())]
+        super().create_model_card(name, dataset_name or hub_data_set(self.train_dataset), all_tags)
+        if self.is_world_process_zero():
+            complete_card(folder / CARD_FILE, self.hub_model_id or name, objects.run_summary(self))
 
     # ---------------------------------------------------------------- rollouts and steps
 
@@ -311,7 +330,17 @@ class HostTrainer(GRPOTrainer):
         """Log TRL's metrics with those of every source beside them."""
         for source in self.log_sources:
             logs |= source(self.model.training)
-        super().log(logs, start_time)
+        with temporarily_set(self, log_completions=self.log_completions and self._is_table_due()):
+            super().log(logs, start_time)
+
+    def _is_table_due(self) -> bool:
+        """Whether TRL's table of completions goes with this log: the first one, and every so many steps after it."""
+        every, step = self.args.log_completions_steps, self.state.global_step
+        if every is None or step == self._table_step:  # an evaluation has its own table
+            return True
+        is_due: bool = step // every > self._table_step // every
+        self._table_step = step if is_due else self._table_step
+        return is_due
 
     # ---------------------------------------------------------------- evaluation
 

@@ -2,12 +2,13 @@
 
 Every part of a run starts with a line `{"begin": {"step": s}}`. A part that resumes from step s takes back whatever an
 earlier part logged beyond s, since those steps are made again; a part that starts at 0 is a run of its own. Lines are
-only ever added, so that a killed run loses at most its last one.
+only ever added, so that a killed run loses at most its last one, which the next part removes where it was cut off.
 """
 
 import json
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 LOG_FILE = "log.jsonl"
 EXAMPLES_FILE = "examples.jsonl"
@@ -35,19 +36,17 @@ class RunLog:
 
     def begin(self, step: int, **facts: Any) -> None:
         """Start a part of the run after `step` optimizer steps."""
-        self._write("\n", {"begin": {"step": step, **facts}})  # the line before may have been cut off
+        self.append({"begin": {"step": step, **facts}})
 
     def append(self, record: Record) -> None:
         """Add a record, which has its optimizer step under `step`."""
-        self._write("", record)
-
-    def _write(self, prefix: str, record: Record) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(record, ensure_ascii=False, default=str)
-        # A lone surrogate of a broken tokenizer has no UTF-8; it must not end a run.
         try:
-            with self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.write(f"{prefix}{line}\n")
+            with self._path.open("a+b") as file:
+                _end_last_line(file)
+                # A lone surrogate of a broken tokenizer has no UTF-8; it must not end a run.
+                file.write(f"{line}\n".encode("utf-8", "backslashreplace"))
         except OSError as error:  # whose own message does not say where
             error.add_note(
                 f"Raised while a line was added to {self._path}. The lines before it and the last checkpoint are "
@@ -94,6 +93,22 @@ def read_run_logs(path: Path) -> list[LogContents]:
         else:
             runs[-1] = LogContents(records, begins, num_unreadable + bool(line.strip()))
     return runs
+
+
+def _end_last_line(file: IO[bytes]) -> None:
+    """End the last line of a file where a kill left it without an end: complete it, or remove what is no record."""
+    if not file.seek(0, os.SEEK_END):
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    contents = file.read()
+    start = contents.rfind(b"\n") + 1
+    if _parse(contents[start:]):
+        file.write(b"\n")
+    else:
+        file.truncate(start)
 
 
 def _parse(line: bytes) -> Record:

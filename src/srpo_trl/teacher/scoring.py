@@ -7,6 +7,7 @@ Legend: B rollouts of this process, R rows of one pass, U different teacher prom
 T completion length, D hidden, N packed distilled tokens (row by row).
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ class ShardedBackbone:
         max_over_processes: Callable[[int], int],
     ) -> None:
         self._model = model
-        self._student = student
+        self.student = student
         self.max_over_processes = max_over_processes
         self.config = student.config
         self.device = device
@@ -75,7 +76,7 @@ class ShardedBackbone:
     def __call__(self, **inputs: Any) -> BackboneOutput:
         """Return the backbone's output; as its dtype was, whatever wrappers of the forward make of it."""
         self.num_calls += 1
-        with last_hidden_state(self._student.base_model) as captured:
+        with last_hidden_state(self.student.base_model) as captured:
             self._model(**inputs, hidden_states_only=True)
         return BackboneOutput(captured[0])
 
@@ -299,8 +300,7 @@ def _score_shared(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherR
         input_ids=ids_UL,
         attention_mask=mask_UL,
         position_ids=position_ids_UL,
-        past_key_values=cache,
-        use_cache=True,
+        **use_of(cache, backbone),
     ).last_hidden_state
     prompt_of_row_R = torch.tensor([prompts.index(row.prompt_ids) for row in rows], device=device)
     first_hidden_R1D = prompt_hidden_ULD[prompt_of_row_R, -1:]
@@ -314,11 +314,17 @@ def _score_shared(backbone: nn.Module | ShardedBackbone, rows: Sequence[TeacherR
             input_ids=ids_RT,
             attention_mask=torch.cat([mask_UL[prompt_of_row_R], mask_RT], dim=1),
             position_ids=position_ids_RT,
-            past_key_values=cache,
-            use_cache=True,
+            **use_of(cache, backbone),
         ).last_hidden_state
         first_hidden_R1D = torch.cat([first_hidden_R1D, hidden_RTD], dim=1)
     return [first_hidden_R1D[r, : len(row.completion_ids)].clone() for r, row in enumerate(rows)]
+
+
+def use_of(cache: DynamicCache, backbone: nn.Module | ShardedBackbone) -> dict[str, Any]:
+    """Return the arguments that let a forward use a key-value cache; transformers 5.24 has renamed one of them."""
+    kind = type(backbone.student if isinstance(backbone, ShardedBackbone) else backbone)
+    is_renamed = "cache" in inspect.signature(kind.forward).parameters
+    return {"cache" if is_renamed else "past_key_values": cache, "use_cache": True}
 
 
 def _device(backbone: nn.Module | ShardedBackbone) -> torch.device:

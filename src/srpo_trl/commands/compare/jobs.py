@@ -20,7 +20,8 @@ from srpo_trl.commands.compare.start import (
 )
 from srpo_trl.commands.config_file import config_path
 from srpo_trl.commands.options import collect_error
-from srpo_trl.commands.train import Training, prepare
+from srpo_trl.commands.train import Training, prepare, read_arguments
+from srpo_trl.config import SRPOConfig
 from srpo_trl.methods import COMPARABLE, CONTROLS, PAPER_DEFAULTS, VARIANTS
 from srpo_trl.runs.scores import Budget, read_budgets
 
@@ -176,7 +177,8 @@ def _trainings(
             training, problems = _prepare([*arguments, *training_options])
         if training is not None:
             trainings[name] = training
-            problems = list(_unfit(training, budgets))
+        config = _config([*arguments, *training_options]) if training is None else training.config
+        problems = [*problems, *(() if config is None else _unfit(config, budgets))]
         for problem in problems:
             by_problem.setdefault(problem, []).append(name)
     return trainings, [f"{', '.join(names)}: {problem}" for problem, names in by_problem.items()]
@@ -200,9 +202,17 @@ def _prepare(arguments: Sequence[str]) -> tuple[Training | None, list[str]]:
         return None, [messages.getvalue().strip().rpartition("error: ")[2]]
 
 
-def _unfit(training: Training, budgets: Sequence[Budget]) -> Iterator[str]:
-    """Yield what keeps a configuration that could be trained from being compared."""
-    config = training.config
+def _config(arguments: Sequence[str]) -> SRPOConfig | None:
+    """Return the trainer's arguments of a run that `prepare` has refused, where it was not for them."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return read_arguments(arguments)[1]
+    except SystemExit:
+        return None
+
+
+def _unfit(config: SRPOConfig, budgets: Sequence[Budget]) -> Iterator[str]:
+    """Yield what keeps a configuration from being compared."""
     if config.eval_strategy == "no":
         yield "eval_strategy 'no' gives no scores: set eval_strategy to 'steps', and eval_steps."
     if config.save_strategy not in ("steps", "epoch"):

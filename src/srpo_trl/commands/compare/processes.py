@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from srpo_trl.commands.compare.jobs import Comparison, Job
+from srpo_trl.commands.compare.progress import RunProgress
 from srpo_trl.commands.compare.start import OPTIONS_FILE
 from srpo_trl.commands.train import last_complete_checkpoint
 from srpo_trl.runs.read import RunHistory, read_checkpoint
@@ -25,6 +26,7 @@ OUTPUT_FILE = "output.txt"
 JOB_LOCK_FILE = "lock"
 HARDWARE_FILE = "hardware.json"
 OUTPUT_TAIL = 12  # lines
+LOOK_SECONDS = 2.0  # between two looks at a run's log
 
 
 def run_all(comparison: Comparison, console: Console) -> dict[Job, str]:
@@ -33,9 +35,15 @@ def run_all(comparison: Comparison, console: Console) -> dict[Job, str]:
     Ended by Ctrl-C or SIGTERM, it ends its processes; the next call resumes the runs from their checkpoints.
     """
     processes: list[subprocess.Popen[bytes]] = []
-    with _sigterm_as_exit(), ThreadPoolExecutor(max_workers=comparison.num_parallel) as pool:
+    progress = RunProgress(console, comparison.metric)
+
+    def done(job: Job) -> str:
+        return _do(job, comparison, processes, progress, console)
+
+    workers = ThreadPoolExecutor(max_workers=comparison.num_parallel)
+    with _sigterm_as_exit(), progress.shown(), workers as pool:
         try:
-            reasons = list(pool.map(lambda job: _do(job, comparison, processes, console), comparison.jobs))
+            reasons = list(pool.map(done, comparison.jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(processes):
@@ -45,7 +53,11 @@ def run_all(comparison: Comparison, console: Console) -> dict[Job, str]:
 
 
 def _do(
-    job: Job, comparison: Comparison, processes: "list[subprocess.Popen[bytes]]", console: Console
+    job: Job,
+    comparison: Comparison,
+    processes: "list[subprocess.Popen[bytes]]",
+    progress: RunProgress,
+    console: Console,
 ) -> str:
     """Train one job to its end and return "", or why it has not come there."""
     if is_finished(job, comparison.max_seconds):
@@ -66,13 +78,26 @@ def _do(
             inherited = [] if os.name == "nt" else [lock.fileno()]
             process = subprocess.Popen(job.command, stdout=output, stderr=output, pass_fds=inherited)
             processes.append(process)
-            status = process.wait()
+            status = _followed(process, job, progress)
         if status == 0 and is_finished(job, comparison.max_seconds):
             console.print(f"{job.name}: finished, {time.perf_counter() - began:.0f} s")
             return ""
     lines = (job.output_dir / OUTPUT_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     tail = "\n".join(lines[-OUTPUT_TAIL:])
     return f"it ended with status {status}; the last lines of {job.output_dir / OUTPUT_FILE}:\n{tail}"
+
+
+def _followed(process: "subprocess.Popen[bytes]", job: Job, progress: RunProgress) -> int:
+    """Return the status that a run ends with, and say meanwhile how far it has come."""
+    while True:
+        try:
+            status = process.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            progress.look(job)
+        else:
+            progress.look(job)
+            progress.end(job)
+            return status
 
 
 @contextmanager

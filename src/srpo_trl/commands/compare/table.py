@@ -70,7 +70,8 @@ def table_notes(comparison: Comparison, curves: CurveSet, hardware: list[dict[st
     }.get(curves.num_seeds, f"Mean and standard error over {curves.num_seeds} seeds.")
     yield (
         "A best value is a maximum over noisy evaluations after the start: read it beside the last one. "
-        "Time is spent in training steps; evaluation and saving are left out."
+        "Time is the wall-clock time of training steps, slower where other programs run beside; evaluation and saving "
+        "are left out."
     )
     for budget in comparison.budgets:
         short = [

@@ -24,18 +24,19 @@ _WIDTH = 118  # of the table, where the output is no terminal
 
 def plan(argv: Sequence[str] | None = None) -> int:
     """Print the plan that the command line asks for, and return the exit status."""
-    with warnings.catch_warnings():
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    with warnings.catch_warnings(), console.status("Reading the configuration") as status:
         warnings.simplefilter("ignore", FutureWarning)  # transformers renames options that TRL and PEFT use
         request, problems = read_request(sys.argv[1:] if argv is None else argv)
         if request is None:
             return exit_with_errors("srpo-trl plan", problems)
         run, models = request.run, FakeModels()
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
         text = headline(run, models.of(run).shape)
         console.print(text, soft_wrap=True)
+        status.update("Estimating the run as it is")
         estimate = estimate_memory(run, models, run.training.per_device_train_batch_size)
         console.print(memory_table(estimate, run))
-        fit = Fit() if run.memory is None else find_fit(run, models, request.room)
+        fit = Fit() if run.memory is None else find_fit(run, models, request.room, status.update)
         for line in verdict(estimate, fit, run, request.room):
             console.print(line, soft_wrap=True)
         if request.json_path is not None:

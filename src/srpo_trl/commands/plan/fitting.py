@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from srpo_trl.commands.plan.engines import Engine, Kind
@@ -14,6 +14,13 @@ from srpo_trl.commands.plan.step import FakeModels
 
 # A remedy that saves less than one part in so many of the peak is not worth a line.
 _WORTHWHILE = 100
+
+
+Tell = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""
 
 
 class Remedy(NamedTuple):
@@ -35,10 +42,10 @@ class Fit(NamedTuple):
     remedies: tuple[Remedy, ...] = ()
 
 
-def find_fit(run: RunSpec, models: FakeModels, room: int) -> Fit:
-    """Return what fits in `room` bytes of a GPU."""
-    largest = largest_micro_batch(run, models, room)
-    return Fit(largest, () if largest else tuple(_remedies(run, models, room)))
+def find_fit(run: RunSpec, models: FakeModels, room: int, tell: Tell = _silent) -> Fit:
+    """Return what fits in `room` bytes of a GPU; `tell` is told what is estimated."""
+    largest = largest_micro_batch(run, models, room, tell)
+    return Fit(largest, () if largest else tuple(_remedies(run, models, room, tell)))
 
 
 def micro_batches(run: RunSpec) -> list[int]:
@@ -50,15 +57,22 @@ def micro_batches(run: RunSpec) -> list[int]:
     ]
 
 
-def largest_micro_batch(run: RunSpec, models: FakeModels, room: int) -> MemoryEstimate | None:
+def largest_micro_batch(
+    run: RunSpec, models: FakeModels, room: int, tell: Tell = _silent
+) -> MemoryEstimate | None:
     """Return the estimate of the largest micro-batch whose peak is at most `room` bytes, or None."""
     candidates = micro_batches(run)
+
+    def peak(rows: int) -> int:
+        tell(f"Trying micro-batches of {rows}")
+        return estimate_memory(run, models, rows).peak
+
     # A peak never falls with the micro-batch.
-    num_fitting = bisect_right(candidates, room, key=lambda rows: estimate_memory(run, models, rows).peak)
+    num_fitting = bisect_right(candidates, room, key=peak)
     return estimate_memory(run, models, candidates[num_fitting - 1]) if num_fitting else None
 
 
-def _remedies(run: RunSpec, models: FakeModels, room: int) -> Iterator[Remedy]:
+def _remedies(run: RunSpec, models: FakeModels, room: int, tell: Tell) -> Iterator[Remedy]:
     """Yield changes that lower the peak of micro-batches of one row, the cheapest first, until it fits in `room` bytes.
 
     Each is proposed on top of those before it, and only where it saves something.
@@ -74,6 +88,7 @@ def _remedies(run: RunSpec, models: FakeModels, room: int) -> Iterator[Remedy]:
         if peak <= room:
             return
         candidate = _changed(run, **values)
+        tell(f"Trying {change}")
         estimate = estimate_memory(candidate, models, 1)
         if estimate.peak < peak - peak // _WORTHWHILE:
             run, peak = candidate, estimate.peak

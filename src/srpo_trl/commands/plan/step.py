@@ -30,7 +30,7 @@ from srpo_trl.commands.plan.model import (
 )
 from srpo_trl.commands.plan.run import RunSpec
 from srpo_trl.teacher.packing import TeacherRow, plan_passes, row_layout
-from srpo_trl.teacher.scoring import forward_rows
+from srpo_trl.teacher.scoring import forward_rows, use_of
 
 
 class Held(NamedTuple):
@@ -184,9 +184,7 @@ class FakeModel:
 
         def call(model: nn.Module, length: int, cache: Any, past: int = 0, **options: int) -> None:
             with self._autocast():
-                model(
-                    **self._inputs(num_rows, length, past), past_key_values=cache, use_cache=True, **options
-                )
+                model(**self._inputs(num_rows, length, past), **use_of(cache, model), **options)
 
         self._student.eval()
         with self._counting() as live:
