@@ -37,9 +37,8 @@ class Module:
 
 
 _setup_privateuseone_for_python_backend("coarse", Module())
-torch.__future__.set_swap_module_params_on_conversion(
-    True
-)  # tied parameters stay one on their way to the device
+# Tied parameters stay one on their way to the device.
+torch.__future__.set_swap_module_params_on_conversion(True)
 DEVICE = torch.device("coarse", 0)
 
 
