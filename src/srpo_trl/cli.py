@@ -5,6 +5,7 @@ Torch, transformers and trl are imported by the command that needs them: `srpo-t
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -45,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
     options = parser.parse_args(argv)
     module, function = COMMANDS[options.command][0].split(":")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a console without the character, as on Windows, ends no run
     status: int = getattr(importlib.import_module(module), function)(options.arguments)
     return status
 

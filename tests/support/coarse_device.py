@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -114,16 +115,15 @@ library = torch.library.Library("_", "IMPL")
 library.fallback(compute, "PrivateUse1")
 
 
-def through_the_cpu(make: Any) -> Any:
-    """Return torch.tensor, say, that makes a tensor on the CPU first, as a backend in Python cannot make one."""
+class ThroughTheCpu(TorchFunctionMode):
+    """Makes a tensor of numbers on the CPU first, as a backend in Python cannot make one."""
 
-    def made(data: Any, *, device: Any = None, **options: Any) -> Tensor:
-        return make(data, **options).to(device)
-
-    return made
-
-
-torch.tensor, torch.as_tensor = map(through_the_cpu, (torch.tensor, torch.as_tensor))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        is_made = (
+            func in (torch.tensor, torch.as_tensor) and torch.device(options.get("device") or "cpu") == DEVICE
+        )
+        return func(*args, **options | {"device": None}).to(DEVICE) if is_made else func(*args, **options)
 
 
 def logs_of(method: str, device: torch.device, **options: Any) -> list[dict[str, float]]:
@@ -133,6 +133,7 @@ def logs_of(method: str, device: torch.device, **options: Any) -> list[dict[str,
         tempfile.TemporaryDirectory() as folder,
         patch.dict("os.environ", {"ACCELERATE_TORCH_DEVICE": str(device)}),
         patch.object(float64, "has_float64", lambda device: device.type != DEVICE.type),
+        ThroughTheCpu(),
         redirect_stdout(io.StringIO()),  # the table of completions
     ):
         given = {"method": method, "use_cpu": device.type == "cpu", "max_steps": 3, "learning_rate": 0.1}
