@@ -1,7 +1,9 @@
 """`srpo-trl train`: wrong options are refused together, before a model loads; the smoke run trains and resumes."""
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,14 @@ class TestRefusals:
         with pytest.raises(SystemExit, match="2"):
             main(["trian"])
         assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_a_console_without_a_character_shows_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    assert main(["methods"]) == 0
+    print("arrow → and 答", flush=True)
+    assert b"arrow ? and ?" in written.getvalue()
 
 
 def test_help_lists_the_options_of_all_three_dataclasses(capsys: pytest.CaptureFixture[str]) -> None:

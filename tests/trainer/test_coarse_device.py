@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from srpo_trl.loss.float64 import has_float64
 
 SCRIPT = Path(__file__).parents[1] / "support" / "coarse_device.py"
 NOT_NUMBERS_OF_TRAINING = ("seconds", "memory", "step_time", "train_")
@@ -29,3 +32,7 @@ def test_every_number_is_that_of_the_cpu(methods):
                 if not any(part in name for part in NOT_NUMBERS_OF_TRAINING):
                     expected = number and pytest.approx(number, rel=1e-4, abs=1e-6)  # None: there was none
                     assert of_device[name] == expected, (method, name)
+
+
+def test_mps_is_such_a_device():
+    assert [has_float64(torch.device(name)) for name in ("mps", "cpu", "cuda")] == [False, True, True]

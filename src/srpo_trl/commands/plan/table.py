@@ -38,7 +38,7 @@ def headline(run: RunSpec, shape: ModelShape) -> str:
         + (f", teacher's prompt {shown}" if (shown := run.longest_teacher_prompt) else "")
         + f"; {run.rollouts_per_sampling} rollouts sampled at a time, {run.rollouts_per_step} in a step, per process"
         + (
-            f"\nNo config.json of {', '.join(unread)} could be read: planned with its published sizes."
+            f"\nNo config.json of {', '.join(unread)} could be read: the published sizes are taken."
             if unread
             else ""
         )
