@@ -54,6 +54,7 @@ LIMITS = {
     "host methods overridden in more than one class": 0,
     "undeclared third-party imports": 1,
     "modules that do not import on Windows": 0,
+    "text files opened without an encoding": 0,
     "method named outside methods/": 0,
     "public names defined in more than one file": 0,
 }
@@ -125,6 +126,7 @@ def main() -> int:
     )
     show("undeclared third-party imports", *counted(house.undeclared()))
     show("modules that do not import on Windows", *counted(house.posix_only()))
+    show("text files opened without an encoding", *counted(house.without_encoding()))
     show("method named outside methods/", *counted(house.method_mentions()))
     show("public names defined in more than one file", *counted(house.twins()))
     return show.num_above
@@ -297,6 +299,23 @@ class House:
                 [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             )
             if name in lacking
+        ]
+
+    def without_encoding(self) -> list[str]:
+        """Return calls that read or write text in the machine's own encoding, which on Windows is not UTF-8."""
+        named = {"open", "fdopen", "read_text", "write_text"}
+        calls = (
+            (file, node)
+            for file, tree in self.trees.items()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in named
+        )
+        return [
+            f"{file}:{node.lineno} {ast.unparse(node)[:80]}"
+            for file, node in calls
+            if ast.unparse(node.func) not in ("os.open", "safe_open")
+            and not any(keyword.arg == "encoding" for keyword in node.keywords)
+            and not any(re.fullmatch("'[rwxa+]*b[rwxa+]*'", ast.unparse(a)) for a in node.args)
         ]
 
     # ---------------------------------------------------------------- the host trainer

@@ -5,6 +5,7 @@ Torch, transformers and trl are imported by the command that needs them: `srpo-t
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -57,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"Did you mean {close[0]}?" if close else f"Give one of {', '.join(COMMANDS)}."
         parser.error(f"{options.command} is not a command. {hint}")
     module, function = COMMANDS[options.command][0].split(":")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a console without the character, as on Windows, ends no run
     status: int = getattr(importlib.import_module(module), function)(options.arguments)
     return status
 

@@ -1,7 +1,9 @@
 """`srpo-trl train`: wrong options are refused together, before a model loads; the smoke run trains and resumes."""
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,14 @@ class TestRefusals:
         said = refused(capsys, "--max_steps", "three")
         assert "max_steps='three' must be a whole number." in said
         assert "model_name_or_path is missing" in said
+
+
+def test_a_console_without_a_character_shows_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    assert main(["methods"]) == 0
+    print("arrow → and 答", flush=True)
+    assert b"arrow ? and ?" in written.getvalue()
 
 
 def test_help_lists_the_options_of_all_three_dataclasses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,3 +188,13 @@ def test_what_a_class_has_is_hidden_for_a_time():
         assert owner.method() == "set"
     assert owner.method() == "own"
     assert vars(owner) == {}
+
+
+def test_training_gets_the_random_numbers_of_mps_back(monkeypatch):
+    """MPS has no part in `torch.random.fork_rng`."""
+    state, given_back = torch.arange(3), []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", given_back.append)
+    with evaluator().sampling(stand_in(), torch.device("mps")):
+        assert not given_back
+    assert given_back == [state]

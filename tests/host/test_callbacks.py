@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerControl, TrainerState
+from transformers import Qwen3Config, TrainerControl, TrainerState
 
+from srpo_trl.config import SRPOConfig
 from srpo_trl.host import callbacks
-from srpo_trl.host.callbacks import RunLogCallback, TrainingClock, peak_memory
+from srpo_trl.host.callbacks import RunLogCallback, TrainingClock, peak_memory, run_facts
 from srpo_trl.runs.log import read_run_log
 
 
@@ -156,3 +157,16 @@ def test_peak_memory_is_this_processs(monkeypatch):
 def test_without_a_means_to_know_the_memory_it_is_not_logged(monkeypatch):
     monkeypatch.setattr(callbacks.sys, "platform", "win32")
     assert peak_memory(torch.device("cpu")) == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["Qwen/Qwen3-0.6B", "/home/ann/models/Qwen3-0.6B/", "C:\\Users\\Ann\\models\\Qwen3-0.6B"]
+)
+def test_a_run_says_its_models_name_without_the_folder(tmp_path, path):
+    facts = run_facts(
+        SRPOConfig(str(tmp_path), use_cpu=True, bf16=False),
+        Qwen3Config(name_or_path=path),
+        torch.device("cpu"),
+        1,
+    )
+    assert facts["model"] == "Qwen3-0.6B"

@@ -107,6 +107,8 @@ class Evaluator:
         with ExitStack() as stack:
             devices = [torch.cuda.current_device()] if device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
+            if device.type == "mps":
+                stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
             torch.manual_seed(self.seed)
             without_loss = {
                 "num_generations_eval": 1,  # rows are planned one by one: a group has one

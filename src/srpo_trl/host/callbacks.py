@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -148,7 +148,7 @@ def run_facts(
 ) -> dict[str, Any]:
     """Return what a report says about a run beside its metrics; no path, no secret."""
     return {
-        "model": get_config_model_id(model_config).rstrip("/").split("/")[-1],
+        "model": PureWindowsPath(get_config_model_id(model_config)).name,
         "options": {"method": config.method, **changed_options(config)},
         "num_processes": num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -105,9 +105,10 @@ def rotate_checkpoints(run_dir: str, limit: int | None, current: int, best: int 
 
 def _sync_to_disk(folder: str) -> None:
     """Flush every file of the folder, so that the rename never outlives the contents in a power cut."""
+    flags = os.O_RDONLY if os.name == "posix" else os.O_RDWR  # Windows flushes only what may be written
     for root, _folders, files in os.walk(folder):
         for file in files:
-            descriptor = os.open(os.path.join(root, file), os.O_RDONLY)
+            descriptor = os.open(os.path.join(root, file), flags)
             try:
                 os.fsync(descriptor)
             finally:

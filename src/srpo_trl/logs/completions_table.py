@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import beside_float64, float64_device
+
 NUMBER_COLUMN = "rollout"
 MEAN_COLUMNS = ("divergence", "teacher_entropy")
 
@@ -25,7 +27,7 @@ class RolloutMeans:
 
     def __init__(self, num_rollouts: int, device: torch.device) -> None:
         # One more rollout than there are takes the tokens of earlier rollout batches.
-        self._sums_3R = torch.zeros(3, num_rollouts + 1, dtype=torch.float64, device=device)
+        self._sums_3R = torch.zeros(3, num_rollouts + 1, dtype=torch.float64, device=float64_device(device))
         self._first = 0
 
     def begin(self, first: int) -> None:
@@ -44,6 +46,9 @@ class RolloutMeans:
             divergence_N: nats.
             teacher_entropy_BT: nats; 0 where not distilled.
         """
+        rollout_B, distilled_BT, divergence_N, teacher_entropy_BT = beside_float64(
+            (rollout_B, distilled_BT, divergence_N, teacher_entropy_BT), rollout_B.device
+        )
         last = self._sums_3R.shape[1] - 1
         column_B = rollout_B - self._first
         column_B = torch.where((column_B >= 0) & (column_B < last), column_B, last)

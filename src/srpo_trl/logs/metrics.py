@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import float64_device, sum_in_float64
 from srpo_trl.loss.ops import DistillationResult
 from srpo_trl.loss.token_weights import effective_sample_size
 
@@ -70,7 +71,7 @@ class MetricSums:
         """Add to the named sums; a tensor is summed over its elements."""
         for name, value in values.items():
             if isinstance(value, Tensor):
-                value = value.detach().sum(dtype=torch.float64)
+                value = sum_in_float64(value.detach())
             self._sums[name] = self._sums[name] + value
 
     @contextmanager
@@ -90,6 +91,7 @@ class MetricSums:
             device: that the reduction runs on.
         """
         self._sums["processes"] = 1.0
+        device = float64_device(device)
         stacked = torch.stack(
             [torch.as_tensor(self._sums[n], dtype=torch.float64, device=device) for n in SUMS]
         )
@@ -102,7 +104,7 @@ def teacher_sums(
     entropy_BT: Tensor, raw_weight_BT: Tensor, distilled_BT: Tensor
 ) -> dict[str, float | Tensor]:
     """Return the sums of a teacher's pass over a rollout batch's distilled tokens."""
-    entropy_N, raw_weight_N = entropy_BT[distilled_BT], raw_weight_BT[distilled_BT]
+    entropy_N, raw_weight_N = entropy_BT[distilled_BT], raw_weight_BT[distilled_BT.to(raw_weight_BT.device)]
     return {
         "teacher_tokens": len(raw_weight_N),
         "teacher_entropy": entropy_N,

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from srpo_trl.loss.float64 import sum_in_float64
+
 
 class BranchGradients:
     """Gradients of each branch alone, added up over the micro-batches of one optimizer step.
@@ -38,9 +40,7 @@ class BranchGradients:
         """Return each branch's L2 norm over all parameters, () float64, and start anew."""
         norms = {}
         for branch, gradients in self._gradients.items():
-            squares = [
-                average_over_processes(g).square().sum(dtype=torch.float64) for g in gradients.values()
-            ]
+            squares = [sum_in_float64(average_over_processes(g).square()) for g in gradients.values()]
             norms[branch] = torch.stack(squares).sum().sqrt()
         self._gradients = {}
         return norms

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import back_from_float64, sum_in_float64
+
 
 class WindowTotals(NamedTuple):
     """Totals of one optimizer step, () float64 each."""
@@ -37,9 +39,9 @@ def local_totals(routed_BT: Tensor, distilled_BT: Tensor, raw_weight_BT: Tensor)
     """
     return torch.stack(
         [
-            routed_BT.sum(dtype=torch.float64),
-            distilled_BT.sum(dtype=torch.float64),
-            (raw_weight_BT * distilled_BT).sum(dtype=torch.float64),
+            sum_in_float64(routed_BT),
+            sum_in_float64(distilled_BT),
+            sum_in_float64(raw_weight_BT * distilled_BT.to(raw_weight_BT.device)),
         ]
     )
 
@@ -79,7 +81,7 @@ def pull_loss(
     if sampler_ratio_BT is not None:
         pull_BT = pull_BT * sampler_ratio_BT
     denominator = totals.num_routed_tokens.clamp(min=1) / num_processes
-    return -(pull_BT * logps_BT).sum() / denominator.to(logps_BT.dtype)
+    return -(pull_BT * logps_BT).sum() / denominator.to(logps_BT)
 
 
 def distillation_coefficients(
@@ -106,4 +108,5 @@ def distillation_coefficients(
     """
     if sampler_ratio_N is not None:
         weight_N = weight_N * sampler_ratio_N
-    return strength * weight_N / (totals.num_routed_tokens.clamp(min=1) / num_processes)
+    denominator = totals.num_routed_tokens.clamp(min=1) / num_processes
+    return strength * weight_N / back_from_float64(denominator, weight_N.device)

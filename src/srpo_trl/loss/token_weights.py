@@ -7,6 +7,8 @@ optimizer step, over all micro-batches and processes.
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import to_float64
+
 
 def raw_entropy_weights(teacher_entropy: Tensor, beta: float) -> Tensor:
     """Weights before normalization: the surer the teacher, the larger.
@@ -25,7 +27,7 @@ def raw_entropy_weights(teacher_entropy: Tensor, beta: float) -> Tensor:
     """
     if beta < 0:
         raise ValueError(f"beta is {beta}; it must be 0 or above. 0 switches the entropy weights off.")
-    return torch.exp(-beta * teacher_entropy.detach().double())
+    return torch.exp(-beta * to_float64(teacher_entropy.detach()))
 
 
 def mean_one_weights(
@@ -59,6 +61,5 @@ def effective_sample_size(sum_w: Tensor | float, sum_w2: Tensor | float) -> Tens
     Returns:
         () float64, from 1 to the number of tokens, no gradient; 0 where nothing has a weight.
     """
-    sum_w = torch.as_tensor(sum_w).detach().double()
-    sum_w2 = torch.as_tensor(sum_w2).detach().double()
+    sum_w, sum_w2 = (to_float64(torch.as_tensor(value).detach()) for value in (sum_w, sum_w2))
     return torch.where(sum_w2 > 0, sum_w.square() / sum_w2, torch.zeros_like(sum_w2))

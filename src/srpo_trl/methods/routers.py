@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import back_from_float64, beside_float64
 from srpo_trl.methods import groups
 from srpo_trl.methods.record import Graded, Method, Route, is_distilled, is_trained
 
@@ -77,7 +78,7 @@ def needs_context(method: Method, graded: Graded) -> Tensor:
     Those that would be distilled; with scorers that only observe, all that would train.
     """
     everywhere = graded._replace(has_context_PG=torch.ones_like(graded.has_context_PG))
-    return graded.is_scored_PG & is_rescored(method, method.route(everywhere))
+    return graded.is_scored_PG & is_rescored(method, _asked(method.route, everywhere))
 
 
 def is_rescored(method: Method, route: Tensor) -> Tensor:
@@ -87,4 +88,10 @@ def is_rescored(method: Method, route: Tensor) -> Tensor:
 
 def scored_routes(router: Callable[[Graded], Tensor], graded: Graded) -> Tensor:
     """Return the routes, (P, G) int64, with every rollout that has no score excluded from the loss."""
-    return torch.where(graded.is_scored_PG, router(graded), Route.SKIPPED)
+    return torch.where(graded.is_scored_PG, _asked(router, graded), Route.SKIPPED)
+
+
+def _asked(router: Callable[[Graded], Tensor], graded: Graded) -> Tensor:
+    """Return the router's answer, which may be computed in float64, on the rollouts' device."""
+    device = graded.is_scored_PG.device
+    return back_from_float64(router(beside_float64(graded, device)), device)

@@ -1,6 +1,7 @@
 r"""Mathematical answers, compared by math-verify: LaTeX (`\boxed{}` first) or a plain expression."""
 
 import functools
+import os
 import re
 import threading
 from decimal import Decimal
@@ -28,8 +29,8 @@ def get_math_reward(*, reveal_answer: bool = False) -> GradedReward:
     as the reference is correct, another one is not, and a reference gets None for every other answer.
 
     math-verify bounds its own running time by an alarm signal, which only a process's main thread may set. With
-    `reward_timeout` the reward runs in the main thread of a process of its own. Called from another thread, it runs
-    without that bound, as TRL's `accuracy_reward` does.
+    `reward_timeout` the reward runs in the main thread of a process of its own. Called from another thread, or on
+    Windows, which has no alarms, it runs without that bound, as TRL's `accuracy_reward` does in a thread.
 
     Args:
         reveal_answer: let the feedback give the reference answer.
@@ -52,7 +53,7 @@ def grade_math(text: str, answer: Any, *, reveal_answer: bool = False) -> Grade:
     if not gold.items:
         return Grade(reward=None, answer_problem=f"no expression found in {shorten(repr(answer))}")
     predicted = _read(text)
-    timeout_seconds = VERIFY_TIMEOUT_SECONDS if _in_main_thread() else None
+    timeout_seconds = VERIFY_TIMEOUT_SECONDS if _has_alarms() else None
     if verify(gold.items, predicted.items, timeout_seconds=timeout_seconds):
         return Grade(reward=1.0)
     if gold.is_costly:
@@ -121,7 +122,7 @@ def _parse(text: str) -> list[Any]:
     items: list[Any] = parse(
         text,
         extraction_config=[LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()],
-        parsing_timeout=PARSING_TIMEOUT_SECONDS if _in_main_thread() else None,
+        parsing_timeout=PARSING_TIMEOUT_SECONDS if _has_alarms() else None,
     )
     return items
 
@@ -140,8 +141,8 @@ def _read_texts(predicted: list[Any]) -> list[str]:
     return [item for item in predicted if isinstance(item, str)]
 
 
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def _has_alarms() -> bool:
+    return os.name == "posix" and threading.current_thread() is threading.main_thread()
 
 
 math_reward = get_math_reward()

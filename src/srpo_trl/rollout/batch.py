@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import beside_float64
 from srpo_trl.loss.ops import TokenStatistics
 from srpo_trl.methods.record import (
     NOTHING_YET,
@@ -98,8 +99,11 @@ class RoutedBatch:
     rollout_B: Tensor
 
     def tokens(self, step: int, student: StudentScores = NOTHING_YET) -> Tokens:
-        """Return what the functions of a method see at an optimizer step, after the student's pass with its scores."""
-        return Tokens(
+        """Return what the functions of a method see at an optimizer step, after the student's pass with its scores.
+
+        They compute in float64: the tensors are where that is.
+        """
+        tokens = Tokens(
             mask_BT=self.scored_BT,
             route_B=self.route_B,
             advantage_B=self.advantage_B,
@@ -110,6 +114,7 @@ class RoutedBatch:
             step=step,
             student=student,
         )
+        return beside_float64(tokens, self.route_B.device)
 
     @property
     def teacher_hidden(self) -> Sequence[Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import back_from_float64
 from srpo_trl.loss.head import TeacherHead
 from srpo_trl.loss.step_totals import WindowTotals, distillation_coefficients, local_totals, window_totals
 from srpo_trl.loss.student import TeacherSide
@@ -39,10 +40,13 @@ def sum_of_weights(method: Method, tokens: Tokens) -> Tensor:
 
 def token_weights(routed: RoutedBatch, method: Method, step: int, totals: WindowTotals) -> tuple[Tensor, ...]:
     """Return w of each token for each scorer that distils, (B, T): mean 1 over the step, or as the method has it."""
-    weights, dtype = method.raw_weights(routed.tokens(step)), routed.teacher_entropy_BT.dtype
+    weights, entropy_BT = method.raw_weights(routed.tokens(step)), routed.teacher_entropy_BT
     if not method.mean_one:
-        return tuple(raw_weight_BT.to(dtype) for raw_weight_BT in weights)
-    return tuple(mean_one_weights(raw_BT, totals.mean_unnormalized_weight, dtype) for raw_BT in weights)
+        return tuple(raw_BT.to(entropy_BT) for raw_BT in weights)
+    mean, dtype = totals.mean_unnormalized_weight, entropy_BT.dtype
+    return tuple(
+        back_from_float64(mean_one_weights(raw_BT, mean, dtype), entropy_BT.device) for raw_BT in weights
+    )
 
 
 def joint_weight(routed: RoutedBatch, method: Method, step: int, totals: WindowTotals) -> Tensor:
@@ -67,7 +71,7 @@ def teacher_sides(
     weights = token_weights(routed, method, step, totals)
     return [
         TeacherSide(
-            torch.cat(list(scores.hidden)).to(distilled_BT.device, non_blocking=True),
+            torch.cat(list(scores.hidden)).to(distilled_BT.device, non_blocking=distilled_BT.is_cuda),
             head_of(name),
             distillation_coefficients(
                 weight_BT[distilled_BT], routed.sampler_ratio_N, totals, strength, num_processes

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import back_from_float64
 from srpo_trl.methods.record import Method, Scored
 from srpo_trl.rollout.graded import RoutedRollouts
 
@@ -35,9 +36,12 @@ def method_rows(
                 f"The method's row {name!r} is {found}; {tuple(shape)} is required, a value for each "
                 "rollout of each prompt."
             )
-        if not bool(torch.isfinite(value_PG[graded.is_scored_PG]).all()):
+        if not bool(torch.isfinite(value_PG[graded.is_scored_PG.to(value_PG.device)]).all()):
             raise ValueError(f"The method's row {name!r} is not finite for a rollout that has a score.")
     ours = {"is_correct": rollouts.is_correct_B}
     if method.reads_logps:
         ours[IS_RESCORED] = rollouts.is_rescored_B
-    return ours | {name: value_PG.flatten(0, 1)[own_rows] for name, value_PG in made.items()}
+    device = rollouts.route_B.device
+    return ours | {
+        name: back_from_float64(value_PG.flatten(0, 1)[own_rows], device) for name, value_PG in made.items()
+    }

@@ -6,6 +6,7 @@ Legend: B rows of a micro-batch, T completion positions.
 import torch
 from torch import Tensor
 
+from srpo_trl.loss.float64 import back_from_float64
 from srpo_trl.loss.step_totals import WindowTotals, pull_loss
 from srpo_trl.methods.record import Method, StudentScores
 from srpo_trl.rollout.batch import RoutedBatch, TrlBatch, policy_inputs
@@ -29,7 +30,7 @@ class PolicyBranch:
     def __init__(
         self, method: Method, routed: RoutedBatch, batch: TrlBatch, num_items: Tensor, step: int
     ) -> None:
-        self.inputs = policy_inputs(batch, routed, num_items)
+        self.inputs = policy_inputs(batch, routed, back_from_float64(num_items, routed.route_B.device))
         self._method, self._routed, self._step = method, routed, step
         self._pulled: tuple[Tensor, Tensor] | None = None
 
@@ -52,17 +53,18 @@ class PolicyBranch:
             applies, own = (
                 (applies_B, routed.advantage_B) if is_by_row else (applies_BT, routed.advantage_B[:, None])
             )
-            self.inputs["advantages"] = torch.where(applies, advantages.to(own.dtype), own)
+            self.inputs["advantages"] = torch.where(applies, advantages.to(own), own)
         if method.pull is not None:
             pull_BT = method.pull(tokens)
             _check("pull", pull_BT, mask_BT.shape)
-            self._pulled = (torch.where(applies_BT, pull_BT.detach(), 0.0), logps_BT)
+            pull_BT = back_from_float64(pull_BT.detach(), logps_BT.device)
+            self._pulled = (torch.where(applies_BT, pull_BT, 0.0), logps_BT)
         if method.anchor is not None:
             anchor_BT = method.anchor(tokens)
             _check("anchor", anchor_BT, mask_BT.shape)
-            own_BT = tokens.student.logps_BT if routed.old_logps_BT is None else routed.old_logps_BT
+            own_BT = student.logps_BT if routed.old_logps_BT is None else routed.old_logps_BT
             self.inputs["old_per_token_logps"] = torch.where(
-                applies_BT, anchor_BT.to(own_BT.dtype), own_BT * mask_BT
+                applies_BT, anchor_BT.to(own_BT), own_BT * mask_BT
             )
 
     def losses(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from srpo_trl.loss.float64 import beside_float64, to_float64
 from srpo_trl.loss.head import STUDENT_HEAD
 from srpo_trl.loss.ops import TokenStatistics
 from srpo_trl.methods.record import OWN_CONTEXT, GroupMeans, Method, Scored, Scorer, is_distilled, is_trained
@@ -210,16 +211,19 @@ def scored_groups(
 ) -> Scored:
     """Return all rollouts of all processes as a method's `rows` sees them. A collective: all ranks must call it."""
 
+    device = rollouts.route_PG.device
+
     def grouped(value_B: Tensor) -> Tensor:
         gathered_PG: Tensor = gather(value_B).view_as(rollouts.route_PG)
         return gathered_PG
 
     def mean(value_N: Tensor, scored_BT: Tensor) -> Tensor:
+        scored_BT = beside_float64(scored_BT, device)
         value_BT = torch.zeros(scored_BT.shape, dtype=torch.float64, device=scored_BT.device)
-        value_BT[scored_BT] = value_N.double()
+        value_BT[scored_BT] = to_float64(value_N)
         return grouped(value_BT.sum(1) / scored_BT.sum(1).clamp(min=1))
 
-    return Scored(
+    scored = Scored(
         rollouts.route_PG,
         *rollouts.graded,
         length_PG=grouped(scored_tokens(batch).sum(1)),
@@ -229,8 +233,9 @@ def scored_groups(
             for name, (scored_BT, scores) in passes.items()
             if scores.logps_N is not None
         },
-        token_ids=partial(_token_ids, batch, rollouts, gather),
+        token_ids=lambda: beside_float64(_token_ids(batch, rollouts, gather), device),
     )
+    return beside_float64(scored, device)
 
 
 def _token_ids(batch: TrlBatch, rollouts: RoutedRollouts, gather: Callable[[Tensor], Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from srpo_trl.loss.float64 import float64_device, to_float64
 from srpo_trl.seams.parameters import (
     full_tensor,
     local_shard,
@@ -146,7 +147,7 @@ class TeacherWeights:
         rate = self.update_rate if num_moves == 1 else 1.0 - (1.0 - self.update_rate) ** num_moves
         parts = self._parts()
         device = next((value.device for value in self._values.values()), self._device)
-        distance, norm = torch.zeros(2, dtype=torch.float64, device=device).unbind()
+        distance, norm = torch.zeros(2, dtype=torch.float64, device=float64_device(device)).unbind()
         for name, value in self._values.items():
             student = parts[name].to(value.dtype)
             if self._resets_to_student:
@@ -295,4 +296,4 @@ def _sum_of_squares(tensor: Tensor) -> Tensor:
     whole = flat.numel() // _PIECE * _PIECE
     pieces = (flat[:whole].view(-1, _PIECE), flat[whole:].unsqueeze(0))
     norms = torch.cat([torch.linalg.vector_norm(piece, dim=-1, dtype=dtype) for piece in pieces])
-    return norms.double().square().sum()
+    return to_float64(norms).square().sum()

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -83,7 +84,11 @@ def make_comparison(
     if problems:
         return None, problems
 
-    launch = shlex.split(options.launch) if options.launch else [sys.executable, "-m", "srpo_trl.cli"]
+    launch = (
+        shlex.split(options.launch, posix=os.name == "posix")
+        if options.launch
+        else [sys.executable, "-m", "srpo_trl.cli"]
+    )
     limit = max((budget.amount for budget in budgets if budget.is_time), default=None)
     jobs = []
     for offset in range(num_seeds):

@@ -154,7 +154,9 @@ def _note_hardware(job: Job, num_parallel: int) -> None:
         "runs_at_a_time": num_parallel,
     }
     if here not in known:
-        (job.output_dir / HARDWARE_FILE).write_text(json.dumps([*known, here], indent=2) + "\n")
+        (job.output_dir / HARDWARE_FILE).write_text(
+            json.dumps([*known, here], indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def read_hardware(job: Job) -> list[dict[str, Any]]:

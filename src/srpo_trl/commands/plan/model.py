@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
+from srpo_trl.commands.plan.published import SIZES, PublishedSizes
 from srpo_trl.data.smoke_model import TINY_RANDOM_QWEN3, build_byte_tokenizer
 from srpo_trl.data.tiny_model import build_model
 
@@ -61,18 +62,23 @@ class ModelShape:
 
 
 def load_config(model_config: ModelConfig, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Return the model's config; nothing else of it is read.
+    """Return the model's config; nothing else of it is read. Where there is none to read, known sizes take its place.
 
     Raises:
-        OSError: there is no such folder or hub model.
+        OSError: there is no such folder or hub model, or the hub cannot be reached.
         ValueError: the config is of no architecture that transformers knows.
     """
     name = str(model_config.model_name_or_path)
     if name == TINY_RANDOM_QWEN3:
         return build_model(build_byte_tokenizer(), max_position_embeddings=32768).config
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        name, revision=model_config.model_revision, trust_remote_code=trust_remote_code
-    )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            name, revision=model_config.model_revision, trust_remote_code=trust_remote_code
+        )
+    except OSError:
+        if name in SIZES:
+            return PublishedSizes.of(name)
+        raise
     return config
 
 

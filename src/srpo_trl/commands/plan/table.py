@@ -8,6 +8,7 @@ from rich.table import Table
 from srpo_trl.commands.plan.estimate import PHASES, MemoryEstimate
 from srpo_trl.commands.plan.fitting import Fit
 from srpo_trl.commands.plan.model import ModelShape
+from srpo_trl.commands.plan.published import PublishedSizes
 from srpo_trl.commands.plan.run import RunSpec
 
 GIB = 2**30
@@ -26,6 +27,9 @@ def headline(run: RunSpec, shape: ModelShape) -> str:
     trainable = sum(p.numel for p in shape.parameters if p.is_trainable)
     processes = "" if run.engine.kind == "single" else f" on {run.engine.num_processes} processes"
     mixed = "bf16" if run.training.bf16 else "fp16" if run.training.fp16 else None
+    unread = [
+        str(c.name_or_path) for c in (run.model, *run.teachers.values()) if isinstance(c, PublishedSizes)
+    ]
     formats = f"{run.model_config.dtype} weights" + (f", computed in {mixed}" if mixed else "")
     return (
         f"{run.model_config.model_name_or_path}: {shape.num_parameters:,} parameters, {trainable:,} trained; "
@@ -33,6 +37,11 @@ def headline(run: RunSpec, shape: ModelShape) -> str:
         f"longest prompt {run.prompt_length} tokens, completion {run.completion_length}"
         + (f", teacher's prompt {shown}" if (shown := run.longest_teacher_prompt) else "")
         + f"; {run.rollouts_per_sampling} rollouts sampled at a time, {run.rollouts_per_step} in a step, per process"
+        + (
+            f"\nNo config.json of {', '.join(unread)} could be read: the published sizes are taken."
+            if unread
+            else ""
+        )
     )
 
 

@@ -175,7 +175,7 @@ def save_start(
     staging = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    (staging / RESULT_FILE).write_text(json.dumps(dataclasses.asdict(result), indent=2))
+    (staging / RESULT_FILE).write_text(json.dumps(dataclasses.asdict(result), indent=2), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
 
@@ -184,5 +184,5 @@ def load_start(folder: Path) -> tuple[Qwen3ForCausalLM, WarmupResult] | None:
     """Return the start that `save_start` wrote, or None where there is none."""
     if not (folder / RESULT_FILE).is_file():
         return None
-    result = WarmupResult(**json.loads((folder / RESULT_FILE).read_text()))
+    result = WarmupResult(**json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
     return Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), result
