@@ -19,16 +19,16 @@ from planned import fitting_plan, saved
 ROOT = FOLDER.parent
 TRAINED = (SIDE_BY_SIDE, OWN_TASK)
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+e-\d+")
-# Random bytes are never right. Every third answer is called right, so that some are distilled and scores change.
-EVERY_THIRD = """
+# Random bytes are never right. Every seventh answer is called right, so that some are distilled and scores change.
+EVERY_SEVENTH = """
 from itertools import count
 
 turn = count()
 
 def {reward}(completions, log_extra=None, **kwargs):
     if log_extra is not None:
-        log_extra("feedback", ["It is not the third." for _ in completions])
-    return [float(next(turn) % 3 == 0) for _ in completions]
+        log_extra("feedback", ["It is not the seventh." for _ in completions])
+    return [float(next(turn) % 7 == 0) for _ in completions]
 """
 ALIVE = "print(sum(isinstance(thing, SRPOTrainer) for thing in gc.get_objects()))"
 
@@ -61,7 +61,10 @@ def test_by_hand_prints_what_is_stored(tmp_path) -> None:
 def test_both_methods_are_trained_and_compared(name: str, reward: str, tmp_path) -> None:
     notebook = read(name)
     places = {cell.id: index for index, cell in enumerate(notebook.cells)}
-    for place, text in ((places["srpo"], ALIVE), (places["trainer"] + 1, EVERY_THIRD.format(reward=reward))):
+    for place, text in (
+        (places["srpo"], ALIVE),
+        (places["trainer"] + 1, EVERY_SEVENTH.format(reward=reward)),
+    ):
         notebook.cells.insert(place, nbformat.v4.new_code_cell(text, id=f"added-{place}"))
     said = printed(execute(notebook, tmp_path))
     assert said[f"added-{places['srpo']}"].strip() == "0", "the first trainer still holds its memory"
