@@ -12,8 +12,7 @@ PIP := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Tests read no model or data set from a hub and report nowhere; tests/conftest.py sets the same for plain pytest.
-# SRPO_STAND_IN: the notebooks take a tiny model and a few rows.
-TEST_ENV := SRPO_STAND_IN=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WANDB_MODE=disabled
+TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WANDB_MODE=disabled
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # What a user needs, and then one stamp for each set of extras; a newer pyproject.toml or constraints.txt makes both anew.
@@ -61,10 +60,10 @@ same: setup ## Compare short runs of this tree with those of REV=<commit>, bit f
 	$(BIN)/python scripts/same --rev $(REV) $(if $(ONLY),--only $(ONLY))
 
 test: lint ## Lint, type-check, run the fast tests and the notebooks
-	$(PYTEST) -m "not slow" --nbmake tests notebooks
+	$(PYTEST) -m "not slow" tests
 
 test-all: lint ## Everything: slow tests, other versions of the stack, then the mutants
-	$(PYTEST) --nbmake tests notebooks
+	$(PYTEST) tests
 	$(BIN)/python scripts/version_matrix.py
 	$(TEST_ENV) $(BIN)/python scripts/mutants
 
