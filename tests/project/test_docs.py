@@ -319,7 +319,7 @@ def test_the_readmes_six_lines_train(tmp_path, monkeypatch):
     row = {"question": "What is 1 + 1?", "answer": "Twice 1.\n#### 2"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     replaced = {
-        '"train"': f'name_or_path={str(tmp_path / "rows.jsonl")!r}',
+        '"train"': f"name_or_path={str(tmp_path / 'rows.jsonl')!r}",
         '"Qwen/Qwen2.5-0.5B-Instruct"': repr(str(save_tiny_random_qwen3(tmp_path / "model"))),
     }
     for text, stand_in in replaced.items():
