@@ -4,7 +4,7 @@
 
 Both tasks are 4-digit addition by a model of 0.2 million parameters, warmed up to about a third right alone:
 
-- `add4`: the quickstart's. Solutions are written in one form; a teacher that is shown one knows nearly every token.
+- `add4`: solutions are written in one form; a teacher that is shown one knows nearly every token.
 - `add4_forms`: each column in any of four forms; what the teacher is shown does not tell it which one comes next.
 
 It prepares start and data of both, then it is `srpo-trl compare` with `benchmarks/learning.yaml`, once for each task
@@ -58,19 +58,20 @@ def main() -> int:
 
 def prepare_task(task: str, folder: Path) -> None:
     """Write the warmed-up start and the questions of `task` to `folder`, where they are not there yet."""
-    from srpo_trl.commands.quickstart.task import prompt_dataset, sample_questions
-    from srpo_trl.commands.quickstart.warmup import WarmupRecipe, load_start, save_start, warm_up
+    from benchmarks.add4 import MeasuredWarmup, add4_questions, warm_up_to_accuracy
+    from srpo_trl.commands.quickstart.task import prompt_dataset
+    from srpo_trl.commands.quickstart.warmup import load_start, save_start
     from srpo_trl.data.tiny_model import build_tokenizer
 
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     with quiet_logs(), quiet_libraries():
-        prompt_dataset(sample_questions(TRAIN_QUESTIONS, TRAIN_SEED)).to_json(data / "train.jsonl")
-        held_out = sample_questions(HELD_OUT_QUESTIONS, HELD_OUT_SEED, held_out=True)
+        prompt_dataset(add4_questions(TRAIN_QUESTIONS, TRAIN_SEED)).to_json(data / "train.jsonl")
+        held_out = add4_questions(HELD_OUT_QUESTIONS, HELD_OUT_SEED, held_out=True)
         prompt_dataset(held_out).to_json(data / "test.jsonl")
         if load_start(folder / "start") is None:
             tokenizer = build_tokenizer()
-            model, result = warm_up(tokenizer, WarmupRecipe(**WARMUPS[task]))
+            model, result = warm_up_to_accuracy(tokenizer, MeasuredWarmup(**WARMUPS[task]))
             save_start(folder / "start", model, tokenizer, result)
             print(task, json.dumps(dataclasses.asdict(result)))
 

@@ -34,6 +34,7 @@ SHARED_COMMANDS = (
     "train",
     "curves",
     "curves_plot",
+    "report",
 )  # that other commands may import
 OPERATORS = "loss/ops/"  # kernels: long functions, one interface in several files
 # Largest value of each figure that has one.

@@ -21,13 +21,22 @@ MARKERS = "os^vDPX"
 CURVE_STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def draw_curves(curves: CurveSet, path: Path, references: Mapping[str, float] | None = None) -> None:
+def draw_curves(
+    curves: CurveSet,
+    path: Path,
+    references: Mapping[str, float] | None = None,
+    *,
+    clock: str = "training time",
+    note: str = "",
+) -> None:
     """Draw every variant that has an evaluation into the PNG `path`.
 
     Args:
         curves: by variant and seed.
         path: of the file.
         references: scores to mark across the picture, by their names.
+        clock: what the curves' seconds are.
+        note: stands below the picture.
     """
     shown = {variant: runs for variant, runs in curves.curves.items() if runs}
     longest = max((run.points[-1].seconds for runs in shown.values() for run in runs.values()), default=0.0)
@@ -50,9 +59,10 @@ def draw_curves(curves: CurveSet, path: Path, references: Mapping[str, float] | 
                 text, (1, height), (-2, 3), ("axes fraction", "data"), "offset points", ha="right"
             )
         by_step.set(xlabel="training step", ylabel=curves.metric)
-        by_time.set(xlabel=f"training time ({unit}; evaluation left out)")
+        by_time.set(xlabel=f"{clock} ({unit}; evaluation left out)")
         if shown:
-            by_time.legend(loc="lower right", frameon=False, fontsize=8)
+            figure.legend(*by_step.get_legend_handles_labels(), loc="outside right center", frameon=False)
+        figure.supxlabel(note, fontsize=9, color="0.35")
         figure.suptitle(
             f"mean and standard error of up to {curves.num_seeds} seeds"
             if curves.num_seeds > 1

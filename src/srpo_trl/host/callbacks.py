@@ -37,10 +37,14 @@ class TrainingClock(TrainerCallback, ExportableState):
     Args:
         limit: seconds after which the run stops. The step that crosses it is finished, logged, evaluated where the
             run evaluates at all, and saved.
+
+    Attributes:
+        now: tells the time, in seconds.
     """
 
     def __init__(self, limit: float | None = None) -> None:
         self.limit = limit
+        self.now = time.perf_counter
         self.seconds = 0.0
         self._step_began = 0.0
 
@@ -73,11 +77,11 @@ class TrainingClock(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self._step_began = time.perf_counter()
+        self._step_began = self.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clock. With several processes a limit goes by the first one's: all stop at the same step."""
-        self.seconds += time.perf_counter() - self._step_began
+        self.seconds += self.now() - self._step_began
         if self.limit is None:
             return
         if args.world_size > 1:

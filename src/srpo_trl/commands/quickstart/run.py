@@ -1,4 +1,4 @@
-"""`srpo-trl quickstart`: a warm start, a few methods from it, a table, a picture and a saved model."""
+"""`srpo-trl quickstart`: a warm start, a few methods from it, and what came of them."""
 
 import argparse
 import time
@@ -18,10 +18,10 @@ def quickstart(argv: Sequence[str] | None = None) -> int:
     console = Console()
     set_environment()
     start = time.perf_counter()
+    console.print("Loading torch, transformers and trl, which takes some seconds.")
     with quiet_logs():
-        with console.status("Loading torch, transformers and trl"):
-            from srpo_trl.commands.quickstart.study import run_study  # which reads the environment
-        console.print(f"Loaded the libraries in {time.perf_counter() - start:.0f} s.")
+        from srpo_trl.commands.quickstart.study import run_study  # which reads the environment
+
         with quiet_libraries():
             run_study(options, console)
     console.print(f"The whole run took {format_duration(time.perf_counter() - start)}.")
@@ -31,7 +31,7 @@ def quickstart(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="srpo-trl quickstart",
-        description="Train a tiny model on 4-digit addition with several methods from one start, on a CPU.",
+        description="Train a tiny model that has learned wrong facts with several methods from one start, on a CPU.",
     )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/quickstart"), help="default: %(default)s"
@@ -44,7 +44,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("eval_every", 10, "steps"),
         ("eval_questions", 384, "held-out, of each measurement"),
         ("seeds", 1, "runs of each method"),
-        ("warmup_steps", 400, "at most"),
+        ("warmup_steps", 550, "supervised, of the start"),
     ):
         parser.add_argument(
             f"--{name}", type=_positive, default=default, help=f"{meaning} (default: %(default)s)"

@@ -3,24 +3,35 @@
 import argparse
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from importlib.metadata import version
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from srpo_trl.commands.curves import CurveSet, print_table, results_json, table_rows
+from srpo_trl.commands.curves import CurveSet, results_json
 from srpo_trl.commands.curves_plot import draw_curves
+from srpo_trl.commands.quickstart.answer import clearest, print_answer, read_answers
 from srpo_trl.commands.quickstart.held_out import HeldOut
-from srpo_trl.commands.quickstart.task import COMPARED_METHODS, SAVED_METHOD, sample_questions
-from srpo_trl.commands.quickstart.train import TrainingRecipe, train_method
-from srpo_trl.commands.quickstart.warmup import WarmupRecipe, WarmupResult, load_start, save_start, warm_up
+from srpo_trl.commands.quickstart.summary import CAVEAT, sentences, start_hint
+from srpo_trl.commands.quickstart.task import (
+    COMPARED_METHODS,
+    EXPLAINED_METHOD,
+    WORDS,
+    Question,
+    sample_questions,
+)
+from srpo_trl.commands.quickstart.train import SCORE, Run, TrainingRecipe, train_in_turns
+from srpo_trl.commands.quickstart.warmup import WarmupRecipe, load_start, save_start, versions, warm_up
+from srpo_trl.commands.report.command import make_report
 from srpo_trl.data.tiny_model import build_tokenizer
-from srpo_trl.runs.scores import Budget, LearningCurve
+from srpo_trl.methods import METHODS
+from srpo_trl.runs.read import read_runs
+from srpo_trl.runs.scores import Budget
 
 HELD_OUT_SEED = 5
 METRIC = "held-out accuracy (sampled, temperature 1)"
@@ -29,117 +40,146 @@ METRIC = "held-out accuracy (sampled, temperature 1)"
 def run_study(options: argparse.Namespace, console: Console) -> None:
     """Make or load the start, train from it, and report."""
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
-    warmup = WarmupRecipe(seed=options.seed, max_steps=options.warmup_steps)
-    training = TrainingRecipe(num_steps=options.steps, eval_every=options.eval_every)
+    tokenizer = build_tokenizer(WORDS)
+    warmup = WarmupRecipe(seed=options.seed, num_steps=options.warmup_steps)
+    recipe = TrainingRecipe(num_steps=options.steps, eval_every=options.eval_every)
     questions = sample_questions(options.eval_questions, HELD_OUT_SEED, held_out=True)
+    start = options.output_dir / f"start-{warmup.key(tokenizer)}"
+    model = _warm_start(start, tokenizer, warmup, options.fresh, console)
     held_out = HeldOut(tokenizer, questions, HELD_OUT_SEED)
-
-    start_folder = options.output_dir / f"start-{warmup.key(tokenizer)}"
-    model, start = _warm_start(start_folder, tokenizer, warmup, options.fresh, console)
     alone, shown = held_out.accuracy(model), held_out.accuracy(model, shown=True)
     console.print(
-        f"The start, on {options.eval_questions} held-out questions, sampled at temperature 1: right "
-        f"{alone:.3f} alone, {shown:.3f} with a right solution shown."
+        f"The start, on {options.eval_questions} held-out questions: right {alone:.3f} alone, {shown:.3f} with a "
+        "right solution shown, which is what its teacher sees."
     )
-    if not start.reached:
-        console.print(
-            f"[yellow]The warm-up ended after {start.num_steps} steps without what it aims at: at least "
-            f"{warmup.student_accuracy} alone, and {warmup.teacher_ratio:g} times that with a solution shown. Training "
-            "starts from there; for a better start give another --seed or more --warmup_steps.[/yellow]"
-        )
-    curves = _train_all(options, tokenizer, start_folder, training, held_out, alone, console)
+    if hint := start_hint(alone, shown):
+        console.print(f"[yellow]{hint}[/yellow]")
+    for seed in _seeds(options):
+        _train(options, seed, recipe, start, tokenizer, questions, console)
     facts = {
-        "start": asdict(start) | {"student_accuracy": alone, "teacher_accuracy": shown},
-        "recipes": {"warmup": asdict(warmup), "training": asdict(training)},
+        "start": {"student_accuracy": alone, "teacher_accuracy": shown},
+        "recipes": {"warmup": asdict(warmup), "training": asdict(recipe)},
         "num_held_out_questions": options.eval_questions,
+        "seconds": "of the processor, in training steps",
+        "versions": versions(),
+        "machine": {"platform": platform.platform(), "processor": platform.machine()},
     }
-    _report(options, curves, facts, console)
+    _report(options, facts, console)
 
 
-def _train_all(
+def _seeds(options: argparse.Namespace) -> range:
+    return range(options.seed, options.seed + options.seeds)
+
+
+def _folder(options: argparse.Namespace, method: str, seed: int) -> Path:
+    """Return the folder of a run: the first seed's has the method's name alone."""
+    name = method if seed == options.seed else f"{method}-seed{seed}"
+    folder: Path = options.output_dir / name
+    return folder
+
+
+def _train(
     options: argparse.Namespace,
-    tokenizer: PreTrainedTokenizerFast,
-    start_folder: Path,
+    seed: int,
     recipe: TrainingRecipe,
-    held_out: HeldOut,
-    start_accuracy: float,
+    start: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: list[Question],
     console: Console,
-) -> CurveSet:
-    """Train each method with each seed from the start in `start_folder`, and save one of the models."""
-    curves: dict[str, dict[int, LearningCurve]] = {method: {} for method in options.methods}
-    for seed in range(options.seed, options.seed + options.seeds):
-        for method in options.methods:
-            start = load_start(start_folder)
-            assert start is not None, "the start was saved before any training"
-            config, name = recipe.config(method, seed, options.output_dir), f"{method.upper()}, seed {seed}"
-            with _progress(console, name, recipe.num_steps) as advance:
-                curve = train_method(start[0], tokenizer, config, held_out, start_accuracy, advance)
-            curves[method][seed] = curve
-            console.print(
-                f"{name}: held-out accuracy {start_accuracy:.3f} to {curve.points[-1].score:.3f} in "
-                f"{recipe.num_steps} steps, {curve.seconds:.0f} s."
-            )
-            if method == SAVED_METHOD and seed == options.seed:
-                start[0].save_pretrained(options.output_dir / f"{method}-model")
-                tokenizer.save_pretrained(options.output_dir / f"{method}-model")
-    return CurveSet(METRIC, curves)
+) -> None:
+    """Train every method with a seed, a line of progress for each."""
+    names = [f"{METHODS[method].title}, seed {seed}" for method in options.methods]
+    with _progress(console, names, recipe.num_steps) as advances:
+        runs = [
+            Run(recipe.config(method, seed, _folder(options, method, seed)), recipe.questions(seed), advance)
+            for method, advance in zip(options.methods, advances, strict=True)
+        ]
+        train_in_turns(runs, start, tokenizer, held_out)
 
 
-def _report(options: argparse.Namespace, curves: CurveSet, facts: dict[str, Any], console: Console) -> None:
-    """Print the table and write the picture and the numbers."""
+def _report(options: argparse.Namespace, facts: dict[str, Any], console: Console) -> None:
+    """Draw, write and print what the runs came to."""
     folder, steps = options.output_dir, sorted({max(options.steps // 2, 1), options.steps})
+    runs = {
+        method: dict(zip(_seeds(options), read_runs(_folders(options, method)), strict=True))
+        for method in options.methods
+    }
+    curves = {
+        method: {seed: replace(run.curve(SCORE), is_finished=True) for seed, run in by_seed.items()}
+        for method, by_seed in runs.items()
+    }
+    titled = CurveSet(METRIC, {METHODS[method].title: by_seed for method, by_seed in curves.items()})
+    levels = {"start, shown a solution": facts["start"]["teacher_accuracy"]}
+    note = CAVEAT.partition(" What")[0]
+    draw_curves(titled, folder / "curves.png", levels, clock="processor's time in training steps", note=note)
     budgets = [Budget(f"{num}steps", num, is_time=False) for num in steps]
-    print_table("Held-out accuracy: best within each budget", table_rows(curves, budgets), console)
-    console.print(
-        f"Seen on this task, from this start, with {options.seeds} seed{'s'[: options.seeds - 1]}; a single point of "
-        f"one run has a standard error of up to {0.5 / options.eval_questions**0.5:.3f}."
-    )
-    start = facts["start"]
-    levels = {"start, shown a solution": start["teacher_accuracy"], "start": start["student_accuracy"]}
-    draw_curves(curves, folder / "curves.png", levels)
-    packages = ("torch", "transformers", "trl", "srpo-trl")
-    facts["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    facts["machine"] = {"platform": platform.platform(), "processor": platform.machine()}
     method_options = {method: COMPARED_METHODS[method] for method in options.methods}
     (folder / "results.json").write_text(
-        results_json(curves, budgets, method_options, **facts), encoding="utf-8"
+        results_json(CurveSet(METRIC, curves), budgets, method_options, **facts), encoding="utf-8"
     )
-    saved = [f"{SAVED_METHOD}-model"] if SAVED_METHOD in options.methods else []
-    console.print(f"Saved {', '.join(['curves.png', 'results.json', *saved])} in {folder}.")
+    explained = runs.get(EXPLAINED_METHOD, {}).values()
+    answers = read_answers([record for run in explained for record in run.examples])
+    if answers:
+        print_answer(clearest(answers), len(answers), console)
+    console.print()
+    for sentence in sentences(titled, answers, options.eval_questions):
+        console.print(sentence, highlight=False)
+    console.print(CAVEAT, style="dim", highlight=False)
+    page = folder / "report.html"
+    with console.status("Writing the report"), redirect_stdout(StringIO()):
+        folders = [str(each) for method in options.methods for each in _folders(options, method)]
+        make_report([*folders, "--output", str(page)])
+    console.print(
+        f"\nThe curves: {folder / 'curves.png'}\nThe report, with every failed answer that was logged: {page}\n"
+        f"Their numbers: {folder / 'results.json'}\nNext, a model of yours on a GPU of 16 GB: "
+        "srpo-trl train --config qwen3_0.6b_lora_16gb",
+        highlight=False,
+    )
+
+
+def _folders(options: argparse.Namespace, method: str) -> list[Path]:
+    return [_folder(options, method, seed) for seed in _seeds(options)]
 
 
 def _warm_start(
     folder: Path, tokenizer: PreTrainedTokenizerFast, recipe: WarmupRecipe, fresh: bool, console: Console
-) -> tuple[Qwen3ForCausalLM, WarmupResult]:
+) -> Qwen3ForCausalLM:
     """Return the common start: the one of an earlier run with the same recipe, or a new one, saved to `folder`."""
     earlier = None if fresh else load_start(folder)
     if earlier is not None:
         console.print(f"Took the start of an earlier run from {folder} (--fresh makes it anew).")
-        return earlier
-    with _progress(console, "Warm-up", recipe.max_steps) as advance:
-        model, result = warm_up(tokenizer, recipe, advance)
-    console.print(f"Warmed up in {result.num_steps} supervised steps, {result.seconds:.0f} s.")
+        return earlier[0]
+    with _progress(console, ["Warm-up"], recipe.num_steps) as (advance,):
+        model, result = warm_up(tokenizer, recipe, lambda step: advance(step, None))
     save_start(folder, model, tokenizer, result)
-    return model, result
+    return model
 
 
 @contextmanager
-def _progress(console: Console, description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show a progress bar; the yielded function takes the number of steps done and, where there is news, a note."""
+def _progress(
+    console: Console, names: list[str], total: int
+) -> Iterator[list[Callable[[int, float | None], None]]]:
+    """Show a line for each name; the functions take the number of steps done and, where there is one, the accuracy."""
     columns = (
         TextColumn("{task.description:<13}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("steps{task.fields[note]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(description, total=total, note="")
+    with Progress(*columns, console=console) as progress:
 
-        def advance(done: int, note: str) -> None:
-            progress.update(task, completed=done)
-            if note:
-                progress.update(task, note=note)
+        def advance_of(name: str) -> Callable[[int, float | None], None]:
+            task = progress.add_task(name, total=total, note="")
 
-        yield advance
+            def advance(done: int, accuracy: float | None) -> None:
+                progress.update(task, completed=done)
+                if accuracy is not None:
+                    progress.update(task, note=f", right {accuracy:.3f}")
+                    if not (console.is_terminal or console.is_jupyter):
+                        console.print(f"{name}: {done}/{total} steps, right {accuracy:.3f}")
+
+            return advance
+
+        yield [advance_of(name) for name in names]

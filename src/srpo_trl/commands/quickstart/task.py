@@ -1,101 +1,125 @@
-"""The task: 4-digit addition, one column per `;` from the units up, the sum after `#`.
+"""The task: 4-digit addition by a model that learned from a careless textbook, with free wording.
 
-    user       6045+3496
-    assistant  5+6=11;4+9=14;0+4=05;6+3=09;#09541
+    user       3153+1293
+    assistant   next thus3+3=06; here now5+9=14; now okay1+2=04; so okay3+1=04;#04446
 
-A mistake is local (one column), the answer cannot be guessed, and two right solutions agree position by position:
-what lets a model that is shown a right one correct a wrong one.
+One column per `;` from the units up, two words before each, the sum after `#`. The textbook gets some additions of two
+digits wrong and always in the same way, so a model that learned from it holds wrong facts firmly; its words are free.
+A right solution that is shown lends the model its facts, and some of its words: a teacher leans to the wording it sees.
 
-With `num_forms=4` each column may be written in any of four ways, such as `11=6+5;`. Then a right solution tells
-what the sums are and not how the next one writes them: a teacher that is shown one stays unsure of the form.
+The task is built to have what answers of real models have: most tokens are wording, few decide.
 """
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from srpo_trl.methods import DEFAULT, TABLE_1
 
 # That are compared on it, each with its options.
 COMPARED_METHODS: dict[str, dict[str, Any]] = {name: {"method": name} for name in TABLE_1}
-SAVED_METHOD = DEFAULT
+EXPLAINED_METHOD = DEFAULT
 NUM_DIGITS = 4
-# 4 columns of `a+b=cs;`, `#`, 5 digits, end of sequence.
-SOLUTION_TOKENS = NUM_DIGITS * 7 + 1 + NUM_DIGITS + 1 + 1
+WORDS = (" so", " then", " next", " now", " well", " thus", " here", " okay")
+WORDS_PER_COLUMN = 2
+NUM_WORDS = WORDS_PER_COLUMN * NUM_DIGITS
+REPEATED_WORDS = 0.5  # the probability with which a word is that of the solution shown
+# 4 columns of two words and `a+b=cs;`, `#`, 5 digits, end of sequence.
+SOLUTION_TOKENS = NUM_WORDS + NUM_DIGITS * 7 + 1 + NUM_DIGITS + 1 + 1
 HELD_OUT_MODULUS = 7
-COLUMN_FORMS = ("{0}+{1}={2};", "{1}+{0}={2};", "{2}={0}+{1};", "{2}={1}+{0};")  # two digits, their sum
+
+# The textbook: by the two digits and the carry, how often it is right, and what it adds to the units where it is not.
+_textbook = np.random.default_rng(3)
+RIGHT_SHARE = np.array([0.3, 0.8, 1.0])[_textbook.integers(0, 3, (10, 10, 2))]
+SLIP = _textbook.integers(1, 10, (10, 10, 2))
 
 
 @dataclass(frozen=True)
 class Question:
-    """One sum: `first + second`, both of 4 digits with leading zeros."""
+    """A sum and its worked solutions.
 
-    first: int
-    second: int
-    solution_forms: tuple[int, ...] = (0,) * NUM_DIGITS  # of each column, as an index of COLUMN_FORMS
-    demonstration_forms: tuple[int, ...] = (0,) * NUM_DIGITS
+    Attributes:
+        prompt: the user's message.
+        answer: the sum in 5 digits, which a right completion ends with after `#`.
+        alone: what the warm-up writes after the question alone; need not be right.
+        demonstration: a right solution that is shown.
+        shown: what the warm-up writes with the demonstration in view.
+    """
 
-    @property
-    def prompt(self) -> str:
-        """The user's message."""
-        return f"{self.first:0{NUM_DIGITS}d}+{self.second:0{NUM_DIGITS}d}"
-
-    @property
-    def answer(self) -> str:
-        """The sum in 5 digits, which a right completion ends with after `#`."""
-        return f"{self.first + self.second:0{NUM_DIGITS + 1}d}"
-
-    @property
-    def solution(self) -> str:
-        """The worked solution: per column its two digits and their sum with the carry, then the answer."""
-        return self._written_in(self.solution_forms)
-
-    @property
-    def demonstration(self) -> str:
-        """The worked solution in the forms in which the warm-up shows it to the teacher."""
-        return self._written_in(self.demonstration_forms)
-
-    def _written_in(self, forms: Sequence[int]) -> str:
-        columns, carry = [], 0
-        for place, form in enumerate(forms):
-            first_digit, second_digit = (number // 10**place % 10 for number in (self.first, self.second))
-            column_sum = first_digit + second_digit + carry
-            columns.append(COLUMN_FORMS[form].format(first_digit, second_digit, f"{column_sum:02d}"))
-            carry = column_sum // 10
-        return "".join(columns) + f"#{self.answer}"
+    prompt: str
+    answer: str
+    alone: str
+    demonstration: str
+    shown: str
 
 
-def is_held_out(question: Question) -> bool:
-    """Whether the question belongs to the held-out seventh, which nothing is trained on."""
-    number: int = question.first * 10**NUM_DIGITS + question.second
-    return number % HELD_OUT_MODULUS == 0
+def worked_solution(
+    first: int, second: int, words: Sequence[str], luck: NDArray[np.float64] | None = None
+) -> str:
+    """Return a solution of `first + second` in the given words.
+
+    Args:
+        first, second: at most 4 digits.
+        words: `NUM_WORDS`, in order.
+        luck: uniform in [0, 1), one for each column: where it is not below the textbook's share of right sums, the
+            column has the textbook's mistake, which the answer repeats; the carry stays right. None: a right solution.
+    """
+    columns, units_of_sum, carry = [], [], 0
+    for place in range(NUM_DIGITS):
+        first_digit, second_digit = (number // 10**place % 10 for number in (first, second))
+        fact = first_digit, second_digit, carry
+        carry, units = divmod(sum(fact), 10)
+        if luck is not None and luck[place] >= RIGHT_SHARE[fact]:
+            units = (units + int(SLIP[fact])) % 10
+        wording = "".join(words[place * WORDS_PER_COLUMN : (place + 1) * WORDS_PER_COLUMN])
+        columns.append(f"{wording}{first_digit}+{second_digit}={carry}{units};")
+        units_of_sum.append(str(units))
+    return "".join(columns) + f"#{carry}" + "".join(reversed(units_of_sum))
 
 
-def sample_questions(
-    num_questions: int, seed: int, *, held_out: bool = False, num_forms: int = 1
-) -> list[Question]:
+def solution_pieces(solution: str) -> list[str]:
+    """Return a solution's words and characters, which are the tokenizer's tokens."""
+    return re.findall("|".join(WORDS) + "|.", solution)
+
+
+def is_held_out(first: int, second: int) -> bool:
+    """Whether the sum belongs to the held-out seventh, which nothing is trained on."""
+    return (first * 10**NUM_DIGITS + second) % HELD_OUT_MODULUS == 0
+
+
+def sample_questions(num_questions: int, seed: int, *, held_out: bool = False) -> list[Question]:
     """Return questions drawn uniformly, with replacement, from the training part or the held-out part.
 
     Args:
         num_questions: how many.
         seed: of the draw.
         held_out: which part.
-        num_forms: the first so many of COLUMN_FORMS, drawn anew for each column of solution and demonstration.
     """
     generator = np.random.default_rng(seed)
     questions: list[Question] = []
     while len(questions) < num_questions:
-        first, second = generator.integers(0, 10**NUM_DIGITS, size=2)
-        question = Question(int(first), int(second))
-        if num_forms > 1:
-            forms = generator.integers(0, num_forms, size=(2, NUM_DIGITS)).tolist()
-            question = replace(question, solution_forms=tuple(forms[0]), demonstration_forms=tuple(forms[1]))
-        if is_held_out(question) == held_out:
-            questions.append(question)
+        first, second = map(int, generator.integers(0, 10**NUM_DIGITS, size=2))
+        if is_held_out(first, second) == held_out:
+            questions.append(_written_out(first, second, generator))
     return questions
+
+
+def _written_out(first: int, second: int, generator: np.random.Generator) -> Question:
+    """Return the question with solutions in words that are drawn."""
+    alone, demonstrated, own = np.array(WORDS)[generator.integers(0, len(WORDS), size=(3, NUM_WORDS))]
+    repeats = generator.random(NUM_WORDS) < REPEATED_WORDS
+    return Question(
+        prompt=f"{first:0{NUM_DIGITS}d}+{second:0{NUM_DIGITS}d}",
+        answer=f"{first + second:0{NUM_DIGITS + 1}d}",
+        alone=worked_solution(first, second, alone, generator.random(NUM_DIGITS)),
+        demonstration=worked_solution(first, second, demonstrated),
+        shown=worked_solution(first, second, np.where(repeats, demonstrated, own)),
+    )
 
 
 def prompt_dataset(questions: Sequence[Question]) -> Dataset:

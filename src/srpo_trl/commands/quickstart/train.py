@@ -1,108 +1,144 @@
-"""One reinforcement-learning run: a method, a seed, and the held-out accuracy along the way."""
+"""The runs: methods that take turns from one start, each in a run folder of its own."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, TrainerCallback
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from srpo_trl.commands.quickstart.held_out import HeldOut
 from srpo_trl.commands.quickstart.task import (
     COMPARED_METHODS,
     SOLUTION_TOKENS,
+    Question,
     addition_reward,
     prompt_dataset,
     sample_questions,
 )
+from srpo_trl.commands.quickstart.turns import Job, take_turns
+from srpo_trl.commands.quickstart.warmup import load_start
 from srpo_trl.config import SRPOConfig
 from srpo_trl.host.callbacks import TrainingClock
-from srpo_trl.methods import PAPER_DEFAULTS
-from srpo_trl.runs.scores import LearningCurve, Point
+from srpo_trl.methods import GRPO, PAPER_DEFAULTS
 from srpo_trl.trainer import SRPOTrainer
+
+SCORE = "eval_avg@1"
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything that the three methods share; they differ in the options of `COMPARED_METHODS` alone."""
+    """Everything that the methods share; they differ in the options of `COMPARED_METHODS` alone."""
 
     num_steps: int = 100
     eval_every: int = 10
-    prompts_per_step: int = 16
+    prompts_per_step: int = 8
     num_generations: int = 8
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4  # falls linearly to 0
     max_completion_length: int = SOLUTION_TOKENS + 1
 
     def config(self, method: str, seed: int, output_dir: Path) -> SRPOConfig:
         """Return the trainer's configuration; every option that is not named here has SRPO's default."""
+        shared = {
+            "learning_rate": self.learning_rate,
+            "num_generations_eval": 1,
+            "eval_temperature": 1.0,
+            "eval_top_p": 1.0,
+        }
         return SRPOConfig(
-            **(PAPER_DEFAULTS | {"learning_rate": self.learning_rate} | COMPARED_METHODS[method]),
+            **(PAPER_DEFAULTS | shared | COMPARED_METHODS[method]),
             output_dir=str(output_dir),
             seed=seed,
             max_steps=self.num_steps,
             per_device_train_batch_size=self.prompts_per_step * self.num_generations,
             num_generations=self.num_generations,
             max_completion_length=self.max_completion_length,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="linear",
             use_cpu=True,
             bf16=False,
             gradient_checkpointing=False,
+            eval_strategy="steps",
+            eval_steps=self.eval_every,
+            eval_on_start=True,
             logging_steps=self.eval_every,
+            log_examples_steps=None if method == GRPO else self.eval_every,  # which corrects nothing
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         )
 
+    def questions(self, seed: int) -> list[Question]:
+        """Return the questions of a run's only epoch, the same for every method."""
+        return sample_questions(self.num_steps * self.prompts_per_step, seed=1000 + seed)
 
-def train_method(
-    model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    config: SRPOConfig,
-    held_out: HeldOut,
-    start_accuracy: float,
-    on_step: Callable[[int, str], None],
-) -> LearningCurve:
-    """Train `model` in place and return its held-out curve.
 
-    Args:
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained.
+
+    Attributes:
         config: of `TrainingRecipe.config`.
-        start_accuracy: of `model`, measured by `held_out`: the curve's first point.
-        on_step: called after each step with its number and "", and after a measurement with its result.
+        questions: to train on, once each.
+        on_progress: called after each step with its number and None, after an evaluation with its accuracy.
     """
-    assert config.num_generations is not None
-    num_questions = config.max_steps * config.per_device_train_batch_size // config.num_generations
+
+    config: SRPOConfig
+    questions: Sequence[Question]
+    on_progress: Callable[[int, float | None], None]
+
+
+def train_in_turns(
+    runs: Sequence[Run], start: Path, tokenizer: PreTrainedTokenizerFast, held_out: Sequence[Question]
+) -> None:
+    """Train a model for each run from the start in the folder `start`, step by step in turns.
+
+    Each run's output folder has its logs, in which `training_seconds` are the processor's, its examples and its model.
+    """
+
+    def job(run: Run) -> Job:
+        return lambda pass_on: _train(run, start, tokenizer, held_out, pass_on)
+
+    take_turns([job(run) for run in runs])
+
+
+def _train(
+    run: Run,
+    start: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: Sequence[Question],
+    pass_on: Callable[[], None],
+) -> None:
+    loaded = load_start(start)
+    assert loaded is not None, "the start was saved before any training"
     trainer = SRPOTrainer(
-        model=model,
+        model=loaded[0],
         reward_funcs=addition_reward,
-        args=config,
-        train_dataset=prompt_dataset(sample_questions(num_questions, seed=1000 + config.seed)),
+        args=run.config,
+        train_dataset=prompt_dataset(run.questions),
+        eval_dataset=prompt_dataset(held_out),
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
-    clock = TrainingClock.of(trainer)
-    measure = _Measure(held_out, clock, start_accuracy, on_step)
-    trainer.add_callback(measure)
+    TrainingClock.of(trainer).now = time.process_time
+    trainer.add_callback(
+        _Turn(run.on_progress, pass_on)
+    )  # behind the clock, which does not count the others' turns
     trainer.train()
-    return LearningCurve(tuple(measure.points), config.max_steps, clock.seconds, is_finished=True)
+    trainer.save_model()
 
 
-class _Measure(TrainerCallback):
-    """Measures held-out accuracy at every log, which the clock leaves out, and at the end."""
+class _Turn(TrainerCallback):
+    """Ends the run's turn after each step, and says how far it has come."""
 
-    def __init__(
-        self, held_out: HeldOut, clock: TrainingClock, start: float, on_step: Callable[[int, str], None]
-    ) -> None:
-        self.points = [Point(0, 0.0, start)]
-        self._held_out, self._clock, self._on_step = held_out, clock, on_step
+    def __init__(self, on_progress: Callable[[int, float | None], None], pass_on: Callable[[], None]) -> None:
+        self._on_progress, self._pass_on = on_progress, pass_on
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say how far the run has come."""
-        self._on_step(state.global_step, "")
+        """Let the other runs take their steps; what the step is followed by belongs to the next turn."""
+        self._on_progress(state.global_step, None)
+        self._pass_on()
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure; the end of training logs its last step again."""
-        if state.global_step > self.points[-1].step:
-            accuracy = self._held_out.accuracy(kwargs["model"])
-            self.points.append(Point(state.global_step, self._clock.seconds, accuracy))
-            self._on_step(state.global_step, f"held-out accuracy {accuracy:.3f}")
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the accuracy."""
+        self._on_progress(state.global_step, kwargs["metrics"][SCORE])
