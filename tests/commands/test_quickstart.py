@@ -1,11 +1,13 @@
-"""The quickstart: tokenizer, task, warm-up, measuring, report, and a miniature run from end to end."""
+"""The quickstart: tokenizer, task, warm-up, measuring, and a miniature run from end to end."""
 
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,33 +18,37 @@ from srpo_trl.commands.quickstart.prompts import TEMPLATES, student_prompts, tea
 from srpo_trl.commands.quickstart.quiet import ENVIRONMENT
 from srpo_trl.commands.quickstart.run import quickstart as run_quickstart
 from srpo_trl.commands.quickstart.task import (
+    RIGHT_SHARE,
+    SLIP,
     SOLUTION_TOKENS,
+    WORDS,
     Question,
     addition_reward,
     feedback_text,
     is_held_out,
     is_right,
     sample_questions,
+    solution_pieces,
+    worked_solution,
 )
 from srpo_trl.commands.quickstart.train import TrainingRecipe
 from srpo_trl.commands.quickstart.warmup import WarmupRecipe, load_start, save_start, solution_loss, warm_up
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
+from srpo_trl.runs.read import read_runs
 from srpo_trl.teacher.templates import TeacherInformation
 
-QUESTION = Question(6045, 3496)
-SOLUTION = "5+6=11;4+9=14;0+4=05;6+3=09;#09541"
+SOLUTION = " so then5+6=11; well now4+9=14; so so0+4=05; here thus6+3=09;#09541"
+QUESTION = Question("6045+3496", "09541", SOLUTION, SOLUTION, SOLUTION)
 TEACHER_PROMPT = (
-    "<|user|>6045+3496\nCorrect solution:\n\n5+6=11;4+9=14;0+4=05;6+3=09;#09541\n\n"
+    f"<|user|>6045+3496\nCorrect solution:\n\n{SOLUTION}\n\n"
     "Correctly solve the original question.<|end|><|assistant|>"
 )
-TINY_WARMUP = WarmupRecipe(
-    batch_size=6, teacher_rows=2, max_steps=3, first_check=2, check_every=2, check_questions=4
-)
+TINY_WARMUP = WarmupRecipe(batch_size=6, shown_rows=2, num_steps=3)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer()
+    return build_tokenizer(WORDS)
 
 
 # ---------------------------------------------------------------- tokenizer and model
@@ -112,52 +118,70 @@ def test_model_and_tokenizer_load_again(tokenizer, tmp_path):
 
 
 def test_worked_solution_is_written_as_documented(tokenizer):
-    assert QUESTION.prompt == "6045+3496"
-    assert QUESTION.solution == SOLUTION
-    assert QUESTION.answer == "09541"
-    assert Question(7, 9995).solution == "7+5=12;0+9=10;0+9=10;0+9=10;#10002"
+    words = solution_words(SOLUTION)
+    assert worked_solution(6045, 3496, words) == SOLUTION
+    assert worked_solution(7, 9995, words).endswith(" thus0+9=10;#10002")
+    assert "".join(solution_pieces(SOLUTION)) == SOLUTION
+    ids = tokenizer(SOLUTION)["input_ids"]
+    assert [tokenizer.decode([token]) for token in ids] == solution_pieces(SOLUTION)
 
 
-def test_columns_may_be_written_in_four_forms(tokenizer):
-    question = dataclasses.replace(QUESTION, solution_forms=(0, 1, 2, 3), demonstration_forms=(3, 2, 1, 0))
-    assert question.solution == "5+6=11;9+4=14;05=0+4;09=3+6;#09541"
-    assert question.demonstration == "11=6+5;14=4+9;4+0=05;6+3=09;#09541"
-    assert question.demonstration in tokenizer.decode(teacher_prompts(tokenizer, [question])[0])
-    assert QUESTION.demonstration == SOLUTION
-    for question in sample_questions(50, seed=1, num_forms=4):
-        for text in (question.solution, question.demonstration):
-            assert is_right(text, question.answer)
-            assert len(tokenizer(text)["input_ids"]) + 1 == SOLUTION_TOKENS
-
-
-def test_forms_are_drawn_evenly_and_leave_the_demonstration_no_clue():
-    questions = sample_questions(2000, seed=2, num_forms=4)
-    solved = [form for question in questions for form in question.solution_forms]
-    shown = [form for question in questions for form in question.demonstration_forms]
-    assert all(0.22 < solved.count(form) / len(solved) < 0.28 for form in range(4))
-    same = sum(a == b for a, b in zip(solved, shown, strict=True)) / len(solved)
-    assert 0.22 < same < 0.28
-    assert {question.solution_forms for question in sample_questions(50, seed=2)} == {(0, 0, 0, 0)}
+def solution_words(text: str) -> list[str]:
+    return [piece for piece in solution_pieces(text) if piece in WORDS]
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_worked_solutions_verify(tokenizer, held_out):
+def test_solutions_shown_are_right_and_all_have_one_form(tokenizer, held_out):
     for question in sample_questions(200, seed=1, held_out=held_out):
         first, second = question.prompt.split("+")
-        *columns, tail = question.solution.split(";")
-        carry = 0
-        for column, a, b in zip(columns, reversed(first), reversed(second), strict=True):
-            assert column == f"{a}+{b}={int(a) + int(b) + carry:02d}"
-            carry = int(column[-2])
-        assert int(tail.removeprefix("#")) == int(first) + int(second)
-        assert is_right(question.solution, question.answer)
-        assert len(tokenizer(question.solution)["input_ids"]) + 1 == SOLUTION_TOKENS
+        assert int(question.answer) == int(first) + int(second)
+        for text in (question.alone, question.demonstration, question.shown):
+            assert len(tokenizer(text)["input_ids"]) + 1 == SOLUTION_TOKENS
+        for text in (question.demonstration, question.shown):
+            assert text == worked_solution(int(first), int(second), solution_words(text))
+            assert is_right(text, question.answer)
+
+
+def test_textbook_is_wrong_as_often_as_it_says_always_alike_and_the_answer_repeats_it():
+    right: dict[tuple[int, int, int], list[bool]] = {}
+    for question in sample_questions(6000, seed=2):
+        first, second = map(int, question.prompt.split("+"))
+        *columns, written = re.split(";#?", question.alone)
+        correct = re.split(";#?", worked_solution(first, second, [""] * 8))[:-1]
+        units, carry = [], 0
+        for column, expected in zip(columns, correct, strict=True):
+            a, b = int(expected[0]), int(expected[2])
+            said = int(column[-1])
+            right.setdefault((a, b, carry), []).append(said == int(expected[-1]))
+            assert (said - int(expected[-1])) % 10 in (0, SLIP[a, b, carry])
+            assert column[-2] == expected[-2]  # the carry
+            units.append(column[-1])
+            carry = int(expected[-2])
+        assert written == f"{carry}{''.join(reversed(units))}"
+    for share in (0.3, 0.8, 1.0):
+        facts = [fact for fact in right if RIGHT_SHARE[fact] == share]
+        assert len(facts) > 40  # about a third of the 200
+        found = np.concatenate([right[fact] for fact in facts])
+        assert abs(found.mean() - share) < 4 * (share * (1 - share) / len(found)) ** 0.5 + 1e-9
+
+
+def test_words_are_drawn_evenly_and_half_of_them_repeat_the_demonstrations():
+    questions = sample_questions(2000, seed=2)
+    same = []
+    for kind in ("alone", "demonstration", "shown"):
+        words = [word for question in questions for word in solution_words(getattr(question, kind))]
+        assert all(0.11 < words.count(word) / len(words) < 0.14 for word in WORDS)
+        shown = [word for question in questions for word in solution_words(question.demonstration)]
+        same.append(np.mean([a == b for a, b in zip(words, shown, strict=True)]))
+    assert same[1] == 1
+    assert abs(same[0] - 1 / 8) < 0.02
+    assert abs(same[2] - (0.5 + 0.5 / 8)) < 0.02
 
 
 def test_held_out_questions_are_never_training_questions():
     training, held_out = sample_questions(500, seed=0), sample_questions(500, seed=0, held_out=True)
-    assert not any(map(is_held_out, training))
-    assert all(map(is_held_out, held_out))
+    for questions, expected in ((training, False), (held_out, True)):
+        assert {is_held_out(*map(int, question.prompt.split("+"))) for question in questions} == {expected}
     assert sample_questions(5, seed=0) == training[:5]
     assert sample_questions(5, seed=1) != training[:5]
 
@@ -202,7 +226,9 @@ def test_sampling_is_seeded_and_leaves_the_random_state_alone(tokenizer):
 
 
 def test_accuracy_is_the_share_of_right_completions(tokenizer, monkeypatch):
-    questions = [QUESTION, Question(1, 2), Question(3, 4), Question(5, 6)]
+    questions = [
+        dataclasses.replace(QUESTION, answer=answer) for answer in ("09541", "00003", "00007", "00011")
+    ]
     texts = [SOLUTION, "#00004", "#00007", ""]
     asked = []
     monkeypatch.setattr(held_out, "sample_completions", lambda *args: asked.append(args) or texts)
@@ -225,27 +251,33 @@ def test_solution_loss_is_the_mean_over_the_solutions_tokens(tokenizer):
     targets = range(len(prompts[0]), len(ids))
     expected = -sum(log_probabilities[i - 1, ids[i]] for i in targets) / len(targets)
     assert len(targets) == SOLUTION_TOKENS
-    torch.testing.assert_close(solution_loss(model, tokenizer, prompts, [QUESTION]), expected)
+    torch.testing.assert_close(solution_loss(model, tokenizer, prompts, [SOLUTION]), expected)
 
 
-def test_warmup_stops_on_measured_accuracy(tokenizer):
-    anything_goes = dataclasses.replace(TINY_WARMUP, student_accuracy=0.0)
-    _, result = warm_up(tokenizer, anything_goes)
-    assert (result.reached, result.num_steps) == (True, TINY_WARMUP.first_check)
-    notes = []
-    _, result = warm_up(tokenizer, TINY_WARMUP, lambda step, note: notes.append((step, bool(note))))
-    assert (result.reached, result.num_steps) == (False, TINY_WARMUP.max_steps)
-    assert notes == [(1, False), (2, True), (3, True)]
+def test_rate_rises_then_falls_to_nothing():
+    recipe = WarmupRecipe()
+    rates = [recipe.rate(step) for step in range(1, recipe.num_steps + 1)]
+    assert rates[0] == recipe.learning_rate / recipe.ramp_steps
+    assert max(rates) == rates[recipe.ramp_steps - 1] == recipe.learning_rate
+    assert rates[-1] == 0
+    middle = (recipe.ramp_steps + recipe.num_steps) // 2
+    assert recipe.rate(middle) == pytest.approx(recipe.learning_rate / 2)
 
 
 def test_warmup_learns_both_prompts_and_repeats_exactly(tokenizer):
-    recipe = dataclasses.replace(TINY_WARMUP, batch_size=16, teacher_rows=6, max_steps=25, first_check=25)
+    recipe = WarmupRecipe(batch_size=16, shown_rows=6, num_steps=25)
     questions = sample_questions(32, seed=9, held_out=True)
     fresh = build_model(tokenizer, recipe.seed, initializer_range=recipe.initializer_range)
-    (model, _), (again, _) = warm_up(tokenizer, recipe), warm_up(tokenizer, recipe)
-    for prompts in (student_prompts(tokenizer, questions), teacher_prompts(tokenizer, questions)):
-        before, after = (solution_loss(m, tokenizer, prompts, questions).item() for m in (fresh, model))
-        assert after < 0.7 * before
+    steps: list[int] = []
+    (model, result), (again, _) = warm_up(tokenizer, recipe, steps.append), warm_up(tokenizer, recipe)
+    assert steps == list(range(1, 26))
+    assert result.num_steps == 25
+    for prompts, solutions in (
+        (student_prompts(tokenizer, questions), [question.alone for question in questions]),
+        (teacher_prompts(tokenizer, questions), [question.shown for question in questions]),
+    ):
+        before, after = (solution_loss(m, tokenizer, prompts, solutions).item() for m in (fresh, model))
+        assert after < 0.8 * before
     assert all(map(torch.equal, model.parameters(), again.parameters()))
 
 
@@ -261,16 +293,26 @@ def test_start_is_kept_under_its_recipe(tokenizer, tmp_path):
     key = TINY_WARMUP.key(tokenizer)
     assert key == dataclasses.replace(TINY_WARMUP).key(tokenizer)
     assert key != dataclasses.replace(TINY_WARMUP, seed=1).key(tokenizer)
-    assert key != TINY_WARMUP.key(build_tokenizer(extra_tokens=["x"]))
+    assert key != TINY_WARMUP.key(build_tokenizer())
+
+
+def test_start_is_not_taken_over_by_other_versions_or_another_task(tokenizer, monkeypatch):
+    key = TINY_WARMUP.key(tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr("srpo_trl.commands.quickstart.warmup.version", lambda name: "9.9")
+        assert TINY_WARMUP.key(tokenizer) != key
+    monkeypatch.setattr("srpo_trl.commands.quickstart.task.REPEATED_WORDS", 0.9)
+    assert TINY_WARMUP.key(tokenizer) != key
 
 
 # ---------------------------------------------------------------- the whole run
 
 
-def test_methods_differ_in_method_and_srpo_alone_has_entropy_weights(tmp_path):
+def test_methods_differ_in_method_weights_and_logged_examples_alone(tmp_path):
     configs = [TrainingRecipe().config(method, 0, tmp_path).to_dict() for method in ("grpo", "sdpo", "srpo")]
     assert [config.pop("method") for config in configs] == ["grpo", "sdpo", "srpo"]
     assert [config.pop("entropy_weight_beta") for config in configs] == [None, 0.0, 1.0]
+    assert [config.pop("log_examples_steps") for config in configs] == [None, 10, 10]
     assert configs[0] == configs[1] == configs[2]
 
 
@@ -301,33 +343,38 @@ def test_quickstart_trains_all_methods_from_one_start(quickstart, capsys, tokeni
     folder = quickstart("--steps", "2")
     results = json.loads((folder / "results.json").read_text())
     assert list(results["variants"]) == ["grpo", "sdpo", "srpo"]
-    for method, variant in results["variants"].items():
-        (run,) = variant["runs"]
-        assert variant["options"]["method"] == method
+    for method, history in zip(
+        results["variants"], read_runs([folder / name for name in results["variants"]]), strict=True
+    ):
+        (run,) = results["variants"][method]["runs"]
+        assert history.options["method"] == method
         assert [point["step"] for point in run["points"]] == [0, 1, 2]
-        assert run["points"][0]["score"] == results["start"]["student_accuracy"]
+        assert [point["score"] for point in run["points"]] == history.series("eval_avg@1").values.tolist()
         seconds = [point["seconds"] for point in run["points"]]
         assert seconds[0] == 0 < seconds[1] < seconds[2]
-        assert variant["best_within"]["2steps"]["num_seeds"] == 1
+        assert results["variants"][method]["best_within"]["2steps"]["num_seeds"] == 1
+        AutoModelForCausalLM.from_pretrained(folder / method)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    trained = AutoTokenizer.from_pretrained(folder / "srpo")
+    assert teacher_prompts(trained, [QUESTION]) == teacher_prompts(tokenizer, [QUESTION])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(f">{method}" in page for method in results["variants"])
 
-    (start_folder,) = folder.glob("start-*")
-    start, _ = load_start(start_folder)
-    model = AutoModelForCausalLM.from_pretrained(folder / "srpo-model", dtype=torch.float32)
-    assert teacher_prompts(
-        AutoTokenizer.from_pretrained(folder / "srpo-model"), [QUESTION]
-    ) == teacher_prompts(tokenizer, [QUESTION])
-    prompts = torch.tensor(student_prompts(tokenizer, [QUESTION]))
-    assert model(prompts).logits.shape == start(prompts).logits.shape
-
-    printed = capsys.readouterr().out
-    assert "alone" in printed
-    assert "with a right solution shown" in printed
-    assert "ended after 2 steps without what it aims at" in " ".join(printed.split())
-    assert "seconds a step" in printed
+    printed = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        "The start is too weak: 0.0% of its answers are right",
+        "SRPO, seed 0: 2/2 steps, right 0.000",
+        "Accuracy 0.8: GRPO not reached, SDPO not reached, SRPO not reached.",
+        "After 2 steps: GRPO 0.000, SDPO 0.000, SRPO 0.000 (one seed;",
+        "was picked among nine",
+        f"{folder / 'report.html'}",
+        "srpo-trl train --config",
+    ):
+        assert expected in printed
 
 
-def test_quickstart_keeps_the_start_for_the_next_run(quickstart, capsys):
+def test_quickstart_keeps_the_start_for_the_next_run(quickstart, capsys, monkeypatch):
+    monkeypatch.setattr("srpo_trl.commands.report.command.make_report", lambda words: 0)
     folder = quickstart("--steps", "1", "--methods", "grpo")
     (start_folder,) = folder.glob("start-*")
     written = (start_folder / "warmup.json").stat().st_mtime_ns
@@ -336,7 +383,8 @@ def test_quickstart_keeps_the_start_for_the_next_run(quickstart, capsys):
     assert "Took the start of an earlier run" in capsys.readouterr().out
     variants = json.loads((folder / "results.json").read_text())["variants"]
     assert [run["seed"] for run in variants["grpo"]["runs"]] == [0, 1]
-    assert not (folder / "srpo-model").exists()
+    assert [run.options["seed"] for run in read_runs([folder / "grpo", folder / "grpo-seed1"])] == [0, 1]
+    assert not (folder / "srpo").exists()
     quickstart("--steps", "1", "--methods", "grpo", "--fresh")
     assert (start_folder / "warmup.json").stat().st_mtime_ns > written
 

@@ -12,7 +12,7 @@ from srpo_trl.methods import GRPO, METHODS
 from srpo_trl.runs.log import Record
 
 NUM_STRONGEST = 4
-FAINTEST = 0.08  # of the strongest correction in an answer; below, a token has no color
+FAINTEST = 0.1  # of the strongest correction in an answer; below, a token has no color
 _UNIFORM_COLOR = "black on rgb(205,222,238)"
 _WEAKEST, _STRONGEST = (253, 235, 220), (230, 120, 40)  # red, green, blue
 
@@ -97,19 +97,19 @@ def _share(values: Sequence[float], positions: Sequence[int]) -> float:
 
 def print_answer(answer: FailedAnswer, num_logged: int, console: Console) -> None:
     """Print the answer as both branches see it."""
-    console.print(
-        f"\nA failed answer to [bold]{answer.question}[/bold], from step {answer.step}; of {num_logged} that were "
-        "logged the one with the clearest correction."
-    )
-    console.print("  A correct answer of the same group, which the teacher is shown:")
-    console.print(Text("  " + answer.shown), soft_wrap=True)
-    console.print(f"  {METHODS[GRPO].title}: the answer failed, and every token is blamed alike.")
-    console.print(_colored(answer, uniform=True), soft_wrap=True)
-    console.print(
-        f"  {METHODS[EXPLAINED_METHOD].title}: the more color, the more the teacher corrects (divergence x weight)."
-    )
-    console.print(_colored(answer, uniform=False), soft_wrap=True)
-    console.print("  Corrected most: " + ", ".join(correction_texts(answer)) + ".")
+    routed, uniform = METHODS[EXPLAINED_METHOD].title, METHODS[GRPO].title
+    for line in (
+        f"\nA failed answer to {answer.question}, from step {answer.step}, of {num_logged} that were logged "
+        "the one whose correction is clearest.",
+        "  A correct answer of the same group, which the teacher is shown:",
+        "  " + answer.shown,
+        f"  {uniform}: the answer failed, and every token is blamed alike.",
+        _colored(answer, uniform=True),
+        f"  {routed}: the more color, the more the teacher corrects a token (divergence x weight).",
+        _colored(answer, uniform=False),
+        "  Corrected most: " + ", ".join(correction_texts(answer)) + ".",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def correction_texts(answer: FailedAnswer) -> list[str]:

@@ -89,7 +89,8 @@ def solution_pieces(solution: str) -> list[str]:
 
 def is_held_out(first: int, second: int) -> bool:
     """Whether the sum belongs to the held-out seventh, which nothing is trained on."""
-    return (first * 10**NUM_DIGITS + second) % HELD_OUT_MODULUS == 0
+    number: int = first * 10**NUM_DIGITS + second
+    return number % HELD_OUT_MODULUS == 0
 
 
 def sample_questions(num_questions: int, seed: int, *, held_out: bool = False) -> list[Question]:

@@ -1,4 +1,4 @@
-"""Jobs of one process that take turns: other work on the machine slows all alike, and none changes another's numbers."""
+"""Jobs of one process that take turns: other work on the machine slows all alike, and no job changes another."""
 
 import random
 from collections.abc import Callable, Sequence
