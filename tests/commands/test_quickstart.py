@@ -37,7 +37,7 @@ from srpo_trl.data.tiny_model import build_model, build_tokenizer
 from srpo_trl.runs.read import read_runs
 from srpo_trl.teacher.templates import TeacherInformation
 
-SOLUTION = " so then5+6=11; well now4+9=14; so so0+4=05; here thus6+3=09;#09541"
+SOLUTION = "so fine 5+6=11;well now 4+9=14;so so 0+4=05;here thus 6+3=09;#09541"
 QUESTION = Question("6045+3496", "09541", SOLUTION, SOLUTION, SOLUTION)
 TEACHER_PROMPT = (
     f"<|user|>6045+3496\nCorrect solution:\n\n{SOLUTION}\n\n"
@@ -120,7 +120,7 @@ def test_model_and_tokenizer_load_again(tokenizer, tmp_path):
 def test_worked_solution_is_written_as_documented(tokenizer):
     words = solution_words(SOLUTION)
     assert worked_solution(6045, 3496, words) == SOLUTION
-    assert worked_solution(7, 9995, words).endswith(" thus0+9=10;#10002")
+    assert worked_solution(7, 9995, words).endswith(";here thus 0+9=10;#10002")
     assert "".join(solution_pieces(SOLUTION)) == SOLUTION
     ids = tokenizer(SOLUTION)["input_ids"]
     assert [tokenizer.decode([token]) for token in ids] == solution_pieces(SOLUTION)
@@ -137,6 +137,7 @@ def test_solutions_shown_are_right_and_all_have_one_form(tokenizer, held_out):
         assert int(question.answer) == int(first) + int(second)
         for text in (question.alone, question.demonstration, question.shown):
             assert len(tokenizer(text)["input_ids"]) + 1 == SOLUTION_TOKENS
+            assert text == text.strip()  # as the trainer shows it to a teacher
         for text in (question.demonstration, question.shown):
             assert text == worked_solution(int(first), int(second), solution_words(text))
             assert is_right(text, question.answer)

@@ -11,8 +11,8 @@ from srpo_trl.commands.quickstart.summary import sentences, start_hint, steps_to
 from srpo_trl.commands.quickstart.task import solution_pieces
 from srpo_trl.runs.scores import LearningCurve, Point
 
-SHOWN = " so then3+3=06; well now5+9=14; so so1+2=04; here thus3+1=04;#04446"
-FAILED = " so well3+3=06; well now5+9=14; okay so1+2=04; here thus3+1=09;#09446"
+SHOWN = "so fine 3+3=06;well now 5+9=14;so so 1+2=04;here thus 3+1=04;#04446"
+FAILED = "so well 3+3=06;well now 5+9=14;okay so 1+2=04;here thus 3+1=09;#09446"
 DIGITS = (34, 38)  # of FAILED that are wrong
 
 
@@ -39,7 +39,7 @@ def example(answer=FAILED, on_wrong=0.5, step=1, solution=SHOWN):
         "weight": weight,
         "teacher_entropy": [0.0] * len(tokens),
         "student_probability": [0.5] * len(tokens),
-        "teacher_choices": [[34, "4", 0.99], [38, "4", 0.98], [1, " well", 0.4], [2, "3", 1.0]],
+        "teacher_choices": [[34, "4", 0.99], [38, "4", 0.98], [1, "fine ", 0.4], [2, "3", 1.0]],
     }
 
 
@@ -97,9 +97,9 @@ def test_third_sentence_says_where_the_correction_lies():
 def test_answers_of_another_form_or_with_nothing_wrong_are_left_out():
     shorter, other_form = (
         example(answer=FAILED[:-1]),
-        example(answer=FAILED.replace(" so well3", "3 so well")),
+        example(answer=FAILED.replace("so well 3", "3so well ")),
     )
-    only_words = example(answer=SHOWN.replace(" here", " okay"))
+    only_words = example(answer=SHOWN.replace("here ", "okay "))
     assert read_answers([shorter, other_form, only_words, {"step": 3}]) == []
     (answer,) = read_answers([example()])
     assert answer.question == "3153+1293"

@@ -1,7 +1,7 @@
 """The task: 4-digit addition by a model that learned from a careless textbook, with free wording.
 
     user       3153+1293
-    assistant   next thus3+3=06; here now5+9=14; now okay1+2=04; so okay3+1=04;#04446
+    assistant  next thus 3+3=06;here now 5+9=14;now okay 1+2=04;so okay 3+1=04;#04446
 
 One column per `;` from the units up, two words before each, the sum after `#`. The textbook gets some additions of two
 digits wrong and always in the same way, so a model that learned from it holds wrong facts firmly; its words are free.
@@ -25,7 +25,8 @@ from srpo_trl.methods import DEFAULT, TABLE_1
 COMPARED_METHODS: dict[str, dict[str, Any]] = {name: {"method": name} for name in TABLE_1}
 EXPLAINED_METHOD = DEFAULT
 NUM_DIGITS = 4
-WORDS = (" so", " then", " next", " now", " well", " thus", " here", " okay")
+# A solution neither begins nor ends with white space: what is shown to a teacher has none there.
+WORDS = ("so ", "next ", "now ", "well ", "thus ", "here ", "okay ", "fine ")
 WORDS_PER_COLUMN = 2
 NUM_WORDS = WORDS_PER_COLUMN * NUM_DIGITS
 REPEATED_WORDS = 0.5  # the probability with which a word is that of the solution shown
