@@ -17,7 +17,7 @@ from srpo_trl.commands.quickstart.answer import FailedAnswer, clearest, correcti
 from srpo_trl.commands.quickstart.task import solution_pieces
 from srpo_trl.runs.read import read_runs
 
-WIDTH, HEIGHT, MARGIN, COLUMN = 770, 252, 22, 9.6  # COLUMN: of one character
+WIDTH, HEIGHT, MARGIN, COLUMN = 770, 252, 22, 9.2  # COLUMN: of one character
 ROWS = (14, 92, 170)  # top of each row's label
 WORDS_FONT = "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
 TOKENS_FONT = "ui-monospace, 'SFMono-Regular', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
@@ -82,12 +82,12 @@ def picture(answer: FailedAnswer, look: Look) -> str:
         ),
         (
             "A failed answer, as GRPO sees it",
-            "the same blame for every token",
+            "the same penalty for every token",
             texts,
             [look.uniform] * len(texts),
         ),
         (
-            "as SRPO sees it",
+            "The same answer, as SRPO sees it",
             "the teacher's correction, token by token",
             texts,
             [look.mixed(depth) for depth in depths],
@@ -112,8 +112,8 @@ def picture(answer: FailedAnswer, look: Look) -> str:
 
 
 def _left(pieces: Sequence[str], position: int) -> float:
-    """Return where a token begins; every character has one width."""
-    return MARGIN + COLUMN * sum(map(len, pieces[:position]))
+    """Return where a token begins; every character has one width, and columns of the sum lie apart."""
+    return MARGIN + COLUMN * sum(len(piece) + (piece == ";") for piece in pieces[:position])
 
 
 def _tokens(pieces: Sequence[str], backs: Sequence[str], top: float, look: Look) -> Iterator[str]:
@@ -136,8 +136,8 @@ def _label(x: float, y: float, text: str, color: str, more: str) -> str:
 def _spoken(answer: FailedAnswer) -> str:
     """Return the picture in words."""
     return (
-        f"A failed answer to {answer.question}. GRPO blames every token alike; SRPO's teacher, shown a correct answer, "
-        f" corrects {', '.join(correction_texts(answer))}."
+        f"A failed answer to {answer.question}. GRPO gives every token the same penalty; SRPO's teacher, "
+        f"shown a correct answer, corrects {', '.join(correction_texts(answer))}."
     )
 
 

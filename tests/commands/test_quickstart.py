@@ -364,8 +364,8 @@ def test_quickstart_trains_all_methods_from_one_start(quickstart, capsys, tokeni
     printed = " ".join(capsys.readouterr().out.split())
     for expected in (
         "The start is too weak: 0.0% of its answers are right",
-        "SRPO, seed 0: 2/2 steps, right 0.000",
-        "Accuracy 0.8: GRPO not reached, SDPO not reached, SRPO not reached.",
+        "SRPO, seed 1: 2/2 steps, right 0.000",
+        "Accuracy 0.6: GRPO not reached, SDPO not reached, SRPO not reached; 0.8:",
         "After 2 steps: GRPO 0.000, SDPO 0.000, SRPO 0.000 (one seed;",
         "was picked among nine",
         f"{folder / 'report.html'}",
@@ -383,8 +383,8 @@ def test_quickstart_keeps_the_start_for_the_next_run(quickstart, capsys, monkeyp
     assert (start_folder / "warmup.json").stat().st_mtime_ns == written
     assert "Took the start of an earlier run" in capsys.readouterr().out
     variants = json.loads((folder / "results.json").read_text())["variants"]
-    assert [run["seed"] for run in variants["grpo"]["runs"]] == [0, 1]
-    assert [run.options["seed"] for run in read_runs([folder / "grpo", folder / "grpo-seed1"])] == [0, 1]
+    assert [run["seed"] for run in variants["grpo"]["runs"]] == [1, 2]
+    assert [run.options["seed"] for run in read_runs([folder / "grpo", folder / "grpo-seed2"])] == [1, 2]
     assert not (folder / "srpo").exists()
     quickstart("--steps", "1", "--methods", "grpo", "--fresh")
     assert (start_folder / "warmup.json").stat().st_mtime_ns > written

@@ -13,7 +13,7 @@ from srpo_trl.runs.log import Record
 
 NUM_STRONGEST = 4
 FAINTEST = 0.1  # of the strongest correction in an answer; below, a token has no color
-_UNIFORM_COLOR = "black on rgb(205,222,238)"
+_UNIFORM_COLOR = "black on rgb(120,180,240)"
 _WEAKEST, _STRONGEST = (253, 235, 220), (230, 120, 40)  # red, green, blue
 
 
@@ -77,17 +77,16 @@ def clearest(answers: Sequence[FailedAnswer]) -> FailedAnswer:
     return max(answers, key=lambda answer: answer.share_on_wrong)
 
 
-def wrong_shares(answers: Sequence[FailedAnswer]) -> tuple[float, float, float]:
-    """Return which share of all tokens is wrong, and of the teacher's divergence and of the correction lies on it."""
-    totals = [(0.0, 0.0)] * 3
-    for answer in answers:
-        ones = [1.0] * len(answer.tokens)
-        divergences = [token.divergence or 0.0 for token in answer.tokens]
-        for number, values in enumerate((ones, divergences, answer.corrections)):
-            part, whole = totals[number]
-            totals[number] = part + sum(values[i] for i in answer.wrong), whole + sum(values)
-    tokens, divergence, correction = (part / whole if whole else 0.0 for part, whole in totals)
-    return tokens, divergence, correction
+def wrong_shares(answers: Sequence[FailedAnswer]) -> tuple[float, float]:
+    """Return which share of all tokens is wrong, and which share of the correction lies on it."""
+    ones = [[1.0] * len(answer.tokens) for answer in answers]
+    corrections = [answer.corrections for answer in answers]
+    tokens, correction = (
+        sum(values[i] for answer, values in zip(answers, column, strict=True) for i in answer.wrong)
+        / max(sum(map(sum, column)), 1e-9)
+        for column in (ones, corrections)
+    )
+    return tokens, correction
 
 
 def _share(values: Sequence[float], positions: Sequence[int]) -> float:
@@ -103,7 +102,7 @@ def print_answer(answer: FailedAnswer, num_logged: int, console: Console) -> Non
         "the one whose correction is clearest.",
         "  A correct answer of the same group, which the teacher is shown:",
         "  " + answer.shown,
-        f"  {uniform}: the answer failed, and every token is blamed alike.",
+        f"  {uniform}: the answer failed, and every token gets the same penalty.",
         _colored(answer, uniform=True),
         f"  {routed}: the more color, the more the teacher corrects a token (divergence x weight).",
         _colored(answer, uniform=False),
