@@ -97,18 +97,20 @@ def picture(answer: FailedAnswer, look: Look) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" aria-label="{escape(_spoken(answer))}">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{look.page}"/>',
+        f'<g font-family="{WORDS_FONT}" font-size="14" fill="{look.text}">',
     ]
     for top, (title, note, pieces, backs) in zip(ROWS, rows, strict=True):
         parts.append(_label(MARGIN, top + 14, title, look.text, 'font-weight="600"'))
         parts.append(_label(WIDTH - MARGIN, top + 14, note, look.faint, 'text-anchor="end"'))
-        parts += _tokens(pieces, backs, top + 24, look)
+        parts.append(f'<g font-family="{TOKENS_FONT}" font-size="15">')
+        parts += [*_tokens(pieces, backs, top + 24), "</g>"]
     for position in answer.strongest():
         choice = answer.tokens[position].choice
         middle = _left(texts, position) + COLUMN * len(texts[position].strip()) / 2
         words = f"{texts[position].strip()} → {choice[0].strip() if choice else ''}"
         more = 'text-anchor="middle" font-weight="600"'
         parts.append(_label(middle, ROWS[-1] + 68, words, look.text, more))
-    return "\n".join([*parts, "</svg>", ""])
+    return "\n".join([*parts, "</g>", "</svg>", ""])
 
 
 def _left(pieces: Sequence[str], position: int) -> float:
@@ -116,21 +118,20 @@ def _left(pieces: Sequence[str], position: int) -> float:
     return MARGIN + COLUMN * sum(len(piece) + (piece == ";") for piece in pieces[:position])
 
 
-def _tokens(pieces: Sequence[str], backs: Sequence[str], top: float, look: Look) -> Iterator[str]:
+def _tokens(pieces: Sequence[str], backs: Sequence[str], top: float) -> Iterator[str]:
     for position, (piece, back) in enumerate(zip(pieces, backs, strict=True)):
         start, text = _left(pieces, position), piece.strip()
         width = COLUMN * len(text)
         if back:
             yield f'<rect x="{start + 0.5:.1f}" y="{top}" width="{width - 1:.1f}" height="24" rx="3" fill="{back}"/>'
         yield (
-            f'<text x="{start:.1f}" y="{top + 17}" textLength="{width:.1f}" lengthAdjust="spacingAndGlyphs" '
-            f'font-family="{TOKENS_FONT}" font-size="15" fill="{look.text}">{escape(text)}</text>'
+            f'<text x="{start:.1f}" y="{top + 17}" textLength="{width:.1f}" lengthAdjust="spacingAndGlyphs">'
+            f"{escape(text)}</text>"
         )
 
 
 def _label(x: float, y: float, text: str, color: str, more: str) -> str:
-    font = f'font-family="{WORDS_FONT}" font-size="14"'
-    return f'<text x="{x:.1f}" y="{y}" {font} fill="{color}" {more}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y}" fill="{color}" {more}>{escape(text)}</text>'
 
 
 def _spoken(answer: FailedAnswer) -> str:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from srpo_trl.commands.quickstart import held_out
 from srpo_trl.commands.quickstart.held_out import HeldOut, sample_completions
 from srpo_trl.commands.quickstart.prompts import TEMPLATES, student_prompts, teacher_prompts
-from srpo_trl.commands.quickstart.quiet import ENVIRONMENT
+from srpo_trl.commands.quickstart.quiet import ENVIRONMENT, quiet_libraries
 from srpo_trl.commands.quickstart.run import quickstart as run_quickstart
 from srpo_trl.commands.quickstart.task import (
     RIGHT_SHARE,
@@ -388,6 +388,17 @@ def test_quickstart_keeps_the_start_for_the_next_run(quickstart, capsys, monkeyp
     assert not (folder / "srpo").exists()
     quickstart("--steps", "1", "--methods", "grpo", "--fresh")
     assert (start_folder / "warmup.json").stat().st_mtime_ns > written
+
+
+def test_libraries_have_one_thread_while_it_runs():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with quiet_libraries():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--methods", "ppo"], ["--seeds", "-1"]])

@@ -73,8 +73,12 @@ def read_answers(records: Sequence[Record]) -> list[FailedAnswer]:
 
 
 def clearest(answers: Sequence[FailedAnswer]) -> FailedAnswer:
-    """Return the answer with the largest share of the correction on what is wrong."""
-    return max(answers, key=lambda answer: answer.share_on_wrong)
+    """Return the answer with the largest share of the correction on what is wrong, all of which has some."""
+
+    def clarity(answer: FailedAnswer) -> tuple[bool, float]:
+        return all(map(answer.depth, answer.wrong)), answer.share_on_wrong
+
+    return max(answers, key=clarity)
 
 
 def wrong_shares(answers: Sequence[FailedAnswer]) -> tuple[float, float]:
