@@ -48,6 +48,7 @@ AREAS = (
     "rewards",
     "probe",
     "trl_files",
+    "platforms",
 )
 MUTANTS: list[Mutant] = [m for area in AREAS for m in importlib.import_module(area).MUTANTS]
 

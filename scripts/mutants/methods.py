@@ -24,7 +24,7 @@ MUTANTS = [
     mutant(
         "context_needed_where_there_is_some",
         "a router is asked for what needs context with the context that there is, which is none yet",
-        ("methods/routers.py", "method.route(everywhere)", "method.route(graded)"),
+        ("methods/routers.py", "_asked(method.route, everywhere)", "_asked(method.route, graded)"),
         tests=(
             f"{METHODS}::test_context_is_needed_where_it_would_be_used",
             "trainer/test_trainer.py::test_completions_table_names_each_rollouts_route",

@@ -34,8 +34,8 @@ MUTANTS = [
         "the mean of the weights runs over every routed token instead of the distilled ones",
         (
             "loss/step_totals.py",
-            "            distilled_BT.sum(dtype=torch.float64),\n",
-            "            routed_BT.sum(dtype=torch.float64),\n",
+            "            sum_in_float64(distilled_BT),\n",
+            "            sum_in_float64(routed_BT),\n",
         ),
         tests=(f"{TOTALS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
     ),
@@ -62,8 +62,8 @@ MUTANTS = [
         "the distillation branch is divided by its own tokens instead of all routed ones",
         (
             "loss/step_totals.py",
-            "strength * weight_N / (totals.num_routed_tokens.clamp(min=1)",
-            "strength * weight_N / (totals.num_distilled_tokens.clamp(min=1)",
+            "denominator = totals.num_routed_tokens.clamp(min=1) / num_processes\n    return strength",
+            "denominator = totals.num_distilled_tokens.clamp(min=1) / num_processes\n    return strength",
         ),
         tests=(f"{TOTALS}::test_coefficients_by_hand", f"{OBJECTIVE}[srpo]"),
     ),
@@ -142,8 +142,8 @@ MUTANTS = [
         "the averaging of gradients over processes is not undone in the distillation branch",
         (
             "loss/step_totals.py",
-            "strength * weight_N / (totals.num_routed_tokens.clamp(min=1) / num_processes)",
-            "strength * weight_N / totals.num_routed_tokens.clamp(min=1)",
+            "denominator = totals.num_routed_tokens.clamp(min=1) / num_processes\n    return strength",
+            "denominator = totals.num_routed_tokens.clamp(min=1)\n    return strength",
         ),
         tests=(f"{TOTALS}::test_coefficients_by_hand",),
     ),

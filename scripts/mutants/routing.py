@@ -102,7 +102,7 @@ MUTANTS = [
         "routing forgets that a rollout has no score",
         (
             "methods/routers.py",
-            "return torch.where(graded.is_scored_PG, router(graded), Route.SKIPPED)",
+            "return torch.where(graded.is_scored_PG, _asked(router, graded), Route.SKIPPED)",
             "return router(graded)",
         ),
         tests=("methods/test_methods.py::test_routes_equal_the_oracles_table[srpo]",),

@@ -108,15 +108,15 @@ MUTANTS = [
         "a rollout without context is pulled to a log-probability of 0",
         (
             BRANCH,
-            "torch.where(applies_BT, pull_BT.detach(), 0.0)",
-            "torch.where(mask_BT, pull_BT.detach(), 0.0)",
+            "torch.where(applies_BT, pull_BT, 0.0)",
+            "torch.where(mask_BT, pull_BT, 0.0)",
         ),
         tests=(f"{NOTHING}[pull]",),
     ),
     mutant(
         "anchor_where_nothing_is_shown",
         "the ratio of a rollout without context is to a log-probability of 0",
-        (BRANCH, "applies_BT, anchor_BT.to(own_BT.dtype)", "mask_BT, anchor_BT.to(own_BT.dtype)"),
+        (BRANCH, "applies_BT, anchor_BT.to(own_BT)", "mask_BT, anchor_BT.to(own_BT)"),
         tests=(f"{NOTHING}[anchor]",),
     ),
     mutant(
@@ -124,8 +124,8 @@ MUTANTS = [
         "a rollout without context has the advantage that a method computes from nothing",
         (
             BRANCH,
-            'self.inputs["advantages"] = torch.where(applies, advantages.to(own.dtype), own)',
-            'self.inputs["advantages"] = advantages.to(own.dtype)',
+            'self.inputs["advantages"] = torch.where(applies, advantages.to(own), own)',
+            'self.inputs["advantages"] = advantages.to(own)',
         ),
         tests=(f"{NOTHING}[advantages]", f"{NOTHING}[advantages by rollout]"),
     ),

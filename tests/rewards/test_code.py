@@ -213,3 +213,9 @@ def test_no_file_stays_behind(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert graded("open('left', 'w').write('x')\n" + RIGHT)[0] == 1.0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("system", "has_limit"), [("linux", True), ("darwin", False)])
+def test_macos_is_asked_for_no_limit_of_memory(monkeypatch, system, has_limit):
+    monkeypatch.setattr(sandbox.sys, "platform", system)
+    assert ("RLIMIT_AS" in sandbox._resource_limits(sandbox.Limits())) == has_limit

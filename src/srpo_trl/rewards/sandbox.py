@@ -5,7 +5,7 @@ What a machine offers decides how far the program is kept apart (`isolation`):
     "bubblewrap"  no network, its own process tree, an own small /tmp, and nothing else of the file system but the
                   interpreter and the system's libraries, read-only
     "namespaces"  (util-linux's `unshare`) no network, its own process tree; the file system is this user's
-    "limits"      the limits of `Limits` alone; on Windows those of time and output
+    "limits"      the limits of `Limits` alone; on macOS without that of memory, on Windows those of time and output
 
 Where this process is the superuser's, a program runs as a user of its own, whose processes can be counted.
 
@@ -75,7 +75,7 @@ class Limits(NamedTuple):
 
     Attributes:
         seconds: of wall clock and, as a second line, of the processor.
-        memory_mb: of each process's address space.
+        memory_mb: of each process's address space; not on macOS, which refuses the limit.
         processes: that exist at once, threads included.
         output_kb: of standard output, and of standard error; a run that writes more is stopped.
         file_mb: of each file, and of the scratch folder where there is one.
@@ -242,9 +242,9 @@ def _bubblewrap(limits: Limits) -> list[str]:
 
 def _resource_limits(limits: Limits) -> dict[str, int]:
     """Return the limits by their names in `resource`, each a process's own."""
-    return {
+    of_memory = {} if sys.platform == "darwin" else {"RLIMIT_AS": limits.memory_mb << 20}  # macOS refuses it
+    return of_memory | {
         "RLIMIT_CPU": int(limits.seconds) + 1,
-        "RLIMIT_AS": limits.memory_mb << 20,
         "RLIMIT_FSIZE": limits.file_mb << 20,
         "RLIMIT_NPROC": limits.processes,
         "RLIMIT_NOFILE": 64,
