@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
-from trl import DatasetMixtureConfig, ModelConfig, get_dataset
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset
 from trl.rewards import (
     accuracy_reward,
     get_soft_overlong_punishment,
     reasoning_accuracy_reward,
     think_format_reward,
 )
-from trl.scripts.grpo import GRPOScriptArguments
-from trl.scripts.utils import DatasetConfig
 
 from srpo_trl import rewards as own_rewards
 from srpo_trl.commands.options import collect_error
@@ -49,14 +47,15 @@ REWARDS_BY_NAME: dict[str, Callable[..., Any]] = {
         if name.endswith("_reward") and not name.startswith("get_")
     },
 }
-DATA_SET_OPTIONS = [option.name for option in fields(DatasetConfig)]
+DATA_SET: Any = type(DatasetMixtureConfig(datasets=[{"path": ""}]).datasets[0])  # type: ignore[list-item]
+DATA_SET_OPTIONS = [option.name for option in fields(DATA_SET)]
 MIXTURE_SEED = 42  # of its split into training and test rows, in every process and in every part of a run
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DataArguments(GRPOScriptArguments, DatasetMixtureConfig):
+class DataArguments(ScriptArguments, DatasetMixtureConfig):
     """Which rows, and how completions are scored: what `trl grpo` takes, and the paper's benchmarks."""
 
     benchmark: str | None = field(
@@ -88,6 +87,9 @@ class DataArguments(GRPOScriptArguments, DatasetMixtureConfig):
     max_eval_rows: int | None = field(
         default=None, metadata={"help": "Evaluate on the first rows only. None: on all of them."}
     )
+    reward_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a reward model, which comes before reward_funcs."}
+    )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
@@ -107,9 +109,9 @@ class DataArguments(GRPOScriptArguments, DatasetMixtureConfig):
         if isinstance(self.reward_funcs, str):
             self.reward_funcs = [self.reward_funcs]
         given: list[Any] = self.datasets if isinstance(self.datasets, list) else [self.datasets]
-        read = [DatasetConfig(**one) if _is_data_set(one) else one for one in given]
+        read = [DATA_SET(**one) if _is_data_set(one) else one for one in given]
         self.datasets = [
-            replace(one, path=os.path.expanduser(one.path)) if isinstance(one, DatasetConfig) else one
+            replace(one, path=os.path.expanduser(one.path)) if isinstance(one, DATA_SET) else one
             for one in read
         ]
 
@@ -254,7 +256,7 @@ def data_problems(script: DataArguments) -> Iterator[str]:
     if script.benchmark is None and script.dataset_name is None and not script.datasets:
         yield f"There is no data: give benchmark (one of {names}), dataset_name or datasets."
     for one in script.datasets:
-        if not isinstance(one, DatasetConfig):
+        if not isinstance(one, DATA_SET):
             options = ", ".join(DATA_SET_OPTIONS[1:])
             yield f"datasets has {one!r}; each data set is a mapping with path, and may have {options}."
     if script.datasets and script.benchmark is not None:
