@@ -245,12 +245,4 @@ MUTANTS = [
         ("host/prompt_rows.py", "self.max_length is not None and num_tokens > self.max_length", "False"),
         tests=(f"{OBJECT}::test_why_a_row_cannot_be_sampled_for",),
     ),
-    mutant(
-        "card_names_srpo_with_grpo",
-        "the card of a model that GRPO trained says that SRPO did",
-        ("trainer.py", "vars(self).update({} if self._is_plain else CARD)", "vars(self).update(CARD)"),
-        tests=(
-            "trainer/test_grpo_identity.py::test_the_model_card_names_what_the_model_was_trained_with[grpo-GRPO]",
-        ),
-    ),
 ]

@@ -108,7 +108,7 @@ MUTANTS = [
         "a process that the launcher has started starts the launcher",
         (
             "commands/launch.py",
-            'return _LAUNCHED in os.environ or "LOCAL_RANK" in os.environ',
+            'return LAUNCHED in os.environ or "LOCAL_RANK" in os.environ',
             "return False",
         ),
         tests=(

@@ -99,7 +99,8 @@ class TestRefusals:
     def test_nothing_to_train_on(self, capsys: pytest.CaptureFixture[str]) -> None:
         message = refused(capsys, "--use_cpu", "true", "--bf16", "false")
         assert (
-            "give benchmark (one of chemistry, physics, biology, materials, tooluse, gsm8k), dataset_name or datasets"
+            "give benchmark (one of chemistry, physics, biology, materials, tooluse, gsm8k, livecodebench), "
+            "dataset_name or datasets"
             in message
         )
         assert "model_name_or_path is missing" in message

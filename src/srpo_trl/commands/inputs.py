@@ -298,7 +298,8 @@ def _has_rewards(script: DataArguments) -> bool:
 
 
 def _folder_problems(option: str, model: str) -> Iterator[str]:
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+    is_path = model.startswith((".", "~")) or Path(model).is_absolute()
+    if is_path and not Path(model).is_dir():
         yield f"{option}={model!r} is not a folder."
 
 

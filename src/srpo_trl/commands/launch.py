@@ -27,7 +27,7 @@ from srpo_trl.config import SRPOConfig
 PROFILE = "accelerate_config"
 # Options of the launcher that a training run has itself, or that say what is launched.
 _NOT_PASSED_ON = ("help", "debug", "gradient_accumulation_steps", "env", "m", "module", "no_python")
-_LAUNCHED = "SRPO_TRL_LAUNCHED"  # environment variable of the processes that were started here
+LAUNCHED = "SRPO_TRLLAUNCHED"  # environment variable of the processes that were started here
 _KINDS = ("multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm")
 
 
@@ -50,7 +50,7 @@ class Launch:
     def start(self) -> int:
         """Replace this process by the launcher's; where that cannot be, wait for it and return its exit status."""
         words = ["-m", "accelerate.commands.launch", *self.words, "-m", "srpo_trl.cli", *self.command]
-        environment = self.environment | {_LAUNCHED: "1"}
+        environment = self.environment | {LAUNCHED: "1"}
         sys.stdout.flush()
         if os.name == "nt":  # there exec leaves the terminal to the shell while the new process runs
             return subprocess.call([sys.executable, *words], env=environment)
@@ -112,7 +112,7 @@ def read_launch(command: str, argv: Sequence[str]) -> tuple[Launch | None, list[
 
 def is_launched() -> bool:
     """Return whether a launcher has started this process."""
-    return _LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
+    return LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
 
 
 def profile_path(name: str) -> Path:

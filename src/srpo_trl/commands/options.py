@@ -12,7 +12,7 @@ from trl import TrlParser
 
 from srpo_trl.commands.config_file import read_config_file
 from srpo_trl.commands.help import show_help
-from srpo_trl.commands.launch import PROFILE, launcher_options, split_words
+from srpo_trl.commands.launch import LAUNCHED, PROFILE, launcher_options, split_words
 from srpo_trl.config.former import IDLE, taken_over
 from srpo_trl.config.ranges import described
 from srpo_trl.config.renamed import FORMER, unknown_option
@@ -145,7 +145,7 @@ def _with_todays_names(
     values, notices = taken_over(values, known)
     on_line, more = taken_over(vars(given), known)
     rest += [word for name, value in on_line.items() for word in (f"--{name}", value)]
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and LAUNCHED not in os.environ:  # which has told them
         for notice in notices + more:
             logger.warning(notice)
     return values, rest
