@@ -110,7 +110,7 @@ def _report(options: argparse.Namespace, facts: dict[str, Any], console: Console
     }
     titled = CurveSet(METRIC, {METHODS[method].title: by_seed for method, by_seed in curves.items()})
     levels = {"start, shown a solution": facts["start"]["teacher_accuracy"]}
-    note = CAVEAT.partition(" What")[0]
+    note = CAVEAT.partition(" More")[0]
     draw_curves(titled, folder / "curves.png", levels, clock="processor's time in training steps", note=note)
     budgets = [Budget(f"{num}steps", num, is_time=False) for num in steps]
     method_options = {method: COMPARED_METHODS[method] for method in options.methods}
