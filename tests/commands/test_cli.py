@@ -100,8 +100,7 @@ class TestRefusals:
         message = refused(capsys, "--use_cpu", "true", "--bf16", "false")
         assert (
             "give benchmark (one of chemistry, physics, biology, materials, tooluse, gsm8k, livecodebench), "
-            "dataset_name or datasets"
-            in message
+            "dataset_name or datasets" in message
         )
         assert "model_name_or_path is missing" in message
 

@@ -88,7 +88,8 @@ class DataArguments(ScriptArguments, DatasetMixtureConfig):
         default=None, metadata={"help": "Evaluate on the first rows only. None: on all of them."}
     )
     reward_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of a reward model, which comes before reward_funcs."}
+        default=None,
+        metadata={"help": "Hub id or folder of a reward model, which comes before reward_funcs."},
     )
     reward_funcs: list[str] | None = field(
         default=None,
