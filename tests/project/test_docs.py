@@ -425,15 +425,16 @@ def test_no_command_needs_a_clone_or_accelerates_launcher():
         assert not re.search(r"--(config|accelerate_config) configs/", text), path
 
 
-def test_quickstart_leaves_its_results_where_the_readme_says():
+@pytest.mark.parametrize("path", ["README.md", "docs/quickstart.md"])
+def test_quickstart_leaves_its_results_where_the_page_says(path):
     from srpo_trl.commands.quickstart import run
 
-    assert "`srpo-trl quickstart --seeds 3`" in page("README.md")
+    assert "`srpo-trl quickstart --seeds 3`" in page(path)
     assert run._parse(["--seeds", "3"]).seeds == 3
-    assert f"`{run._parse([]).output_dir}`" in page("README.md")
+    assert f"`{run._parse([]).output_dir}`" in page(path)
     source = "".join(path.read_text(encoding="utf-8") for path in Path(run.__file__).parent.glob("*.py"))
     for name in ("curves.png", "report.html", "results.json"):
-        assert f"`{name}`" in page("README.md")
+        assert f"`{name}`" in page(path)
         assert f'"{name}"' in source
 
 
