@@ -32,7 +32,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def replace(program: str, words: list[str], environment: dict[str, str]) -> None:
         assert program == words[0] == sys.executable
-        assert words[1:3] == ["-m", "accelerate.commands.launch"]
+        assert words[1:3] == ["-m", "srpo_trl.commands.launcher"]
         assert environment["SRPO_TRL_LAUNCHED"] == "1"
         calls.append(words[3:])
         raise SystemExit(0)  # nothing after it is executed

@@ -361,7 +361,7 @@ def test_quickstart_trains_all_methods_from_one_start(quickstart, capsys, tokeni
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert all(f">{method}" in page for method in results["variants"])
 
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = "".join(capsys.readouterr().out.split())  # lines break at the terminal's width
     for expected in (
         "The start is too weak: 0.0% of its answers are right",
         "SRPO, seed 1: 2/2 steps, right 0.000",
@@ -371,7 +371,7 @@ def test_quickstart_trains_all_methods_from_one_start(quickstart, capsys, tokeni
         f"{folder / 'report.html'}",
         "srpo-trl train --config",
     ):
-        assert expected in printed
+        assert expected.replace(" ", "") in printed
 
 
 def test_quickstart_keeps_the_start_for_the_next_run(quickstart, capsys, monkeypatch):

@@ -37,9 +37,10 @@ def state_at(step: int, max_steps: int = 100) -> SimpleNamespace:
 
 def test_a_line_has_the_numbers_to_read_first_the_pace_and_the_time_left(now):
     clock = TrainingClock()
-    clock.seconds = 7.0  # of the part before a resume
     lines = LogLines(clock)
     lines.begin(state_at(10))
+    clock.seconds = 7.0  # of the part before a resume, which the clock has by its first step
+    lines.begin_step(state_at(10))
     now.time, clock.seconds = 120.0, 17.0  # two steps: 20 s of them 10 in training
     assert lines.line(state_at(12), ROUTED_LOG) == (
         "step 12/100  correct 0.453  distilled 0.25  teacher -  divergence 0.0339  tokens 212  5 s/step  14.7 min left"
@@ -79,6 +80,18 @@ def test_a_log_without_routes_has_trls_numbers(now):
 )
 def test_an_evaluation_has_its_scores_and_their_standard_errors(logs, line):
     assert LogLines(TrainingClock()).line(state_at(3), logs) == f"step 3/100  {line}"
+
+
+def test_a_log_between_rollouts_keeps_its_columns():
+    lines = LogLines(TrainingClock())
+    lines.begin(state_at(0))
+    lines.line(state_at(1), ROUTED_LOG)
+    assert "correct -  distilled -" in lines.line(state_at(2), {"loss": 0.0, "learning_rate": 0.0})
+
+
+def test_a_users_own_log_may_hold_anything():
+    lines = LogLines(TrainingClock())
+    assert lines.line(state_at(3), {"train_runtime": None}) == "step 3/100  evaluation"
 
 
 def test_the_end_is_a_line(now):

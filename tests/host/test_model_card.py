@@ -3,6 +3,7 @@
 import pytest
 import yaml
 from datasets import Dataset, DatasetInfo
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from harness import chat_dataset, make_trainer, tiny_model, tiny_tokenizer
@@ -47,7 +48,8 @@ def test_a_run_leaves_a_card_with_what_it_logged(tmp_path):
         f"trained with [srpo-trl](https://github.com/srpo-trl/srpo-trl) {__version__}, on top of [TRL]",
         f"- srpo-trl: {__version__}\n- TRL: ",
         "This model is a fine-tuned version of `Qwen3ForCausalLM`.",
-        "Method `srpo`, 4 optimizer steps on 4 prompts, 4 prompts of 4 rollouts a step. Rewards: `contains_answer`.",
+        "Method `srpo`, 4 optimizer steps on 4 prompts, 16 rollouts a step, 4 of a prompt.",
+        "Rewards: `contains_answer`.",
         "| | first 2 logs | last 2 logs |",
         "| correct rollouts (`srpo/correct_frac`) | 0.312 | 0.312 |",
         "| distilled (`srpo/route/distilled_frac`) | 0.375 | 0.375 |",
@@ -76,6 +78,41 @@ def test_a_local_start_is_named_without_a_link_or_its_path(tmp_path):
     assert {"mine", "srpo-trl"} < set(head["tags"])
     assert "Method `grpo`, 0 optimizer steps" in text
     assert "### Guards" not in text
+
+
+class LogsOwn(TrainerCallback):
+    """A user's scores, some of which are no numbers."""
+
+    def __init__(self):
+        self.trainer = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.log({"eval_best_reward": "n/a", "eval_no_reward": None, "reward": None})
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.trainer.log({"eval_style_reward": 0.9})
+
+
+def test_scores_that_a_user_logs_stand_beside_the_evaluation(tmp_path):
+    own = LogsOwn()
+    rows = {name: chat_dataset() for name in ("first", "second")}
+    options = {"eval_strategy": "steps", "eval_steps": 2, "num_generations_eval": 2, "save_strategy": "steps"}
+    trainer = make_trainer(tmp_path, max_steps=2, save_steps=1, eval_dataset=rows, callbacks=[own], **options)
+    own.trainer = trainer
+    trainer.train()
+    assert (tmp_path / "checkpoint-2").is_dir()
+    text = read_card(tmp_path)[1]
+    for name in ("first_avg@2", "second_avg@2", "style_reward"):
+        assert f"| `{name}` | " in text
+    assert "n/a" not in text
+
+
+def test_a_fence_in_an_option_stays_in_the_options(tmp_path):
+    template = "```\n{successful_previous_attempt}\n```\n# mine"
+    make_trainer(tmp_path, solution_template=template).create_model_card()
+    text = read_card(tmp_path)[1]
+    block = text[text.index("~~~~~~yaml") :].split("~~~~~~")[1]
+    assert "# mine" in block
 
 
 def test_the_hub_data_set_of_the_rows_is_named(tmp_path):

@@ -211,7 +211,8 @@ def test_options_of_places_and_secrets_are_not_written(tmp_path):
         tmp_path,
         hub_token="hf_secret",
         hub_model_id="me/secret",
-        model_init_kwargs={"token": "hf_secret", "revision": "v2"},
+        model_init_kwargs='{"token": "hf_secret", "revision": "v2"}',
+        generation_kwargs={"stop_strings": [{"api_key": "hf_secret"}]},
     )
     options = changed_options(trainer.args)
     assert options["model_init_kwargs"] == {"revision": "v2"}

@@ -166,7 +166,8 @@ def largest_difference_by_padding(trainer, watched):
     seen = []
 
     def keep(_module, _positional, named, output):
-        if (named["attention_mask"][:, 0] == 0).any() and named.get("past_key_values") is None:
+        reads_a_cache = named.get("cache") is not None or named.get("past_key_values") is not None
+        if (named["attention_mask"][:, 0] == 0).any() and not reads_a_cache:
             seen.append(
                 (named["input_ids"], named["attention_mask"].bool(), output.last_hidden_state.detach())
             )

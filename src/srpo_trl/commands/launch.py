@@ -27,7 +27,7 @@ from srpo_trl.config import SRPOConfig
 PROFILE = "accelerate_config"
 # Options of the launcher that a training run has itself, or that say what is launched.
 _NOT_PASSED_ON = ("help", "debug", "gradient_accumulation_steps", "env", "m", "module", "no_python")
-LAUNCHED = "SRPO_TRLLAUNCHED"  # environment variable of the processes that were started here
+LAUNCHED = "SRPO_TRL_LAUNCHED"  # environment variable of the processes that were started here
 _KINDS = ("multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm")
 
 
@@ -49,7 +49,7 @@ class Launch:
 
     def start(self) -> int:
         """Replace this process by the launcher's; where that cannot be, wait for it and return its exit status."""
-        words = ["-m", "accelerate.commands.launch", *self.words, "-m", "srpo_trl.cli", *self.command]
+        words = ["-m", "srpo_trl.commands.launcher", *self.words, "-m", "srpo_trl.cli", *self.command]
         environment = self.environment | {LAUNCHED: "1"}
         sys.stdout.flush()
         if os.name == "nt":  # there exec leaves the terminal to the shell while the new process runs

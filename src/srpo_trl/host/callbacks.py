@@ -1,6 +1,8 @@
 """What a run keeps beside its model: the clock of training, its log, and what is done about a guard's finding."""
 
+import contextlib
 import dataclasses
+import json
 import logging
 import sys
 import time
@@ -182,12 +184,18 @@ def changed_options(config: SRPOConfig) -> dict[str, Any]:
     return changed
 
 
-def _without_private(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_private(value) if isinstance(value, dict) else value
-        for name, value in options.items()
-        if name not in _OF_A_PLACE and not str(name).endswith(_OF_A_SECRET)
-    }
+def _without_private(value: Any) -> Any:
+    """Return options, or the value of one, without what names places and secrets, also in JSON text and lists."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, dict):
+        return {
+            name: _without_private(held)
+            for name, held in value.items()
+            if name not in _OF_A_PLACE and not str(name).endswith(_OF_A_SECRET)
+        }
+    return [_without_private(held) for held in value] if isinstance(value, list | tuple) else value
 
 
 class GuardCallback(TrainerCallback):

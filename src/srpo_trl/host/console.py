@@ -44,19 +44,26 @@ class LogLines:
     def __init__(self, clock: TrainingClock) -> None:
         self._clock = clock
         self._first_step = self._last_step = 0
+        self._has_routes = False
         self._began = self._last_seconds = 0.0
 
     def begin(self, state: Any) -> None:
         """Start a run, or the part of one that resumes."""
         self._first_step = self._last_step = state.global_step
-        self._began, self._last_seconds = time.perf_counter(), self._clock.seconds
+        self._began = time.perf_counter()
+
+    def begin_step(self, state: Any) -> None:
+        """Take the clock's count before the first step, which a resumed run's clock has by then."""
+        if state.global_step == self._first_step:
+            self._last_seconds = self._clock.seconds
 
     def line(self, state: Any, logs: Mapping[str, Any]) -> str:
         """Return the line of a log of training, of an evaluation, of the end, or of the user's own."""
-        if "train_runtime" in logs:
-            return f"trained to step {state.global_step} in {format_duration(float(logs['train_runtime']))}"
+        if isinstance(logs.get("train_runtime"), float):
+            return f"trained to step {state.global_step} in {format_duration(logs['train_runtime'])}"
         if "loss" in logs and "learning_rate" in logs:
-            columns = ROUTED if "srpo/route/distilled_frac" in logs else UNROUTED
+            self._has_routes |= ROUTED["distilled"] in logs  # a step without new rollouts logs none
+            columns = ROUTED if self._has_routes else UNROUTED
             shown = [f"{word} {_written(logs.get(name))}" for word, name in columns.items()]
             shown += self._times(state)
         else:
@@ -87,6 +94,10 @@ class LinePrinter(PrinterCallback):
         """Start the lines of a run."""
         self._lines.begin(state)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the time of a run."""
+        self._lines.begin_step(state)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print a line."""
         if state.is_world_process_zero:
@@ -104,6 +115,11 @@ class LineBesideBar(ProgressCallback):
         """Start the bar and the lines of a run."""
         super().on_train_begin(args, state, control, **kwargs)
         self._lines.begin(state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the time of a run."""
+        super().on_step_begin(args, state, control, **kwargs)
+        self._lines.begin_step(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write a line."""

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,7 +40,7 @@ class RunSummary:
         method: as a checkpoint records it.
         model: folder or hub id of the start; its kind where it has neither.
         prompts: number of training prompts; None: not known.
-        rollouts: of one optimizer step: prompts, generations of each.
+        rollouts: of one optimizer step, in words.
         rewards: names of the reward functions.
         options: those that were set.
         history: the trainer's log history.
@@ -51,7 +52,7 @@ class RunSummary:
     method: str
     model: str
     prompts: int | None
-    rollouts: tuple[int, int]
+    rollouts: str
     rewards: Sequence[str]
     options: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
@@ -92,12 +93,11 @@ def complete_card(path: Path, name: str, summary: RunSummary) -> None:
 
 
 def _sections(summary: RunSummary) -> Iterator[str]:
-    num_prompts, num_generations = summary.rollouts
     step = next((entry["step"] for entry in reversed(summary.history)), 0)
     data = "" if summary.prompts is None else f" on {summary.prompts} prompts"
     yield (
-        f"Method `{summary.method}`, {step} optimizer steps{data}, {num_prompts} prompts of {num_generations} rollouts "
-        f"a step. Rewards: {', '.join(f'`{name}`' for name in summary.rewards)}."
+        f"Method `{summary.method}`, {step} optimizer steps{data}, {summary.rollouts}. "
+        f"Rewards: {', '.join(f'`{name}`' for name in summary.rewards)}."
     )
     yield from _observed([entry for entry in summary.history if "loss" in entry])
     yield from _evaluated(summary)
@@ -108,11 +108,11 @@ def _sections(summary: RunSummary) -> Iterator[str]:
         ]
         yield from said or ["None of the guards has found anything."]
     if summary.options:
-        yield from ["", "### Options that were set", "", "```yaml"]
+        yield from ["", "### Options that were set", "", "~~~~~~yaml"]
         yield yaml.safe_dump(
             json.loads(json.dumps(summary.options, default=str)), allow_unicode=True
         ).rstrip()
-        yield "```"
+        yield "~~~~~~"  # a template may hold a fence of the usual kind
 
 
 def _observed(logs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -120,7 +120,10 @@ def _observed(logs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     window = min(LOGS, max(1, len(logs) // 2))
     rows = []
     for metric, words in OBSERVED.items():
-        ends = [[log[metric] for log in part if metric in log] for part in (logs[:window], logs[-window:])]
+        ends = [
+            [log[metric] for log in part if isinstance(log.get(metric), Real)]
+            for part in (logs[:window], logs[-window:])
+        ]
         if any(ends):
             first, last = (f"{fmean(values):.3g}" if values else "-" for values in ends)
             rows.append(f"| {words} (`{metric}`) | {first} | {last} |")
@@ -131,20 +134,23 @@ def _observed(logs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _evaluated(summary: RunSummary) -> Iterator[str]:
     """Yield a table of the last evaluation, each score with its standard error over questions."""
-    scored = [entry for entry in summary.history if any(map(_is_score, entry))]
+    scored = [entry for entry in summary.history if any(_is_score(*score) for score in entry.items())]
     if not scored:
         return
-    entry = scored[-1]
+    entry: dict[str, Any] = {}
+    for part in scored:  # several data sets are logged one by one, and a user's scores beside them
+        entry |= part if part["step"] == scored[-1]["step"] else {}
     questions = f", {entry['eval_questions']} questions" if "eval_questions" in entry else ""
     sampling = f", {summary.sampling}" if summary.sampling else ""
     best = f" Best by `{summary.best[1]}`: step {summary.best[0]}." if summary.best else ""
     yield from ["", "### Evaluation", "", f"After step {entry['step']}{questions}{sampling}.{best}", ""]
     yield from ["| score | value | standard error |", "|---|---|---|"]
-    for name in filter(_is_score, entry):
-        error = entry.get(f"{name}_stderr")
-        shown = "" if error is None else f"{error:.3g}"
-        yield f"| `{name.removeprefix('eval_')}` | {entry[name]:.4g} | {shown} |"
+    for name, value in entry.items():
+        if _is_score(name, value):
+            error = entry.get(f"{name}_stderr")
+            shown = f"{error:.3g}" if isinstance(error, Real) else ""
+            yield f"| `{name.removeprefix('eval_')}` | {value:.4g} | {shown} |"
 
 
-def _is_score(name: str) -> bool:
-    return bool(_SCORE.fullmatch(name))
+def _is_score(name: str, value: Any) -> bool:
+    return isinstance(value, Real) and bool(_SCORE.fullmatch(name))

@@ -148,7 +148,7 @@ def run_summary(trainer: Any) -> RunSummary:
         method=args.method_name,
         model=get_config_model_id(trainer.model.config) or type(trainer.student).__name__,
         prompts=len(rows) if hasattr(rows, "__len__") else None,
-        rollouts=(per_step // trainer.num_generations, trainer.num_generations),
+        rollouts=f"{per_step} rollouts a step, {trainer.num_generations} of a prompt",
         rewards=trainer.reward_func_names,
         options=changed_options(args),
         history=state.log_history,
