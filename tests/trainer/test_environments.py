@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from harness import config, logged
+from harness import config, logged, make_trainer
 from srpo_trl import SRPOTrainer
 from srpo_trl.data.smoke_model import build_byte_tokenizer
 from srpo_trl.data.tiny_model import build_model
 from srpo_trl.methods.record import Route
 from srpo_trl.runs.log import read_run_log
+from tiny_vlm import random_image, tiny_processor, tiny_vision_language_model
 
 QWEN3_TEMPLATE = files("trl").joinpath("chat_templates/qwen3.jinja").read_text()
 PROMPT = [
@@ -167,3 +168,100 @@ def test_thinking_of_all_turns_is_kept_where_it_is_asked_for(tmp_path):
     shown = [prompt for prompt in seen["prompts"] if prompt]
     assert all(f"<think>\n{thought}\n</think>" in prompt for thought in THOUGHTS for prompt in shown)
     assert len(shown) == 2
+
+
+# ---------------------------------------------------------------- tools that return images
+
+
+VISION_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{%- for part in message['content'] -%}"
+    "{{- '<image>' if part['type'] == 'image' else part['text'] -}}"
+    "{%- endfor -%}"
+    "{%- for call in message.tool_calls or [] -%}"
+    '{{- \'<call>{"name": "\' + call.function.name + \'", "arguments": \' -}}'
+    "{{- (call.function.arguments | tojson) + '}</call>' -}}"
+    "{%- endfor -%}"
+    "{{- '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+CALLS = {"open": "<call>", "close_pattern": "</call>", "repeats": True, "content": "json"}
+RESPONSE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "tool_calls": {**CALLS, "transform": {"type": "function", "function": "{content}"}},
+        "content": {"close_pattern": r"<\|im_end\|>", "content": "text"},
+    },
+}
+LOOK = '<call>{"name": "look", "arguments": {"number": %d}}</call>'
+
+
+class Gallery:
+    """An environment whose tool shows a picture."""
+
+    def reset(self, **columns):
+        self.feedback = None
+
+    def look(self, number: int) -> list:
+        """Look at a picture.
+
+        Args:
+            number: Which one.
+
+        Returns:
+            The picture.
+        """
+        self.seen = number
+        return [{"type": "image", "image": random_image(number)}, {"type": "text", "text": "a picture"}]
+
+    def get_reward(self):
+        self.feedback = f"You saw {self.seen}."
+        return float(self.seen == 1)
+
+
+def test_pictures_that_a_tool_shows_reach_the_teacher(tmp_path):
+    processor = tiny_processor()
+    processor.chat_template, processor.tokenizer.response_template = VISION_TEMPLATE, RESPONSE
+    processor.tokenizer.chat_template = VISION_TEMPLATE
+    trainer = make_trainer(
+        tmp_path,
+        model=tiny_vision_language_model(),
+        processing_class=processor,
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "Look."}]}]),
+        reward_funcs=None,
+        rollout_func=None,
+        environment_factory=Gallery,
+        teacher_context=["feedback"],
+        per_device_train_batch_size=4,
+        max_completion_length=300,
+    )
+
+    def single_turn(prompt_ids, *args, **kwargs):
+        is_first = "</call>" not in processor.tokenizer.decode(prompt_ids[0])
+        texts = [LOOK % number for number in (1, 2, 3, 4)] if is_first else ["Seen."] * len(prompt_ids)
+        eos = processor.tokenizer.eos_token_id
+        return [[*processor.tokenizer(text)["input_ids"], eos] for text in texts], None
+
+    trainer._generate_single_turn = single_turn
+    expected, score = [], trainer._score
+
+    def observed(output, rollouts):
+        score(output, rollouts)
+        for row, prompt in enumerate(rollouts.teacher_prompts):
+            if prompt is None:
+                continue
+            ids = output["completion_ids"][row][output["completion_mask"][row].bool()].tolist()
+            pixels = processor.image_processor(images=[random_image(row + 1)], return_tensors="pt")
+            with torch.no_grad():
+                states = trainer.model.model(torch.tensor([[*prompt.ids, *ids]]), **pixels).last_hidden_state
+            own = output["tool_mask"][row][: len(ids)].bool()
+            expected.append((output["srpo_teacher_hidden"][row], states[0, len(prompt.ids) - 1 : -1][own]))
+
+    trainer._score = observed
+    trainer.train()
+    assert len(expected) == 3
+    for got, states in expected:
+        assert torch.allclose(got.float(), states, atol=1e-3)
