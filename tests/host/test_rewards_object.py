@@ -50,6 +50,44 @@ def test_feedback_is_joined_line_by_line_and_taken_once():
     assert feedback_of(saying("xyz", column="other"))[0] is None
 
 
+class Room:
+    """An environment with feedback."""
+
+    def __init__(self, feedback):
+        self.feedback = feedback
+
+
+class Broken:
+    """One whose feedback fails."""
+
+    @property
+    def feedback(self):
+        return self.missing
+
+
+def test_feedback_of_environments_follows_that_of_functions():
+    rewards = feedback_of(saying(["x", None, ""]))[1]
+    rewards.functions[0](**Table().given())
+    assert rewards.take_feedback([Room("y\ud800"), Room("z"), object()]) == ["x\ny\ufffd", "z", ""]
+    assert rewards.take_feedback([object(), Room("z"), Room(None)]) == [None, "z", None]
+    assert rewards.take_feedback([object(), Room(None), Room("")]) is None  # no column of nothing
+    plain = Rewards([saying(TEXTS)], ["judge"], None)
+    assert plain.take_feedback([Room("x")] * 3) is None
+
+
+def test_feedback_of_environments_of_another_form_is_refused():
+    class Calling:
+        def feedback(self):
+            """Return what the model would call as a tool."""
+
+    rewards = feedback_of(saying([]))[1]
+    for wrong, message in ((Calling(), "makes a method a tool.*Calling.feedback"), (Room(3), "got 3 for")):
+        with pytest.raises(ValueError, match=message):
+            rewards.take_feedback([Room("x"), wrong])
+    with pytest.raises(AttributeError, match="missing"):
+        rewards.take_feedback([Broken()])
+
+
 @pytest.mark.parametrize("timeout", [None, 60.0])
 def test_feedback_of_functions_in_processes_and_loops(timeout):
     async def judge(completions, log_extra, **kwargs):

@@ -55,3 +55,30 @@ def test_what_the_players_are_rewarded_for(monkeypatch):
     prompts = [[{"role": "user", "content": "1+2"}]] * 2
     answers = [[{"role": "assistant", "content": text}] for text in ("03", "3")]
     assert game.answer_reward(prompts=prompts, completions=answers) == [1.0, 0.0]
+
+
+def test_the_teacher_reads_the_error_that_the_tool_has_raised(capsys):
+    door = example("environment")
+    result = door.main(["--steps", "2", "--lessons", "60"])
+    assert len(result.opened) == 2
+    failed = result.examples[0]
+    called = [record for record in result.examples if "'error': '" in "".join(record["tokens"])]
+    assert called  # taught to call the tool
+    for record in called:
+        assert f"{{'error': '{record['feedback']}'}}" in "".join(record["tokens"])
+        number = record["tokens"].index(door.CALL_OPENS) + 2  # of two digits, the second one
+        assert record["divergence"][number] is not None
+        assert record["divergence"][record["tokens"].index("<|tool|>")] is None
+    assert failed["feedback"] in capsys.readouterr().out
+
+
+def test_what_a_door_says():
+    door = example("environment").Door()
+    door.reset("5+7", prompt=[])
+    with pytest.raises(ValueError, match="Dialed 3, needed 12"):
+        door.dial(3)
+    assert (door.get_reward(), door.feedback) == (0.0, "Dialed 3, needed 12.")
+    door.reset("5+7", prompt=[])
+    assert (door.dial(12), door.get_reward(), door.feedback) == ("Correct", 1.0, None)
+    door.reset("5+7", prompt=[])
+    assert (door.get_reward(), door.feedback) == (0.0, "Nothing was dialed.")

@@ -233,6 +233,19 @@ def test_multi_turn_demonstration_shows_calls_and_results():
     assert demonstration_text(completion) == 'Tool call: add {"a": 2}\n\nTool result: 4\n\nIt is 4.'
 
 
+def test_thinking_is_removed_turn_by_turn():
+    completion = [
+        {"role": "assistant", "content": "first</think>I look."},  # the template has opened it
+        {"role": "tool", "name": "look", "content": "4 < 5"},
+        {"role": "assistant", "content": "second</think>It is 4."},
+        {"role": "assistant", "content": "4.<think>cut"},
+    ]
+    assert demonstration_text(completion) == "I look.\n\nTool result: 4 < 5\n\nIt is 4.\n\n4."
+    parsed = [{"role": "assistant", "reasoning_content": "hm", "content": "It is 4."}]
+    assert demonstration_text(parsed) == "It is 4."
+    assert demonstration_text(parsed, keep_thinking=True) == "<think>\nhm\n</think>\n\nIt is 4."
+
+
 @pytest.mark.parametrize(
     ("sources", "expected"),
     [

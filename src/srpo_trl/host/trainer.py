@@ -69,6 +69,7 @@ class HostTrainer(GRPOTrainer):
     train_dataset: Any
     eval_dataset: Any
     environment_factories: Any
+    environments: Any
     tools: Any
     num_generations: int
     num_generations_eval: int
@@ -277,7 +278,7 @@ class HostTrainer(GRPOTrainer):
         rewards_BF, excluded_frac = self.rows.without_excluded(rewards_BF, gather)
         if excluded_frac:
             self._metrics["train" if self.is_training else "eval"][EXCLUDED].append(excluded_frac)
-        feedback = self._rewards.take_feedback()
+        feedback = self._rewards.take_feedback(self.environments)
         is_joined = not self.args.method_record.is_plain  # else TRL has taken it itself
         if feedback is not None or (is_joined and FEEDBACK_COLUMN in self._logs["extra"]):
             self._log_completion_extra(FEEDBACK_COLUMN, feedback or [None] * len(prompts))

@@ -133,6 +133,7 @@ ATTRIBUTES = (
     "chat_template_kwargs",
     "current_gradient_accumulation_steps",
     "environment_factories",
+    "environments",
     "eos_token_ids",
     "generation_config",
     "max_completion_length",

@@ -92,18 +92,23 @@ def demonstration_text(completion: Completion, *, keep_thinking: bool = False) -
 
     Args:
         completion: a string, or the messages of a rollout; tool calls and tool results become lines of text.
-        keep_thinking: keep `<think>` blocks.
+        keep_thinking: keep `<think>` blocks, and what a parser of responses took out of them.
     Returns:
         The text, stripped; empty where nothing is left to show.
     """
-    text = completion if isinstance(completion, str) else "\n\n".join(filter(None, map(_turn, completion)))
-    return (text if keep_thinking else remove_thinking(text)).strip()
+    messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    turns = list(map(_turn, messages))
+    if not keep_thinking:  # turn by turn: what one leaves open does not swallow the next
+        turns = [remove_thinking(turn).strip() for turn in turns]
+    return "\n\n".join(filter(None, turns)).strip()
 
 
 def _turn(message: dict[str, Any]) -> str:
     content = message_text(message)
     if message["role"] == "tool":
         return f"Tool result: {content}"
+    if message.get("reasoning_content"):  # TRL has parsed the response
+        content = f"{_THINKING_STARTS}\n{message['reasoning_content']}\n{_THINKING_ENDS}\n\n{content}"
     calls = [call.get("function", call) for call in message.get("tool_calls") or []]
     lines = [
         f"Tool call: {call['name']} {json.dumps(call.get('arguments', {}), ensure_ascii=False)}"

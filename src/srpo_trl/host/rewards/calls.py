@@ -69,9 +69,16 @@ class Rewards:
             for function, name, limit in zip(functions, names, limits, strict=True)
         ]
 
-    def take_feedback(self) -> list[str | None] | None:
-        """Return the feedback of the batch that was graded last, joined by rollout; None where there is none."""
-        return None if self._feedback is None else self._feedback.take()
+    def take_feedback(self, environments: Sequence[Any] | None = None) -> list[str | None] | None:
+        """Return the feedback of the batch that was graded last, joined by rollout; None where there is none.
+
+        Args:
+            environments: of the rollouts, which may have some too; None: there are none.
+        """
+        if self._feedback is None:
+            return None
+        self._feedback.read(environments or ())
+        return self._feedback.take()
 
 
 class _Call(AbstractContextManager[Any]):
