@@ -244,6 +244,50 @@ def test_launcher_options_are_no_unknown_ones(files: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "must hold `option: value` lines"),
+        ("- 1", "must hold `option: value` lines"),
+        ("a: [1", "is not valid YAML"),
+        ("num_processes: 2", "A `distributed_type` must be specified"),
+        ("distributed_type: SUPER", "'SUPER' is not a valid DistributedType"),
+        ("foo: 3\ndistributed_type: 'NO'", "had unknown keys (['foo'])"),
+        ("distributed_type: MULTI_CPU\nnum_processes: two", "num_processes='two' must be a whole number"),
+        ("distributed_type: MULTI_CPU\nnum_processes: 0", "num_processes=0 must be a whole number"),
+    ],
+)
+def test_a_broken_accelerate_config_is_told(text: str, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(text, encoding="utf-8")
+    started, problems = read_launch("train", ["--accelerate_config", str(file)])
+    assert started is None
+    assert len(problems) == 1
+    assert expected in problems[0]
+    assert str(file) in problems[0] or "num_processes" in problems[0]
+
+
+def test_an_accelerate_config_without_a_number_takes_all_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "engine.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: null\n", "utf-8")
+    for gpus in (0, 3):
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        started, problems = read_launch("train", ["--accelerate_config", "~/engine.yaml"])
+        assert problems == []
+        assert started is not None
+        assert started.num_processes == max(gpus, 1)
+        assert started.words[:2] == ["--num_processes", str(max(gpus, 1))]
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_of_processes_below_one_is_refused(number: int) -> None:
+    assert read_launch("train", ["--num_processes", str(number)])[1] == [
+        f"num_processes={number} must be a whole number of at least 1."
+    ]
+
+
 def environment_alone() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
 

@@ -186,9 +186,36 @@ def test_streams_train_for_max_steps(here, capsys):
         ({"datasets": MIXTURE, "benchmark": "gsm8k"}, "datasets has other rows than benchmark='gsm8k'."),
         ({"benchmark": "gsm8k", "dataset_streaming": True}, "benchmark='gsm8k' is loaded whole"),
         ({"datasets": MIXTURE, "streaming": True, "test_split_size": 0.5}, "leave streaming out"),
+        (
+            {"datasets": [{"path": "json", "data_files": "rows.jsonl", "fraction": 0}]},
+            "datasets has fractions [0]; each must be a number of at least 0, and one of them above 0.",
+        ),
+        (
+            {"datasets": [{"path": "json", "data_files": "rows.jsonl", "fraction": "half"}]},
+            "datasets has fractions ['half'];",
+        ),
+        ({"dataset_name": "broken.jsonl"}, "dataset_name='broken.jsonl' cannot be read: "),
+        ({"dataset_name": "empty.jsonl"}, "dataset_name='empty.jsonl' has no rows."),
+        (
+            {"datasets": [{"path": "json", "data_files": "broken.jsonl"}]},
+            "datasets cannot be read: ",
+        ),
+        ({"reward_funcs": [3]}, "reward_funcs: 3 must be text, a name or a dotted path."),
+        ({"reward_funcs": 3}, "reward_funcs: 3 must be text"),
+        (
+            {"reward_funcs": "raises_srpo.f"},
+            "'raises_srpo.f' cannot be imported: RuntimeError: no.",
+        ),
+        ({"reward_funcs": "exits_srpo.f"}, "'exits_srpo.f' cannot be imported: SystemExit: 3."),
+        ({"reward_funcs": "..above.f"}, "'..above.f' cannot be imported: TypeError: "),
     ],
 )
-def test_wrong_choices_of_rows_are_refused(here, given, problem):
+def test_wrong_choices_of_rows_and_rewards_are_refused(here, monkeypatch, given, problem):
+    monkeypatch.syspath_prepend(here)
+    (here / "broken.jsonl").write_text("{bad\n")
+    (here / "empty.jsonl").write_text("")
+    (here / "raises_srpo.py").write_text("raise RuntimeError('no')\n")
+    (here / "exits_srpo.py").write_text("import sys\nsys.exit(3)\n")
     words = written(
         {"model_name_or_path": "model", "output_dir": "out", "reward_funcs": "math_reward"} | ON_CPU | given
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ def config_path(name: str | Path, folder: Path | None = None) -> Path:
         ValueError: it is no file, and no recipe either.
     """
     file = (folder or Path()) / name
-    if file.is_file():
-        return file
+    try:
+        if file.exists() and not file.is_dir():  # a pipe is no regular file, and can be read as well
+            return file
+    except OSError as error:  # of a name that no file can have
+        raise ValueError(f"cannot be read: {error.strerror}.") from error
     stem, known = Path(name).name.removesuffix(".yaml"), recipes()
     found = known.get(stem)
     if found and str(name) in (stem, f"{found.parent.name}/{stem}"):
@@ -104,7 +108,8 @@ def config_chain(path: str | Path) -> dict[Path, dict[str, Any]]:
             return chain
         if not isinstance(base, str):
             raise ValueError(f"{label}: {BASE}={base!r} must be the path of one YAML file, or a recipe.")
-        name, folder, label = base, file.parent, f"{label}, {BASE} {base}"
+        folder = file.parent if file.is_file() else None  # what a pipe brings stands in no folder
+        name, label = base, f"{label}, {BASE} {base}"
 
 
 def read_mapping(file: Path, label: str) -> dict[str, Any]:
@@ -117,11 +122,32 @@ def read_mapping(file: Path, label: str) -> dict[str, Any]:
         ValueError: it cannot be read, is not YAML or holds something else.
     """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(_text(file))
     except OSError as error:
         raise ValueError(f"{label} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that no calendar has
         raise ValueError(f"{label} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not isinstance(values.get("env", {}), dict):
         raise ValueError(f"{label} must hold `option: value` lines (and `env:` `NAME: value` lines).")
+    for name in values:
+        if not isinstance(name, str):
+            raise ValueError(f"{label}: the key {name!r} must be text, the name of an option.")
+    for name, value in values.get("env", {}).items():
+        if not isinstance(name, str) or not name or set(name) & {"=", "\0"}:
+            raise ValueError(f"{label}: env has the name {name!r}; it must be text, without '='.")
+        if isinstance(value, dict | list) or "\0" in str(value):
+            raise ValueError(f"{label}: env has {name}={value!r}; it must be text or a number.")
     return values
+
+
+def _text(file: Path) -> str:
+    """Return what a file holds; a pipe, which can be read once, is read by the first call."""
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = file.stat()
+    return _text_of_pipe(file, found.st_dev, found.st_ino)
+
+
+@cache
+def _text_of_pipe(file: Path, *_identity: int) -> str:
+    return file.read_text(encoding="utf-8")

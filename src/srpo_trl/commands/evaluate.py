@@ -88,8 +88,11 @@ def evaluate(argv: Sequence[str]) -> int:
     launch, problems = read_launch("eval", argv)
     with as_one_of(launch.num_processes) if launch else nullcontext():
         script, config, model_config, found = read_evaluation(argv)
+    problems += found
+    if script is None:
+        return exit_with_errors(PROG, problems)
     problems_of_data = list(data_problems(script))
-    problems += [*found, *problems_of_data, *_output_problems(script)]
+    problems += [*problems_of_data, *_output_problems(script)]
     rewards = reward_functions(script, problems)
     if model_config is not None:
         problems += model_problems(model_config)
@@ -109,7 +112,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
 def read_evaluation(
     argv: Sequence[str],
-) -> tuple[EvalArguments, SRPOConfig | None, ModelConfig | None, list[str]]:
+) -> tuple[EvalArguments | None, SRPOConfig | None, ModelConfig | None, list[str]]:
     """Return the script's, the trainer's and the model's arguments (None where they were refused), the problems.
 
     A first word that is no option is the model.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetsError
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset
 from trl.rewards import (
     accuracy_reward,
@@ -107,7 +108,7 @@ class DataArguments(ScriptArguments, DatasetMixtureConfig):
 
         What is no data set is left for `data_problems`.
         """
-        if isinstance(self.reward_funcs, str):
+        if self.reward_funcs is not None and not isinstance(self.reward_funcs, list):
             self.reward_funcs = [self.reward_funcs]
         given: list[Any] = self.datasets if isinstance(self.datasets, list) else [self.datasets]
         read = [DATA_SET(**one) if _is_data_set(one) else one for one in given]
@@ -152,20 +153,7 @@ def load_rows(script: DataArguments, split: str, max_rows: int | None) -> Datase
             )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error} (data_dir={script.data_dir!r})") from error
-    name = str(script.dataset_name)
-    file_format = DATA_FORMATS.get(Path(name).suffix)
-    source, files = (name, None) if file_format is None else (file_format, {split: name})
-    if script.datasets:
-        rows, given = _mixture(script, split), "datasets"
-    else:
-        rows = load_dataset(
-            source,
-            name=script.dataset_config,
-            data_files=files,
-            split=split,
-            streaming=script.dataset_streaming,
-        )
-        given = f"dataset_name={name!r}"
+    rows, given = _rows_of_data_sets(script, split)
     columns = rows.column_names  # a stream may have none to tell
     if columns and "prompt" not in columns:
         raise ValueError(f"{given} has columns {columns}, but no column 'prompt'.")
@@ -176,6 +164,31 @@ def load_rows(script: DataArguments, split: str, max_rows: int | None) -> Datase
         if isinstance(rows, IterableDataset)
         else rows.select(range(min(max_rows, len(rows))))
     )
+
+
+def _rows_of_data_sets(script: DataArguments, split: str) -> tuple[Dataset | IterableDataset, str]:
+    """Return one split of `datasets` or else of `dataset_name`, and what messages call it."""
+    name = str(script.dataset_name)
+    given = "datasets" if script.datasets else f"dataset_name={name!r}"
+    file_format = DATA_FORMATS.get(Path(name).suffix)
+    source, files = (name, None) if file_format is None else (file_format, {split: name})
+    try:
+        if script.datasets:
+            return _mixture(script, split), given
+        rows = load_dataset(
+            source,
+            name=script.dataset_config,
+            data_files=files,
+            split=split,
+            streaming=script.dataset_streaming,
+        )
+    except StopIteration as error:  # of a file without a line
+        raise ValueError(f"{given} has no rows.") from error
+    except DatasetsError as error:
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"{given} cannot be read: {error.__cause__ or error}") from error
+    return rows, given
 
 
 def load_eval_rows(script: DataArguments) -> Dataset:
@@ -230,6 +243,8 @@ def import_reward(path: str) -> RewardFunction:
     Raises:
         ValueError: there is none.
     """
+    if not isinstance(path, str):
+        raise ValueError(f"reward_funcs: {path!r} must be text, a name or a dotted path.")
     if path in REWARDS_BY_NAME:
         return REWARDS_BY_NAME[path]
     module_name, _, name = path.rpartition(".")
@@ -246,6 +261,9 @@ def import_reward(path: str) -> RewardFunction:
         function: object = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward_funcs: {path!r} cannot be imported: {error}.") from error
+    except (Exception, SystemExit) as error:  # whatever a module does while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"reward_funcs: {path!r} cannot be imported: {reason}.") from error
     if not callable(function):
         raise ValueError(f"reward_funcs: {path!r} is a {type(function).__name__}, not a function.")
     return function
@@ -260,6 +278,13 @@ def data_problems(script: DataArguments) -> Iterator[str]:
         if not isinstance(one, DATA_SET):
             options = ", ".join(DATA_SET_OPTIONS[1:])
             yield f"datasets has {one!r}; each data set is a mapping with path, and may have {options}."
+    shares = [
+        one.fraction for one in script.datasets if isinstance(one, DATA_SET) and one.fraction is not None
+    ]
+    if not all(isinstance(share, int | float) and share >= 0 for share in shares) or (
+        shares and not any(shares)
+    ):
+        yield f"datasets has fractions {shares}; each must be a number of at least 0, and one of them above 0."
     if script.datasets and script.benchmark is not None:
         yield f"datasets has other rows than benchmark={script.benchmark!r}. Leave one of them out."
     streams = [name for name in ("dataset_streaming", "streaming") if getattr(script, name)]

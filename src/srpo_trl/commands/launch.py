@@ -21,7 +21,13 @@ import torch
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from srpo_trl.commands.config_file import engine_profiles, nearest, read_config_file
+from srpo_trl.commands.config_file import (
+    config_path,
+    engine_profiles,
+    nearest,
+    read_config_file,
+    read_mapping,
+)
 from srpo_trl.config import SRPOConfig
 
 PROFILE = "accelerate_config"
@@ -101,6 +107,9 @@ def read_launch(command: str, argv: Sequence[str]) -> tuple[Launch | None, list[
     words = [*_as_words(values), *words]
     if not words:
         return None, []
+    if (pipe := _pipe(own)) is not None:
+        problem = f"--config {pipe} is a pipe, which other processes cannot read: give a file."
+        return None, [problem]
     try:
         words = _with_profile(words)
         num_processes, more = _processes(words)
@@ -124,8 +133,8 @@ def profile_path(name: str) -> Path:
     trls = resources.files("trl.accelerate_configs")
     known = {Path(str(file)).stem: Path(str(file)) for file in trls.iterdir() if file.name.endswith(".yaml")}
     known |= engine_profiles()
-    if Path(name).is_file():
-        return Path(name)
+    if Path(name).expanduser().is_file():
+        return Path(name).expanduser()
     if name in known:
         return known[name]
     raise ValueError(
@@ -136,14 +145,28 @@ def profile_path(name: str) -> Path:
 
 def options_in_file(argv: Sequence[str]) -> dict[str, Any]:
     """Return the YAML file's options; none where it cannot be read, which whoever reads the options reports."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    path = parser.parse_known_args(argv)[0].config
+    path = _config_of(argv)
     if path is None:
         return {}
     with contextlib.suppress(ValueError):
         return read_config_file(path)
     return {}
+
+
+def _config_of(argv: Sequence[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    path: str | None = parser.parse_known_args(argv)[0].config
+    return path
+
+
+def _pipe(argv: Sequence[str]) -> str | None:
+    """Return what `--config` names where it is a pipe."""
+    path = _config_of(argv)
+    with contextlib.suppress(ValueError):
+        if path is not None and (file := config_path(path)).exists() and not file.is_file():
+            return path
+    return None
 
 
 @contextlib.contextmanager
@@ -192,18 +215,35 @@ def _processes(words: list[str]) -> tuple[int, list[str]]:
         ) from None
     file = given.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
     gpus = 0 if given.cpu else torch.cuda.device_count()
-    if given.num_processes is None and file is not None:
-        config = load_config_from_file(str(file))
-        if (
-            gpus
-            and Path(file) in engine_profiles().values()
-            and config.num_machines == 1 < config.num_processes
+    config = None if file is None else _engine_file(str(file))
+    for number in (given.num_processes, getattr(config, "num_processes", None)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"num_processes={number!r} must be a whole number of at least 1.")
+    if given.num_processes is None and config is not None:
+        is_profile = Path(str(file)) in engine_profiles().values()
+        if config.num_processes is None or (
+            gpus and is_profile and config.num_machines == 1 < config.num_processes
         ):
-            return gpus, ["--num_processes", str(gpus)]  # the number in a profile stands for all GPUs
-        return config.num_processes, []
+            count = max(gpus, 1)  # the number in a profile stands for all GPUs
+            return count, ["--num_processes", str(count)]
+        number_in_file: int = config.num_processes
+        return number_in_file, []
     count = max(gpus if given.num_processes is None else given.num_processes, 1)
     if file is None and count > 1 and not any(getattr(given, kind) for kind in _KINDS):
         return count, [
             "--multi_gpu"
         ]  # without it the launcher starts one process where there is one GPU or none
     return count, []
+
+
+def _engine_file(file: str) -> Any:
+    """Return what accelerate reads in one of its config files.
+
+    Raises:
+        ValueError: it cannot be read, or accelerate refuses it.
+    """
+    read_mapping(Path(file), f"{PROFILE} {file}")
+    try:
+        return load_config_from_file(file)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{PROFILE} {file}: {error}") from error

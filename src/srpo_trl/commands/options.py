@@ -81,7 +81,8 @@ def parse_options(
         defaults: of this command where they are not the dataclass's.
         hidden: groups of options that `--help` leaves out.
     Returns:
-        One object of each kind, None where its values were refused, and the problems.
+        One object of each kind, None where its values were refused, and the problems. Where the file cannot be
+        read, that is the only one: there is no telling what else would be wrong.
     Raises:
         SystemExit: for `--help`, or an option without its value.
     """
@@ -98,6 +99,8 @@ def parse_options(
     values: dict[str, Any] = {}
     if path.config is not None:
         values.update(*collect_error(problems, read_config_file, path.config))
+    if problems:
+        return [None] * len(kinds), problems
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     values = {name: value for name, value in values.items() if name not in launcher_options()}
     known = {option.dest for option in parser._actions} | {"num_processes", PROFILE}

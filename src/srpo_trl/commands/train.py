@@ -87,6 +87,8 @@ def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
     with as_one_of(launch.num_processes) if launch else nullcontext():
         script, config, model_config, found = read_arguments(argv)
     problems += found
+    if script is None:
+        return None, problems
     problems_of_data = list(data_problems(script))
     problems += problems_of_data
     rewards = reward_functions(script, problems)
@@ -112,7 +114,7 @@ def prepare(argv: Sequence[str]) -> tuple[Training | None, list[str]]:
 
 def read_arguments(
     argv: Sequence[str],
-) -> tuple[TrainArguments, SRPOConfig | None, ModelConfig | None, list[str]]:
+) -> tuple[TrainArguments | None, SRPOConfig | None, ModelConfig | None, list[str]]:
     """Return the script's, the trainer's and the model's arguments (None where they were refused), the problems.
 
     Raises:
