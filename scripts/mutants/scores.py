@@ -92,15 +92,15 @@ MUTANTS = [
         "`base` is a path from where the process runs",
         (
             "commands/config_file.py",
-            "name, folder, label = base, file.parent,",
-            "name, folder, label = base, None,",
+            "folder = file.parent if file.is_file() else None",
+            "folder = None",
         ),
         tests=("commands/test_config_file.py::test_base_is_relative_to_the_file_that_names_it",),
     ),
     mutant(
         "recipe_before_the_file",
         "a recipe of the package hides a file of the same name",
-        ("commands/config_file.py", "    if file.is_file():\n        return file\n", ""),
+        ("commands/config_file.py", "if file.exists() and not file.is_dir():", "if False:"),
         tests=("commands/test_recipes_command.py::test_a_file_of_that_name_comes_first",),
     ),
     mutant(

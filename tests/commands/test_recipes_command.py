@@ -127,3 +127,37 @@ def test_a_copy_holds_the_files_that_the_recipe_builds_on(
 def test_copying_needs_a_name(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["recipes", "--copy", str(tmp_path)])
+
+
+def test_files_that_somebody_added_are_listed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "configs"
+    (own / "mine").mkdir(parents=True)
+    (own / "lora.yaml").write_text("# LoRA: mine.\nmodel_name_or_path: some/model\n", encoding="utf-8")
+    (own / "mine" / "without_model.yaml").write_text("seed: 1\n", encoding="utf-8")
+    (own / "mine" / "broken.yaml").write_text("a: [1", encoding="utf-8")
+    (own / "mine" / "binary.yaml").write_bytes(b"\xff\xfe")
+    (own / "mine" / "outside.yaml").write_text("base: ../../other.yaml\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("seed: 2\n", encoding="utf-8")
+    monkeypatch.setattr("srpo_trl.commands.config_file.recipes_folder", lambda: own)
+    monkeypatch.setattr("srpo_trl.commands.recipes.recipes_folder", lambda: own)
+    assert main(["recipes"]) == 0
+    table = capsys.readouterr().out
+    names = [line.split()[0] for line in table.splitlines() if line.strip()]
+    assert names.index("lora") < names.index("without_model")
+    assert "is not valid YAML" in table
+    for words in (["binary"], *(["--copy", str(tmp_path / "to"), name] for name in ("broken", "outside"))):
+        assert main(["recipes", *words]) == 2
+        assert capsys.readouterr().err.startswith(f"srpo-trl recipes: {own}")
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "x" * 5000])
+def test_a_folder_that_cannot_be_is_told(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    assert main(["recipes", "smoke_cpu", "--copy", str(tmp_path / folder)]) == 2
+    assert capsys.readouterr().err.startswith(f"srpo-trl recipes: {tmp_path}")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"

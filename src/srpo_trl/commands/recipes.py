@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from srpo_trl.commands.config_file import (
@@ -64,15 +65,25 @@ def show_recipes(argv: Sequence[str] | None = None) -> int:
     if file is None:
         print(f"{PROG}: no recipe is called {given.name!r}.{nearest(given.name, known)}", file=sys.stderr)
         return _EXIT_WRONG_ARGUMENTS
-    if given.copy is None:
+    try:
+        if given.copy is not None:
+            return _copy(file, given.copy)
         sys.stdout.write(file.read_text(encoding="utf-8"))
-        return 0
-    return _copy(file, given.copy)
+    except OSError as error:
+        print(f"{PROG}: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return _EXIT_WRONG_ARGUMENTS
+    except ValueError as error:  # of a file that somebody has added
+        print(f"{PROG}: {file}: {error}", file=sys.stderr)
+        return _EXIT_WRONG_ARGUMENTS
+    return 0
 
 
-def _described(name: str) -> Recipe:
+def _described(name: str, file: Path) -> Recipe:
     """Return the recipe's line of the table, from its options and the comments at the head of its files."""
-    chain = config_chain(name)
+    try:
+        chain = config_chain(file)
+    except ValueError as error:  # of a file that somebody has added
+        return Recipe(name, str(error), "", "")
     heads = [_head(file) for file in chain]
     summary = re.split(r", one GPU|: |(?<!al)\. ", heads[0])[0].removesuffix(".")
     return Recipe(name, summary, *_needs(merged(chain), " ".join(heads)))
@@ -80,7 +91,7 @@ def _described(name: str) -> Recipe:
 
 def _needs(values: dict[str, Any], heads: str) -> tuple[str, str]:
     """Return the model, and the GPUs that the comments name."""
-    model = str(values["model_name_or_path"])
+    model = str(values.get("model_name_or_path", ""))
     if values.get("use_cpu"):
         return model, "none"
     memory = re.search(r"GPUs? of (\d+ GB)", heads)
@@ -101,13 +112,11 @@ def _print_table() -> None:
     table = Table("recipe", "what it is", "model", "GPU", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     folder = ""
-    for name, file in sorted(
-        recipes().items(), key=lambda item: (_FOLDERS.index(item[1].parent.name), item[0])
-    ):
+    for name, file in sorted(recipes().items(), key=lambda item: (*_place(item[1].parent.name), item[0])):
         if file.parent.name != folder:
             table.add_section()
         folder = file.parent.name
-        table.add_row(*_described(name))
+        table.add_row(*map(escape, _described(name, file)))
     console.print(table)
     console.print(f"Engines for --accelerate_config: {', '.join(engine_profiles())}", soft_wrap=True)
     for line in (
@@ -118,8 +127,18 @@ def _print_table() -> None:
         console.print(line, soft_wrap=True)
 
 
+def _place(folder: str) -> tuple[int, str]:
+    """Return what sorts a folder: ours in the table's order, then others by name."""
+    return (_FOLDERS.index(folder) if folder in _FOLDERS else len(_FOLDERS)), folder
+
+
 def _copy(file: Path, folder: Path) -> int:
-    """Copy a file and those it builds on; nothing where one of them is there already."""
+    """Copy a file and those it builds on; nothing where one of them is there already.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+        ValueError: a file cannot be read, or builds on one that lies elsewhere.
+    """
     files = [file] if file in engine_profiles().values() else list(config_chain(file))
     targets = {f: folder / f.resolve().relative_to(recipes_folder().resolve()) for f in files}
     if there := [str(target) for target in targets.values() if target.exists()]:
