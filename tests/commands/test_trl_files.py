@@ -381,6 +381,47 @@ def test_former_options_are_taken_with_a_line_about_each(here, caplog):
     assert problems == ["no_cuda is not an option. It is called use_cpu."]
 
 
+@pytest.mark.parametrize(
+    ("base", "own", "words", "expected"),
+    [
+        ({"torch_dtype": "bfloat16"}, {"dtype": "float32"}, [], "float32"),
+        ({"dtype": "bfloat16"}, {"torch_dtype": "float32"}, [], "float32"),
+        ({"torch_dtype": "bfloat16"}, {"torch_dtype": "float32"}, [], "float32"),
+        ({}, {"torch_dtype": "bfloat16"}, ["--dtype", "float32"], "float32"),
+        ({}, {"dtype": "bfloat16"}, ["--torch-dtype=float32"], "float32"),
+    ],
+)
+def test_a_former_name_is_where_todays_would_be(here, base, own, words, expected):
+    (here / "base.yaml").write_text(yaml.safe_dump(base | ON_CPU))
+    _, _, model_config, problems = read_arguments([*written(own | {"base": "base.yaml"}), *words])
+    assert problems == []
+    assert model_config.dtype == expected
+
+
+def test_both_names_on_one_line_are_refused(here):
+    words = [*written(ON_CPU), "--dtype", "float32", "--torch_dtype", "bfloat16"]
+    assert read_arguments(words)[3] == ["torch_dtype is not an option. It is called dtype."]
+
+
+def test_a_share_of_no_steps_changes_nothing_beside_warmup_steps(here, caplog):
+    _, config, _, problems = read_arguments(written({"warmup_ratio": 0.0, "warmup_steps": 10} | ON_CPU))
+    assert problems == []
+    assert config.warmup_steps == 10
+    assert "warmup_ratio=0.0 changes nothing beside warmup_steps: leave it out." in caplog.messages
+    both = {"warmup_ratio": 0.1, "warmup_steps": 10}
+    assert taken_over(both, KNOWN) == (both, [])
+
+
+def test_secrets_are_not_told(here, caplog):
+    _, config, _, problems = read_arguments([*written(ON_CPU), "--push_to_hub_token", "hf_SECRET"])
+    assert problems == []
+    assert config.hub_token == "hf_SECRET"
+    assert caplog.messages == ["push_to_hub_token is called hub_token now: taken as hub_token."]
+    assert taken_over({"use_auth_token": "false"}, KNOWN)[1] == [
+        "use_auth_token changes nothing any more: leave it out."
+    ]
+
+
 def test_what_means_something_else_is_not_taken():
     for name, value in {
         "warmup_ratio": 1.5,

@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from trl import TrlParser
 
-from srpo_trl.commands.config_file import read_config_file
+from srpo_trl.commands.config_file import config_chain, merged
 from srpo_trl.commands.help import show_help
 from srpo_trl.commands.launch import LAUNCHED, PROFILE, launcher_options, split_words
 from srpo_trl.config.former import IDLE, taken_over
@@ -96,15 +97,13 @@ def parse_options(
     config_file.add_argument("--config")
     path, arguments = config_file.parse_known_args(split_words(argv)[1])
     problems: list[str] = []
-    values: dict[str, Any] = {}
-    if path.config is not None:
-        values.update(*collect_error(problems, read_config_file, path.config))
+    chain = [{}] if path.config is None else collect_error(problems, config_chain, path.config)
     if problems:
         return [None] * len(kinds), problems
+    known = {option.dest for option in parser._actions} | {"num_processes", PROFILE}
+    values, arguments = _with_todays_names(chain[0], arguments, known)
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     values = {name: value for name, value in values.items() if name not in launcher_options()}
-    known = {option.dest for option in parser._actions} | {"num_processes", PROFILE}
-    values, arguments = _with_todays_names(values, arguments, known)
 
     own_defaults = {option.dest: option.default for option in parser._actions} | (defaults or {})
     parser.set_defaults_with_config(**(defaults or {}) | values)
@@ -138,20 +137,27 @@ def _corrected(
 
 
 def _with_todays_names(
-    values: dict[str, Any], arguments: list[str], known: set[str]
+    chain: dict[Path, dict[str, Any]], arguments: list[str], known: set[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the file's values and the command line with former options under today's names."""
+    """Return the files' values and the command line with former options under today's names.
+
+    Each file is translated by itself: whichever name a file uses, it wins over the one that it builds on.
+    """
     former = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in sorted({*FORMER, *IDLE} - known):
         former.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?", const="true")
     given, rest = former.parse_known_args(arguments)
-    values, notices = taken_over(values, known)
-    on_line, more = taken_over(vars(given), known)
-    rest += [word for name, value in on_line.items() for word in (f"--{name}", value)]
+    names = [word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--")]
+    todays = dict.fromkeys(name for name in names if name in known)
+    on_line, notices = taken_over(todays | vars(given), known)
+    rest += [w for name, value in on_line.items() if name not in todays for w in (f"--{name}", value)]
+    for file, own in chain.items():
+        chain[file], more = taken_over(own, known)
+        notices += more
     if os.environ.get("RANK", "0") == "0" and LAUNCHED not in os.environ:  # which has told them
-        for notice in notices + more:
+        for notice in dict.fromkeys(notices):
             logger.warning(notice)
-    return values, rest
+    return merged(chain), rest
 
 
 def collect_error(

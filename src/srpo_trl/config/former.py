@@ -11,6 +11,7 @@ from srpo_trl.config.renamed import FORMER, RENAMED, REPLACED
 ANY = "any"  # value
 NONE = ("none", "null")
 SHARE = "warmup_ratio"  # of the run's steps, which warmup_steps takes, too, below 1
+SECRETS = ("token", "key", "secret", "password")  # ends of names whose values no log may hold
 
 # Values of removed options, as text in lower case, that ask for nothing else than what happens today.
 IDLE: dict[str, Any] = {
@@ -51,17 +52,23 @@ def taken_over(values: Mapping[str, Any], known: set[str]) -> tuple[dict[str, An
         if name in known or not (new or name in RENAMED or name in REPLACED or name in IDLE):
             result[name] = value
         elif _is_idle(name, value):
-            notices.append(f"{name}={value!r} changes nothing any more: leave it out.")
+            notices.append(f"{_shown(name, value)} changes nothing any more: leave it out.")
+        elif name == SHARE and new in values and _is_share(value) and float(value) == 0:
+            notices.append(f"{name}={value!r} changes nothing beside {new}: leave it out.")
         elif new is None or new in values or (name == SHARE and not _is_share(value)):
             result[name] = value  # refused, with its remedy
         else:
             result[new] = value
-            notices.append(f"{name} is called {new} now: taken as {new}={value!r}.")
+            notices.append(f"{name} is called {new} now: taken as {_shown(new, value)}.")
     return result, notices
 
 
 def _is_idle(name: str, value: Any) -> bool:
     return IDLE.get(name) is ANY or str(value).lower() in (*NONE, *IDLE.get(name, ()))
+
+
+def _shown(name: str, value: Any) -> str:
+    return name if name.endswith(SECRETS) else f"{name}={value!r}"
 
 
 def _is_share(value: Any) -> bool:
