@@ -104,7 +104,6 @@ def parse_options(
     values, arguments = _with_todays_names(chain[0], arguments, known)
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     values = {name: value for name, value in values.items() if name not in launcher_options()}
-
     own_defaults = {option.dest: option.default for option in parser._actions} | (defaults or {})
     parser.set_defaults_with_config(**(defaults or {}) | values)
     namespace, unread = parser.parse_known_args(arguments)
