@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -104,6 +104,53 @@ def test_what_follows_from_a_change_is_derived_anew():
     assert not config.activation_checkpointing
 
 
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ({"eval_strategy": "steps", "logging_steps": 10}, {"logging_steps": 50}),
+        ({"eval_strategy": "steps", "eval_steps": 5}, {"logging_steps": 50}),
+        ({"eval_strategy": "steps"}, {"eval_strategy": "no"}),
+        ({"torch_compile_backend": "eager"}, {"torch_compile": True}),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
+            {"load_best_model_at_end": False},
+        ),
+        ({"fsdp": "full_shard"}, {"fsdp": ""}),
+        ({"fsdp": "full_shard", "fsdp_config": {"min_num_params": 3}}, {"fsdp": "shard_grad_op"}),
+        ({"generation_batch_size": 16}, {"per_device_train_batch_size": 4}),
+        ({"generation_batch_size": 16}, {"gradient_accumulation_steps": 4}),
+        ({"generation_batch_size": 32}, {"num_generations": 16}),
+        ({}, {"generation_batch_size": 16}),
+        ({}, {"steps_per_generation": 4}),
+    ],
+    ids=str,
+)
+def test_a_change_is_as_if_it_had_been_given(given, changes):
+    config = SRPOConfig.from_grpo(grpo(**copy.deepcopy(given)), **changes)  # transformers adds to fsdp_config
+    expected = SRPOConfig.from_grpo(grpo(**given | changes))
+    assert not changed(expected, config)
+
+
+def test_compilation_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "")  # which transformers sets
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "")
+    args = grpo()
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = True, "inductor", "default"
+    config = SRPOConfig.from_grpo(args, torch_compile=False)
+    assert (config.torch_compile, config.torch_compile_backend, config.torch_compile_mode) == (
+        False,
+        None,
+        None,
+    )
+
+
+def test_a_batch_that_does_not_divide_follows():
+    config = SRPOConfig.from_grpo(
+        grpo(steps_per_generation=2), per_device_train_batch_size=12, num_generations=4
+    )
+    assert (config.steps_per_generation, config.generation_batch_size) == (2, 24)
+
+
 @dataclass
 class OfScript(GRPOConfig):
     benchmarks: list[str] = field(default_factory=list)
@@ -125,6 +172,18 @@ def test_fields_of_a_derived_class_are_kept():
     again = SRPOConfig.from_grpo(wider, beta=0.1)
     assert type(again) is Wider
     assert (again.beta, again.benchmarks) == (0.1, ["math"])
+
+
+def test_a_derived_class_takes_srpos_configuration():
+    args = SRPOConfig(**CPU, eval_strategy="steps", method="sdpo", learning_rate=None)
+    args.loose = 3
+    wider = Wider.from_grpo(args)
+    assert type(wider) is Wider
+    assert not changed(args, wider)
+    assert (wider.method, wider.defaulted, wider.loose) == ("sdpo", args.defaulted, 3)
+    again = Wider.from_grpo(args, method="grpo")
+    assert not changed(replace(args, method="grpo"), again)
+    assert again.defaulted == replace(args, method="grpo").defaulted
 
 
 def test_what_is_no_configuration_or_no_option_is_refused():

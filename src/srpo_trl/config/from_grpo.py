@@ -15,7 +15,6 @@ _DERIVED_FROM = {
     "gradient_checkpointing": ("activation_checkpointing",),
     "gradient_checkpointing_kwargs": ("activation_checkpointing_kwargs",),
     "greater_is_better": ("metric_for_best_model",),
-    "steps_per_generation": ("generation_batch_size",),
 }
 
 
@@ -31,6 +30,9 @@ class FromGRPO:
         of `args`, and not the paper's, which are the defaults of `SRPOConfig`; `None` among the changes asks for
         SRPO's default. Options that `GRPOConfig` does not have get SRPO's defaults: evaluation draws samples and scores
         them, as many of a question as `args` says, unless `metric_for_best_model` is a loss.
+
+        A `generation_batch_size` that is not the default stays where `per_device_train_batch_size` changes, as far as
+        it can be divided into such batches: `steps_per_generation` follows.
 
         Attributes of a class derived from `GRPOConfig` are attributes of the result.
 
@@ -53,24 +55,58 @@ class FromGRPO:
         values = {
             option.name: getattr(args, option.name) for option in fields(args) if option.name in options
         }
-        if values["steps_per_generation"] == values["gradient_accumulation_steps"]:
-            values["steps_per_generation"] = None  # TRL's default
-        values["generation_batch_size"] = None  # follows from the other; TRL takes one of the two
-        for name, sources in _DERIVED_FROM.items():
-            if name in values and any(source in changes for source in sources):
-                values[name] = None
-        given = values | changes
-        # What None means to GRPOTrainer, where it means SRPO's default here.
-        meant = {
-            "num_generations_eval": given["num_generations"],
-            "epsilon_high": given["epsilon"],
-            "vllm_importance_sampling_clip_max": LARGEST,
-        }
-        given |= {
-            name: value for name, value in meant.items() if values[name] is None and name not in changes
-        }
-        config = cls(**given)
+        if isinstance(args, FromGRPO):  # of a class that this one derives from
+            config = cls(**values | {"derived": vars(args)["derived"]} | changes)
+        else:
+            config = cls(**_meant(_rederived(args, values, changes), changes))
         for name, value in vars(args).items():
             if not hasattr(config, name):
                 setattr(config, name, value)
         return config
+
+
+def _rederived(args: GRPOConfig, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of `args` without those that it derived from options that change."""
+    values = dict(values)
+    if values["steps_per_generation"] == values["gradient_accumulation_steps"]:
+        values["steps_per_generation"] = None  # TRL's default
+    micro_batch = changes.get("per_device_train_batch_size", 0) * args.world_size
+    keeps_batch = (
+        values["steps_per_generation"] and micro_batch and values["generation_batch_size"] % micro_batch == 0
+    )
+    # TRL takes one of the two; the other follows.
+    values["steps_per_generation" if keeps_batch else "generation_batch_size"] = None
+    if "generation_batch_size" in changes or "steps_per_generation" in changes:
+        values["steps_per_generation"] = values["generation_batch_size"] = None
+    for name, sources in _DERIVED_FROM.items():
+        if name in values and any(source in changes for source in sources):
+            values[name] = None
+    follows = values["eval_steps"] == values["logging_steps"]  # its default
+    if follows and not {"logging_steps", "eval_strategy"}.isdisjoint(changes):
+        values["eval_steps"] = None
+    if "eval_strategy" in changes and values["eval_strategy"] != "no":
+        values["do_eval"] = False  # TRL switches it on
+    if not changes.get("torch_compile", True):
+        values["torch_compile_backend"] = values["torch_compile_mode"] = None  # either would switch it on
+    loads_best = values["load_best_model_at_end"] and not changes.get("load_best_model_at_end", True)
+    if loads_best and values["metric_for_best_model"] == "loss":
+        values["metric_for_best_model"] = values["greater_is_better"] = None
+    if not changes.get("fsdp", True):
+        values["fsdp_config"] = None
+    elif isinstance(changes.get("fsdp"), str | list):  # which names what these two say
+        former = ("reshard_after_forward", "cpu_offload")
+        values["fsdp_config"] = {k: v for k, v in (values["fsdp_config"] or {}).items() if k not in former}
+    return values
+
+
+def _meant(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the values and changes, with what None means to GRPOTrainer where it means SRPO's default here."""
+    given = values | changes
+    meant = {
+        "num_generations_eval": given["num_generations"],
+        "epsilon_high": given["epsilon"],
+        "vllm_importance_sampling_clip_max": LARGEST,
+    }
+    return given | {
+        name: value for name, value in meant.items() if values[name] is None and name not in changes
+    }
