@@ -78,6 +78,11 @@ def write(folder: Path, **options: object) -> list[str]:
     return ["--config", str(folder / "run.yaml")]
 
 
+def test_one_letter_with_two_dashes_is_no_option_of_the_launcher(files: Path) -> None:
+    problems = read_arguments([*write(files), "--q", "--h"])[3]
+    assert [problem.split()[:2] for problem in problems] == [["q", "is"], ["h", "is"]]
+
+
 def test_options_of_training_are_not_the_launchers() -> None:
     kinds = (EvalArguments, SRPOConfig, ModelConfig)
     training = {field.name for kind in kinds for field in dataclasses.fields(kind)}

@@ -155,6 +155,16 @@ def test_a_mixture_is_split_alike_each_time(here):
         load_eval_rows(TrainArguments(datasets=[dict(one) for one in MIXTURE]))
 
 
+def test_a_data_set_that_is_not_read_is_told(here, caplog):
+    words = written(
+        {"datasets": MIXTURE, "dataset_name": "rows.jsonl", "model_name_or_path": "model"} | ON_CPU
+    )
+    training, problems = prepare([*words, "--reward_funcs", "math_reward", "--output_dir", "out"])
+    assert problems == []
+    assert len(training.train_rows) == 20
+    assert "dataset_name='rows.jsonl' is not read: datasets comes before it." in caplog.messages
+
+
 def test_streams_train_for_max_steps(here, capsys):
     given = {
         "model_name_or_path": "model",

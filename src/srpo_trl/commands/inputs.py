@@ -278,6 +278,8 @@ def data_problems(script: DataArguments) -> Iterator[str]:
         if not isinstance(one, DATA_SET):
             options = ", ".join(DATA_SET_OPTIONS[1:])
             yield f"datasets has {one!r}; each data set is a mapping with path, and may have {options}."
+    if script.datasets and script.dataset_name is not None and os.environ.get("RANK", "0") == "0":
+        logger.warning("dataset_name=%r is not read: datasets comes before it.", script.dataset_name)
     shares = [
         one.fraction for one in script.datasets if isinstance(one, DATA_SET) and one.fraction is not None
     ]

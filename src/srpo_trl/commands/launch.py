@@ -70,6 +70,7 @@ def launcher_options() -> dict[str, argparse.Action]:
         word.lstrip("-").replace("-", "_"): action
         for action in launch_command_parser()._actions
         for word in action.option_strings
+        if word.startswith("--")
     }
     return {PROFILE: argparse.Action([], PROFILE)} | {
         name: action for name, action in actions.items() if name not in _NOT_PASSED_ON
