@@ -120,8 +120,8 @@ MUTANTS = [
         "<think> blocks stay in demonstrations",
         (
             "teacher/context.py",
-            "return (text if keep_thinking else remove_thinking(text)).strip()",
-            "return text.strip()",
+            "    if not keep_thinking:  # turn by turn",
+            "    if False:  # turn by turn",
         ),
         tests=("teacher/test_teacher_context.py::test_thinking_is_removed_from_demonstrations",),
     ),

@@ -104,7 +104,8 @@ def parse_options(
     values, arguments = _with_todays_names(chain[0], arguments, known)
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     values = {name: value for name, value in values.items() if name not in launcher_options()}
-    own_defaults = {option.dest: option.default for option in parser._actions} | (defaults or {})
+    plain = {option.dest: option.default for option in parser._actions}
+    own_defaults = plain | (defaults or {})
     parser.set_defaults_with_config(**(defaults or {}) | values)
     namespace, unread = parser.parse_known_args(arguments)
     problems += [
@@ -114,7 +115,8 @@ def parse_options(
     ]
 
     def built(kind: Any) -> Any:
-        given = {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init}
+        values = {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init}
+        given = {name: value for name, value in values.items() if value != plain[name]}  # a log tells these
         return next(iter(collect_error(problems, kind, **given)), None)
 
     return [built(kind) for kind in kinds], problems
