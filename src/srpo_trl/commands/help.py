@@ -39,7 +39,7 @@ BRIEF = {
     "method": "A method by its name, which `srpo-trl methods` lists, or your own as 'module:factory'.",
     "model_name_or_path": "Hub id or folder of the model.",
     "max_steps": "Optimizer steps of the run. -1: num_train_epochs decides.",
-    "vllm_mode": "'colocate': vLLM shares the training GPUs. 'server': it runs elsewhere (`trl vllm-serve`).",
+    "vllm_mode": "'colocate': vLLM shares the training GPUs. 'server': it runs elsewhere (`vllm serve`).",
     "resume_from_checkpoint": "A checkpoint's folder, or 'auto': the newest complete one in output_dir, if any.",
 }
 PACKAGE, FOREIGN = "srpo_trl", {"trl": "Others of TRL", "transformers": "Others of transformers"}

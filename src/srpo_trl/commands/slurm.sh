@@ -50,9 +50,16 @@ start_server() { # and wait until it answers
     done
 }
 
-# A restart goes on from the last complete checkpoint. vLLM restarts too: the trainer that is gone may have left it
+checkpoints() { (
+    shopt -s nullglob
+    echo "$OUTPUT_DIR"/checkpoint-*
+); }
+
+# A restart goes on from the last complete checkpoint; a run that ends before it has saved one, as with wrong options or
+# too little memory, would only end again. vLLM restarts too: the trainer that is gone may have left it
 # waiting for weights.
 for ((attempt = 0; ; attempt++)); do
+    saved=$(checkpoints)
     if ((VLLM_NODES)); then start_server; fi
     # One launcher a node. SLURM_NODEID is read inside the task: here, in the batch script, it is 0. Where a launcher
     # ends with an error, srun ends the others.
@@ -72,9 +79,9 @@ for ((attempt = 0; ; attempt++)); do
         sleep 2
     done
     stop
-    if ((status == 0 || status == 2 || attempt >= MAX_RESTARTS)); then # 2: wrong options, which no restart mends
-        echo "$(date) training ended with status $status after $attempt restarts."
+    echo "$(date) training, or vLLM, ended with status $status after $attempt restarts."
+    if ((status == 0 || attempt >= MAX_RESTARTS)) || [[ $saved == "$(checkpoints)" ]]; then
         exit "$status"
     fi
-    echo "$(date) training or vLLM ended with an error (status $status): restart $((attempt + 1)) of $MAX_RESTARTS."
+    echo "$(date) restart $((attempt + 1)) of $MAX_RESTARTS"
 done
