@@ -151,6 +151,7 @@ def test_restarted_processes_meet_anew(
     assert problems == []
     assert started is not None
     assert launch_command_parser().parse_args([*started.words, "script"]).rdzv_backend == backend
+    assert started.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
 @pytest.mark.parametrize(

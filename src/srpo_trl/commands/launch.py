@@ -33,6 +33,9 @@ from srpo_trl.config import SRPOConfig
 PROFILE = "accelerate_config"
 # Options of the launcher that a training run has itself, or that say what is launched.
 _NOT_PASSED_ON = ("help", "debug", "gradient_accumulation_steps", "env", "m", "module", "no_python")
+# torch keeps the launcher's store over restarts, so that new processes may read the addresses of those that ended. With
+# this and the rendezvous c10d they get a store of their own.
+_OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 LAUNCHED = "SRPO_TRL_LAUNCHED"  # environment variable of the processes that were started here
 _KINDS = ("multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm")
 
@@ -116,7 +119,9 @@ def read_launch(command: str, argv: Sequence[str]) -> tuple[Launch | None, list[
         num_processes, more = _processes(words)
     except (ValueError, OSError) as error:
         return None, [str(error)]
-    environment = os.environ | {name: str(value) for name, value in values.get("env", {}).items()}
+    environment = (
+        os.environ | _OWN_STORE | {name: str(value) for name, value in values.get("env", {}).items()}
+    )
     return Launch([*more, *words], [command, *own], num_processes, environment), []
 
 
