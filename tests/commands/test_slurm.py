@@ -138,6 +138,23 @@ def test_a_run_that_has_saved_nothing_is_not_tried_again(
     assert "restart 1" not in done.stdout
 
 
+def test_a_cancelled_job_leaves_nothing_running(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cluster: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    port = free_port()
+    text = script(capsys, "--output_dir", str(tmp_path / "run"), "--vllm_server_port", str(port))
+    text = text.replace("set -euo pipefail", "set -euo pipefail\nexport JOB=$$")
+    done = cluster(text, f'echo $$ >> "{tmp_path}/tasks"; kill "$JOB"; exec sleep 60')
+    assert done.returncode == 143
+    for pid in (tmp_path / "tasks").read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+    with socket.socket() as connection:
+        assert connection.connect_ex(("127.0.0.1", port)) != 0
+
+
 def test_a_server_that_does_not_start_ends_the_job(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
