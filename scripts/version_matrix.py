@@ -37,8 +37,8 @@ def requirements(path: str = "pyproject.toml") -> list[Requirement]:
     return [Requirement(text) for text in project["dependencies"]]
 
 
-def constraints() -> dict[str, str]:
-    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def constraints(path: str = "constraints.txt") -> dict[str, str]:
+    lines = (REPOSITORY / path).read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
@@ -56,9 +56,11 @@ def versions(name: str) -> dict[str, str]:
     if name == "newest":
         return {}
     pinned = constraints()
-    del pinned["huggingface-hub"]  # transformers < 5.18 need one below 2
     if name == "transformers-5.17":  # what vLLM needs
-        return pinned | {"transformers": "5.17.0"}
+        pinned |= constraints("constraints-vllm.txt")
+        del pinned["vllm"]  # has no build for CPUs
+        return pinned
+    del pinned["huggingface-hub"]  # transformers < 5.18 need one below 2
     # The packages below the core stay at their pins: left free, pip tries them for a long time.
     return pinned | {requirement.name: oldest(requirement) for requirement in with_floor()}
 

@@ -21,6 +21,10 @@ COMMANDS = {  # where its function of the command line is, and what it does
     "methods": ("srpo_trl.commands.methods:show_methods", "list the methods, or one of them in full"),
     "eval": ("srpo_trl.commands.evaluate:evaluate", "sample a model's answers and score them"),
     "plan": ("srpo_trl.commands.plan.command:plan", "memory of a training run, from its configs alone"),
+    "slurm": (
+        "srpo_trl.commands.slurm:slurm",
+        "train on several nodes of a Slurm cluster, with vLLM on another",
+    ),
     "compare": (
         "srpo_trl.commands.compare.command:compare",
         "train variants from one start and tabulate their scores",

@@ -132,6 +132,29 @@ def test_several_processes_without_a_profile_are_really_started(
 
 
 @pytest.mark.parametrize(
+    ("words", "backend"),
+    [
+        (["--num_processes", "2"], "static"),
+        (["--num_processes", "2", "--max_restarts", "1"], "c10d"),
+        (["--accelerate_config", "ddp", "--max_restarts", "1"], "c10d"),
+        (["--accelerate_config", "multi_node", "--max_restarts", "1"], "static"),
+        (["--accelerate_config", "ddp", "--num_machines", "2", "--max_restarts", "1"], "static"),
+    ],
+)
+def test_restarted_processes_meet_anew(
+    words: list[str], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one machine; torch's static rendezvous would show them the addresses of those that ended."""
+    monkeypatch.setattr(launch, "default_config_file", "/nowhere")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    started, problems = read_launch("train", words)
+    assert problems == []
+    assert started is not None
+    assert launch_command_parser().parse_args([*started.words, "script"]).rdzv_backend == backend
+    assert started.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["--accelerate_config", "zero3"], 8),

@@ -13,7 +13,8 @@ OTHERS = "Others of srpo-trl"
 # Every option of ours, and of TRL's and transformers' those that most runs set.
 GROUPS: dict[str, str] = {
     "Data and rewards": "config dataset_name dataset_config benchmark data_dir dataset_train_split "
-    "dataset_test_split max_train_rows max_eval_rows reward_funcs reward_weights chat_template_kwargs output",
+    "dataset_test_split max_train_rows max_eval_rows reward_funcs reward_model_name_or_path reward_weights "
+    "chat_template_kwargs output",
     "Model, precision and LoRA": "model_name_or_path dtype bf16 fp16 use_cpu use_peft lora_r lora_alpha "
     "load_in_4bit attn_implementation liger_layers",
     "Method": "method method_options routing success_reward_threshold correctness_reward resample_failed_frac "
@@ -39,7 +40,7 @@ BRIEF = {
     "method": "A method by its name, which `srpo-trl methods` lists, or your own as 'module:factory'.",
     "model_name_or_path": "Hub id or folder of the model.",
     "max_steps": "Optimizer steps of the run. -1: num_train_epochs decides.",
-    "vllm_mode": "'colocate': vLLM shares the training GPUs. 'server': it runs elsewhere (`trl vllm-serve`).",
+    "vllm_mode": "'colocate': vLLM shares the training GPUs. 'server': it runs elsewhere (`vllm serve`).",
     "resume_from_checkpoint": "A checkpoint's folder, or 'auto': the newest complete one in output_dir, if any.",
 }
 PACKAGE, FOREIGN = "srpo_trl", {"trl": "Others of TRL", "transformers": "Others of transformers"}

@@ -33,6 +33,9 @@ from srpo_trl.config import SRPOConfig
 PROFILE = "accelerate_config"
 # Options of the launcher that a training run has itself, or that say what is launched.
 _NOT_PASSED_ON = ("help", "debug", "gradient_accumulation_steps", "env", "m", "module", "no_python")
+# torch keeps the launcher's store over restarts, so that new processes may read the addresses of those that ended. With
+# this and the rendezvous c10d they get a store of their own.
+_OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 LAUNCHED = "SRPO_TRL_LAUNCHED"  # environment variable of the processes that were started here
 _KINDS = ("multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm")
 
@@ -116,7 +119,9 @@ def read_launch(command: str, argv: Sequence[str]) -> tuple[Launch | None, list[
         num_processes, more = _processes(words)
     except (ValueError, OSError) as error:
         return None, [str(error)]
-    environment = os.environ | {name: str(value) for name, value in values.get("env", {}).items()}
+    environment = (
+        os.environ | _OWN_STORE | {name: str(value) for name, value in values.get("env", {}).items()}
+    )
     return Launch([*more, *words], [command, *own], num_processes, environment), []
 
 
@@ -217,6 +222,9 @@ def _processes(words: list[str]) -> tuple[int, list[str]]:
     file = given.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
     gpus = 0 if given.cpu else torch.cuda.device_count()
     config = None if file is None else _engine_file(str(file))
+    more: list[str] = []
+    if given.max_restarts and given.rdzv_backend == "static" and _machines(given, config) == 1:
+        more = ["--rdzv_backend", "c10d"]  # with the variable of `_OWN_STORE`
     for number in (given.num_processes, getattr(config, "num_processes", None)):
         if number is not None and (not isinstance(number, int) or number < 1):
             raise ValueError(f"num_processes={number!r} must be a whole number of at least 1.")
@@ -226,15 +234,19 @@ def _processes(words: list[str]) -> tuple[int, list[str]]:
             gpus and is_profile and config.num_machines == 1 < config.num_processes
         ):
             count = max(gpus, 1)  # the number in a profile stands for all GPUs
-            return count, ["--num_processes", str(count)]
+            return count, [*more, "--num_processes", str(count)]
         number_in_file: int = config.num_processes
-        return number_in_file, []
+        return number_in_file, more
     count = max(gpus if given.num_processes is None else given.num_processes, 1)
     if file is None and count > 1 and not any(getattr(given, kind) for kind in _KINDS):
-        return count, [
-            "--multi_gpu"
-        ]  # without it the launcher starts one process where there is one GPU or none
-    return count, []
+        # without it the launcher starts one process where there is one GPU or none
+        return count, [*more, "--multi_gpu"]
+    return count, more
+
+
+def _machines(given: argparse.Namespace, config: Any) -> int:
+    """Return how many machines the launcher's words, or else its file, name."""
+    return given.num_machines or getattr(config, "num_machines", None) or 1
 
 
 def _engine_file(file: str) -> Any:
