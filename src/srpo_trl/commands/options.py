@@ -82,8 +82,7 @@ def parse_options(
         defaults: of this command where they are not the dataclass's.
         hidden: groups of options that `--help` leaves out.
     Returns:
-        One object of each kind, None where its values were refused, and the problems. Where the file cannot be
-        read, that is the only one: there is no telling what else would be wrong.
+        One object of each kind, None where its values were refused, and the problems; of an unreadable file that alone.
     Raises:
         SystemExit: for `--help`, or an option without its value.
     """
@@ -104,8 +103,7 @@ def parse_options(
     values, arguments = _with_todays_names(chain[0], arguments, known)
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     values = {name: value for name, value in values.items() if name not in launcher_options()}
-    plain = {option.dest: option.default for option in parser._actions}
-    own_defaults = plain | (defaults or {})
+    own_defaults = {option.dest: option.default for option in parser._actions} | (defaults or {})
     parser.set_defaults_with_config(**(defaults or {}) | values)
     namespace, unread = parser.parse_known_args(arguments)
     problems += [
@@ -113,13 +111,19 @@ def parse_options(
         *parser.wrong.values(),
         *_corrected(namespace, parser, own_defaults),
     ]
+    told = {*values, *(defaults or {}), *_named(arguments)}  # alone, since a log tells what was set
 
     def built(kind: Any) -> Any:
-        values = {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init}
-        given = {name: value for name, value in values.items() if value != plain[name]}  # a log tells these
+        given = {f.name: getattr(namespace, f.name) for f in fields(kind) if f.init and f.name in told}
         return next(iter(collect_error(problems, kind, **given)), None)
 
     return [built(kind) for kind in kinds], problems
+
+
+def _named(arguments: Sequence[str]) -> set[str]:
+    """Return the options that words of a command line name."""
+    words = [word.removeprefix("--").split("=")[0] for word in arguments if word.startswith("--")]
+    return {name.replace("-", "_") for name in words} | {word.removeprefix("no_") for word in words}
 
 
 def _corrected(
