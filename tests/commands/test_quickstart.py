@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srpo_trl.commands.quickstart import held_out
+from srpo_trl.commands.quickstart.folder import claimed
 from srpo_trl.commands.quickstart.held_out import HeldOut, sample_completions
 from srpo_trl.commands.quickstart.prompts import TEMPLATES, student_prompts, teacher_prompts
 from srpo_trl.commands.quickstart.quiet import ENVIRONMENT, quiet_libraries
@@ -32,8 +34,17 @@ from srpo_trl.commands.quickstart.task import (
     worked_solution,
 )
 from srpo_trl.commands.quickstart.train import TrainingRecipe
-from srpo_trl.commands.quickstart.warmup import WarmupRecipe, load_start, save_start, solution_loss, warm_up
+from srpo_trl.commands.quickstart.warmup import (
+    WarmupRecipe,
+    WarmupResult,
+    load_start,
+    save_start,
+    solution_loss,
+    warm_up,
+)
 from srpo_trl.data.tiny_model import build_model, build_tokenizer
+from srpo_trl.host.run_lock import LOCK_FILE
+from srpo_trl.runs.log import LOG_FILE, RunLog
 from srpo_trl.runs.read import read_runs
 from srpo_trl.teacher.templates import TeacherInformation
 
@@ -401,8 +412,82 @@ def test_libraries_have_one_thread_while_it_runs():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--methods", "ppo"], ["--seeds", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--steps", "0"],
+        ["--methods", "ppo"],
+        ["--methods", "grpo", "grpo"],
+        ["--seeds", "-1"],
+        ["--seed", "-3"],
+        ["--seed", "99999999999"],
+    ],
+)
 def test_wrong_options_end_the_program(arguments):
     with pytest.raises(SystemExit) as error:
         run_quickstart(arguments)
     assert error.value.code == 2
+
+
+def test_a_run_stands_for_the_earlier_ones_of_its_folder_and_leaves_the_rest(quickstart, monkeypatch):
+    monkeypatch.setattr("srpo_trl.commands.report.command.make_report", lambda words: 0)
+    folder = quickstart("--steps", "1", "--methods", "grpo", "sdpo")
+    before = (folder / "sdpo" / LOG_FILE).read_bytes()
+    (folder / "mine.txt").write_text("kept")
+    quickstart("--steps", "2", "--methods", "grpo")
+    (run,) = read_runs([folder / "grpo"])
+    assert run.num_steps == 2
+    assert run.num_earlier_starts == 0
+    results = json.loads((folder / "results.json").read_text())["variants"]
+    assert [point["step"] for point in results["grpo"]["runs"][0]["points"]] == [0, 1, 2]
+    assert (folder / "sdpo" / LOG_FILE).read_bytes() == before
+    assert (folder / "mine.txt").read_text() == "kept"
+    assert not (folder / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "warmup.json"])
+def test_a_start_that_is_cut_off_is_none(tokenizer, tmp_path, file):
+    model = build_model(tokenizer)
+    save_start(tmp_path / "start", model, tokenizer, WarmupResult(0, 0.0))
+    assert load_start(tmp_path / "start") is not None
+    whole = (tmp_path / "start" / file).read_bytes()
+    (tmp_path / "start" / file).write_bytes(whole[: len(whole) // 2])
+    assert load_start(tmp_path / "start") is None
+
+
+def test_a_start_without_a_weight_is_none(tokenizer, tmp_path):
+    save_start(tmp_path / "start", build_model(tokenizer), tokenizer, WarmupResult(0, 0.0))
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    assert load_start(tmp_path / "start") is None
+
+
+def test_a_folder_that_is_not_the_quickstarts_is_left_alone(tmp_path):
+    RunLog(tmp_path / "srpo" / LOG_FILE).begin(0, model="Qwen/Qwen3-0.6B")
+    (tmp_path / "grpo").mkdir()
+    (tmp_path / "grpo" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    RunLog(tmp_path / "sdpo" / LOG_FILE).begin(0, model="start-0123456789ab")
+    refused = pytest.raises(SystemExit, match=r"/srpo, .*/grpo would be replaced")
+    with refused, claimed(tmp_path, ["srpo", "sdpo", "grpo"]):
+        pass
+    assert all((tmp_path / name).exists() for name in ("srpo/log.jsonl", "sdpo/log.jsonl", "grpo/notes.txt"))
+    with pytest.raises(SystemExit, match="file cannot be used: File exists"), claimed(tmp_path / "file", []):
+        pass
+    with claimed(tmp_path, ["sdpo"]):
+        assert not (tmp_path / "sdpo").exists()
+        with pytest.raises(SystemExit, match="quickstart: "), claimed(tmp_path, []):
+            pass
+
+
+def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys):
+    def interrupted(options, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("srpo_trl.commands.quickstart.run._run", interrupted)
+    assert run_quickstart([]) == 130
+    out, err = capsys.readouterr()
+    assert out.startswith("Interrupted.")
+    assert out.count("\n") == 1
+    assert not err

@@ -1,6 +1,7 @@
 """Methods that take turns: numbers of a run alone, errors that end all, seconds that are a run's own."""
 
 import random
+import signal
 import threading
 import time
 
@@ -124,3 +125,22 @@ def test_seconds_are_the_processors_and_each_runs_own(trained):
     own = [run.seconds for run in read_runs([folder / "together" / method for method in METHODS])]
     assert min(own) > 0
     assert sum(own) < seconds
+
+
+def test_a_second_interrupt_waits_until_every_job_has_ended():
+    closed, handler = [], signal.getsignal(signal.SIGINT)
+
+    def job(pass_on):
+        try:
+            pass_on()
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.3)  # in the midst of a step, when the user interrupts
+            signal.raise_signal(signal.SIGINT)
+            pass_on()
+        finally:
+            closed.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        take_turns([job])
+    assert closed == [True]
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -11,11 +11,23 @@ from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs, set_
 from srpo_trl.commands.quickstart.task import COMPARED_METHODS
 from srpo_trl.runs.durations import format_duration
 
+_INTERRUPTED = 130  # of a shell for a program that SIGINT ended
+_LARGEST_SEED = 2**31
+
 
 def quickstart(argv: Sequence[str] | None = None) -> int:
-    """Run the quickstart and return 0; options that do not fit end the program with argparse's status 2."""
+    """Run the quickstart and return the exit status; options that do not fit end the program with argparse's 2."""
     options = _parse(argv)
     console = Console()
+    try:
+        _run(options, console)
+    except KeyboardInterrupt:
+        console.print("Interrupted. The start is kept for the next run where it was finished.")
+        return _INTERRUPTED
+    return 0
+
+
+def _run(options: argparse.Namespace, console: Console) -> None:
     set_environment()
     start = time.perf_counter()
     console.print("Loading torch, transformers and trl, which takes some seconds.")
@@ -25,7 +37,6 @@ def quickstart(argv: Sequence[str] | None = None) -> int:
         with quiet_libraries():
             run_study(options, console)
     console.print(f"The whole run took {format_duration(time.perf_counter() - start)}.")
-    return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,16 +62,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     # From the start of seed 0 the methods are level (docs/quickstart.md).
     parser.add_argument(
-        "--seed", type=int, default=1, help="of the start and of the first run (default: %(default)s)"
+        "--seed", type=_seed, default=1, help="of the start and of the first run (default: %(default)s)"
     )
     parser.add_argument(
         "--fresh", action="store_true", help="make the start anew, even where an earlier one fits"
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if len(set(options.methods)) < len(options.methods):
+        parser.error(f"--methods {' '.join(options.methods)}: name each method once")
+    return options
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a whole number of at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number from 0 to {_LARGEST_SEED}")
     return value

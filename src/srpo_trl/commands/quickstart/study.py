@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from srpo_trl.commands.curves import CurveSet, results_json
 from srpo_trl.commands.curves_plot import draw_curves
 from srpo_trl.commands.quickstart.answer import clearest, print_answer, read_answers
+from srpo_trl.commands.quickstart.folder import START, claimed
 from srpo_trl.commands.quickstart.held_out import HeldOut
 from srpo_trl.commands.quickstart.summary import CAVEAT, sentences, start_hint
 from srpo_trl.commands.quickstart.task import (
@@ -38,13 +39,22 @@ METRIC = "held-out accuracy (sampled, temperature 1)"
 
 
 def run_study(options: argparse.Namespace, console: Console) -> None:
-    """Make or load the start, train from it, and report."""
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    """Make or load the start, train from it, and report.
+
+    Raises:
+        SystemExit: the folder cannot be used.
+    """
+    names = [_folder(options, method, seed).name for method in options.methods for seed in _seeds(options)]
+    with claimed(options.output_dir, names):
+        _study(options, console)
+
+
+def _study(options: argparse.Namespace, console: Console) -> None:
     tokenizer = build_tokenizer(WORDS)
     warmup = WarmupRecipe(seed=options.seed, num_steps=options.warmup_steps)
     recipe = TrainingRecipe(num_steps=options.steps, eval_every=options.eval_every)
     questions = sample_questions(options.eval_questions, HELD_OUT_SEED, held_out=True)
-    start = options.output_dir / f"start-{warmup.key(tokenizer)}"
+    start = options.output_dir / f"{START}{warmup.key(tokenizer)}"
     model = _warm_start(start, tokenizer, warmup, options.fresh, console)
     held_out = HeldOut(tokenizer, questions, HELD_OUT_SEED)
     alone, shown = held_out.accuracy(model), held_out.accuracy(model, shown=True)
@@ -149,6 +159,8 @@ def _warm_start(
     if earlier is not None:
         console.print(f"Took the start of an earlier run from {folder} (--fresh makes it anew).")
         return earlier[0]
+    if folder.exists() and not fresh:
+        console.print(f"The start of an earlier run in {folder} cannot be read and is made anew.")
     with _progress(console, ["Warm-up"], recipe.num_steps) as (advance,):
         model, result = warm_up(tokenizer, recipe, lambda step: advance(step, None))
     save_start(folder, model, tokenizer, result)

@@ -1,8 +1,10 @@
 """Jobs of one process that take turns: other work on the machine slows all alike, and no job changes another."""
 
 import random
-from collections.abc import Callable, Sequence
-from threading import Semaphore, Thread
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Semaphore, Thread, current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,23 @@ def take_turns(jobs: Sequence[Job]) -> None:
         while waiting:
             waiting = [turns for turns in waiting if turns.take_one()]
     finally:
-        for turns in waiting:
-            turns.cancel()
+        with _uninterrupted():
+            for turns in waiting:
+                turns.cancel()
         _set_random_state(state)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait: a program that ends while one of its threads is inside torch is aborted."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Cancelled(BaseException):  # which a job's own handlers of errors let through

@@ -150,8 +150,12 @@ def save_start(
 
 
 def load_start(folder: Path) -> tuple[Qwen3ForCausalLM, WarmupResult] | None:
-    """Return the start that `save_start` wrote, or None where there is none."""
-    if not (folder / RESULT_FILE).is_file():
+    """Return the start that `save_start` wrote, or None where there is none that is whole."""
+    try:
+        result = WarmupResult(**json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
+        model, loaded = Qwen3ForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception:  # each part of it fails in its own way where it is cut off
         return None
-    result = WarmupResult(**json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
-    return Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), result
+    return None if loaded["missing_keys"] else (model, result)
