@@ -503,3 +503,25 @@ def test_thresholds_on_the_page_of_guards_are_the_codes():
         f"is below {limits.effective_share}",
     ):
         assert text in page, text
+
+
+def test_every_address_of_the_site_is_that_of_a_page():
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    site = re.search(r"^site_url: (.*)$", settings, re.MULTILINE)[1]
+    pages = set(re.findall(r"[\w/]+\.md$", settings, re.MULTILINE))  # of docs/ or, like tested.md, built
+    written = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".html")]
+    written += [
+        *PAGES,
+        *ROOT.glob("configs/**/*.yaml"),
+        *ROOT.glob("notebooks/*.ipynb"),
+        ROOT / "CHANGELOG.md",
+    ]
+    found = {
+        (path.name, address)
+        for path in written
+        for address in re.findall(rf"{re.escape(site)}([\w/.-]*\w)", path.read_text(encoding="utf-8"))
+    }
+    assert {"help.py", "summary.py"} <= {name for name, _ in found}
+    for name, address in found:
+        assert Path(address).suffix == ".html", (name, address)
+        assert f"{Path(address).with_suffix('.md')}" in pages, (name, address)

@@ -8,7 +8,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, get_args, get_type_hints
 
-OPTIONS_PAGE = "https://srpo-trl.github.io/srpo-trl/options/"
+OPTIONS_PAGE = "https://srpo-trl.github.io/srpo-trl/options.html"
 OTHERS = "Others of srpo-trl"
 # Every option of ours, and of TRL's and transformers' those that most runs set.
 GROUPS: dict[str, str] = {

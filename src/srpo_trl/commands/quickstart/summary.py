@@ -14,7 +14,8 @@ WEAK_START = 0.05  # with 8 rollouts a question, two groups of three have no cor
 TEACHER_LEAD = 1.5
 CAVEAT = (
     "The task was built to have what answers of real models have (firmly held wrong facts, free wording) and was "
-    "picked among nine; other starts (--seed) give other curves. More: https://srpo-trl.github.io/srpo-trl/quickstart/"
+    "picked among nine; other starts (--seed) give other curves. More: "
+    "https://srpo-trl.github.io/srpo-trl/quickstart.html"
 )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,9 +154,8 @@ def load_start(folder: Path) -> tuple[Qwen3ForCausalLM, WarmupResult] | None:
     """Return the start that `save_start` wrote, or None where there is none that is whole."""
     try:
         result = WarmupResult(**json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
-        model, loaded = Qwen3ForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
+        loaded: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except Exception:  # each part of it fails in its own way where it is cut off
         return None
-    return None if loaded["missing_keys"] else (model, result)
+    model, report = loaded
+    return None if report["missing_keys"] else (model, result)
