@@ -62,6 +62,19 @@ def test_a_folder_that_is_no_run_is_refused_with_what_was_looked_for(tmp_path, c
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("arguments", [["-o", "FOLDER"], ["--figures", "FILE"], ["-o", "FILE/report.html"]])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, arguments, capsys, few_figures):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    places = {"FOLDER": tmp_path / "folder", "FILE": tmp_path / "file"}
+    words = [str(Path(places.get(Path(w).parts[0], w), *Path(w).parts[1:])) for w in arguments]
+    assert main(["report", str(run), "-o", str(tmp_path / "report.html"), *words]) == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"srpo-trl report: \S+ (is a folder|cannot be written).*\n", told)
+    assert not (tmp_path / "report.html").exists()
+
+
 # ---------------------------------------------------------------- numbers
 
 
@@ -89,6 +102,22 @@ def test_page_shows_the_best_of_each_budget(tmp_path, few_figures):
     assert [note for _, value, note in cells[1] if not value] == [
         "nothing measured",
         *["the run has not come so far"] * 2,
+    ]
+
+
+def test_a_run_that_finished_before_a_budget_has_its_best_there(tmp_path, few_figures):
+    for name, max_steps in (("finished", 20), ("running", 30)):
+        log = RunLog(tmp_path / name / LOG_FILE)
+        log.begin(0, max_steps=max_steps)
+        for step, value in ((10, 0.7), (20, 0.5)):
+            log.append({"step": step, "logs": {"eval_reward": value, "training_seconds": 0.945 * step}})
+    runs = [tmp_path / "finished", tmp_path / "running"]
+    html = report(tmp_path, *runs, arguments=("--budgets", "20s"))
+    rows = html[html.index('id="best"') :].split("</table>")[0].split("<tr>")[2:]
+    cells = [re.findall(r"<td[^>]*>([\d.]*)<small>(.*?)</small>", row)[0] for row in rows]
+    assert cells == [
+        ("0.700", "step 10, 9.45 s; finished after 18.9 s"),
+        ("", "the run has not come so far"),
     ]
 
 

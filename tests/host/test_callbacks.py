@@ -115,9 +115,11 @@ def log_part(path, clock, state: TrainerState, *steps: int) -> None:
 
 
 def test_log_has_facts_and_the_seconds_of_each_log(tmp_path):
-    log_part(tmp_path / "log.jsonl", TrainingClock(), TrainerState(is_world_process_zero=True), 1, 2)
+    log_part(
+        tmp_path / "log.jsonl", TrainingClock(), TrainerState(is_world_process_zero=True, max_steps=9), 1, 2
+    )
     contents = read_run_log(tmp_path / "log.jsonl")
-    assert contents.begins == [{"step": 0, "model": "tiny"}]
+    assert contents.begins == [{"step": 0, "max_steps": 9, "model": "tiny"}]
     assert contents.records == [
         {"step": step, "logs": {"loss": 0.5, "training_seconds": float(step)}} for step in (1, 2)
     ]

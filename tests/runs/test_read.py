@@ -1,7 +1,10 @@
 """Runs read back: from our log or a trainer's state, of today or before; one answer in every tool."""
 
+import errno
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +52,46 @@ def test_a_file_that_is_no_state_is_named(tmp_path, text):
     (tmp_path / "trainer_state.json").write_text(text)
     with pytest.raises(ValueError, match="is no trainer state with a log_history"):
         read_checkpoint(tmp_path)
+
+
+def test_what_can_be_read_is_shown_and_the_rest_named(tmp_path):
+    begin_run(tmp_path / "good", "srpo").append({"step": 1, "logs": {"reward": 1.0}})
+    for step in (2, 4):
+        write_state(tmp_path / "older" / f"checkpoint-{step}", [{"step": step, "reward": 0.5}], step)
+    half = [tmp_path / place for place in ("older/checkpoint-10", "broken/checkpoint-3")]
+    for folder in half:
+        folder.mkdir(parents=True)
+        (folder / TRAINER_STATE_FILE).write_text('{"log_history": [{"step"')
+    told: list[str] = []
+    assert rewards_of(read_runs([tmp_path], told.append)) == {"good": [1.0], "older": [0.5]}
+    for folder, outcome in zip(half, (r"older/checkpoint-4/", r"Left out: "), strict=True):
+        assert [text for text in told if str(folder) in text and re.search(outcome, text)]
+    assert len(told) == 2
+    with pytest.raises(ValueError, match="broken/checkpoint-3"):
+        read_runs([tmp_path, tmp_path / "broken"])
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    for name in ("fine", "closed"):
+        begin_run(tmp_path / name, "srpo")
+    listed = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    told: list[str] = []
+    assert [run.name for run in read_runs([tmp_path], told.append)] == ["fine"]
+    assert told == [f"{tmp_path / 'closed'} cannot be read (Permission denied) and is left out."]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_log(tmp_path):
+    os.mkfifo(tmp_path / LOG_FILE)
+    with pytest.raises(ValueError, match="holds no log of a run"):
+        read_runs([tmp_path])
 
 
 def test_values_that_are_no_numbers_are_left_out(tmp_path):

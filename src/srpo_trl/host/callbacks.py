@@ -136,7 +136,7 @@ class RunLogCallback(TrainerCallback):
             return
         self._has_begun = True
         is_new = not self._log.exists()
-        self._log.begin(state.global_step, **self._facts)
+        self._log.begin(state.global_step, max_steps=state.max_steps, **self._facts)
         if is_new:  # it resumes a checkpoint of another folder, or of a trainer that left no such log
             for entry in state.log_history:
                 self._log.append({"step": entry["step"], "logs": entry})

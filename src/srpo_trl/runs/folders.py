@@ -1,7 +1,7 @@
 """Where the logs of runs lie: the run folders at and below a folder, and names that tell them apart."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from srpo_trl.runs.log import LOG_FILE, TRAINER_STATE_FILE
@@ -9,19 +9,29 @@ from srpo_trl.runs.log import LOG_FILE, TRAINER_STATE_FILE
 DEPTH = 3  # folders below the given one that are looked into: `compare` keeps runs/VARIANT/seed-N
 
 
-def find_runs(folder: Path) -> list[Path]:
+def find_runs(folder: Path, say: Callable[[str], None] = print) -> list[Path]:
     """Return the folder, where it holds a run's log, and the run folders below it; checkpoints belong to their run.
 
+    Args:
+        folder: to look into.
+        say: is told of each folder that cannot be read.
     Raises:
         ValueError: it is no folder, or there is no run.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder. Give the output_dir of a training run.")
     found = []
-    for place, below, files in os.walk(folder):
+
+    def tell(error: OSError) -> None:
+        say(f"{error.filename} cannot be read ({error.strerror}) and is left out.")
+
+    for place, below, _ in os.walk(folder, onerror=tell):
         path = Path(place)
-        if LOG_FILE in files or saved_states(path):
-            found.append(path)
+        try:
+            if (path / LOG_FILE).is_file() or saved_states(path):
+                found.append(path)
+        except OSError as error:
+            tell(error)
         is_deep = len(path.relative_to(folder).parts) >= DEPTH
         below[:] = [] if is_deep else sorted(name for name in below if not _is_passed_over(name))
     if not found:

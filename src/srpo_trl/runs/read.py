@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,7 +74,7 @@ class RunHistory:
         name: unlike that of any other run that was read with it.
         source: file that was read.
         records: each with `step`, `seconds` (NaN where unknown) and `logs`.
-        facts: of `log.jsonl` `options`, `model`, `device` and `versions`; of a trainer state `step` and `max_steps`.
+        facts: `max_steps`; of `log.jsonl` `options`, `model`, `device` and `versions`; of a trainer state `step`.
         examples: records of routed rollouts.
         findings: what guards said, each with `step`, `guard`, `message`, `advice` and `action`.
         num_unreadable: lines that were left out because they make no sense.
@@ -146,26 +146,36 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def read_runs(folders: Sequence[Path]) -> list[RunHistory]:
+def read_runs(folders: Sequence[Path], say: Callable[[str], None] = print) -> list[RunHistory]:
     """Read every run whose log lies in one of the folders or below it.
 
+    Args:
+        folders: each a run's, or one of such folders.
+        say: is told of each run and folder that cannot be read, where others of the same given folder can.
     Raises:
-        ValueError: one or more of them hold no log, or one that cannot be read; every one is named.
+        ValueError: one or more of them hold no log, or none that can be read; every one is named.
     """
     distinct_names(
         folders
     )  # a folder that is given twice is a slip; one that lies in another given one is not
     problems: list[str] = []
-    places: dict[Path, Path] = {}
+    found: list[dict[Path, Path]] = []
     for folder in folders:
         with _collected(problems):
-            places |= {path.resolve(): path for path in find_runs(folder) if path.resolve() not in places}
-    runs = []
-    for place, name in zip(places.values(), distinct_names([*places.values()]), strict=True):
-        with _collected(problems):
-            runs += _read_folder(place, name)
+            found.append({path.resolve(): path for path in find_runs(folder, say)})
+    places = {key: path for below in reversed(found) for key, path in below.items()}
+    order = dict.fromkeys(key for below in found for key in below)
+    runs, unread = [], dict[Path, list[str]]()
+    for key, name in zip(order, distinct_names([places[key] for key in order]), strict=True):
+        with _collected(unread.setdefault(key, [])):
+            runs += _read_folder(places[key], name, say)
+    for below in found:
+        is_in_part = not all(unread[key] for key in below)
+        for key in below:
+            for problem in unread[key]:
+                say(f"Left out: {problem}") if is_in_part else problems.append(problem)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ValueError("\n".join(dict.fromkeys(problems)))
     return runs
 
 
@@ -203,12 +213,24 @@ def read_checkpoint(folder: Path, name: str = "") -> RunHistory:
     )
 
 
-def _read_folder(folder: Path, name: str) -> list[RunHistory]:
+def _read_newest_state(folder: Path, name: str, say: Callable[[str], None]) -> RunHistory:
+    """Read a run from its newest trainer's state that is whole: a kill leaves one half-written."""
+    problems: list[str] = []
+    for place in saved_states(folder):
+        with _collected(problems):
+            run = read_checkpoint(place, name)
+            for problem in problems:
+                say(f"{problem} An older one of the run is shown: {run.source}.")
+            return run
+    raise ValueError("\n".join(problems))
+
+
+def _read_folder(folder: Path, name: str, say: Callable[[str], None]) -> list[RunHistory]:
     """Read the runs that logged into one folder: more than one where it served several in turn."""
     findings, examples = _records(folder / GUARDS_FILE)[-1], _records(folder / EXAMPLES_FILE)
     path = folder / LOG_FILE
     if not path.is_file():
-        run = read_checkpoint(saved_states(folder)[0], name)
+        run = _read_newest_state(folder, name, say)
         return [replace(run, examples=examples[-1], findings=findings)]
     begun = [
         RunHistory(name, path, _timed(records), begins[-1] if begins else {}, num_unreadable=num_unreadable)

@@ -24,19 +24,37 @@ def make_report(argv: Sequence[str] | None = None) -> int:
     """Write the report and return the exit status."""
     options = _parse(argv)
     try:
-        runs = read_runs(options.runs)
+        runs = read_runs(options.runs, _say)
         if options.accuracy and not any(options.accuracy in run.metrics for run in runs):
             raise ValueError(_unknown_metric(options.accuracy, runs))
+        if options.output.is_dir():
+            raise ValueError(
+                f"{options.output} is a folder. Give a file: -o {options.output / 'report.html'}"
+            )
     except ValueError as error:
-        print(f"srpo-trl report: {error}", file=sys.stderr)
+        _say(str(error))
         return _WRONG_ARGUMENTS
+    try:
+        for folder in filter(None, (options.output.parent, options.figures)):
+            folder.mkdir(parents=True, exist_ok=True)
+        _write(options, runs)
+    except OSError as error:
+        _say(f"{error.filename} cannot be written: {error.strerror}. Give another -o or --figures.")
+        return _WRONG_ARGUMENTS
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"srpo-trl report: {text}", file=sys.stderr)
+
+
+def _write(options: argparse.Namespace, runs: Sequence[RunHistory]) -> None:
     logged = [run.metrics for run in runs]
     held_out, training = options.accuracy or common_metric(logged, HELD_OUT), common_metric(logged, TRAINING)
     metric = held_out or training
     budgets = usual_budgets(runs, metric) if options.budgets is None else time_budgets(options.budgets)
     pictures = draw_all(runs, held_out, training, budgets)
     examples = [select_examples(run, options.examples) for run in runs]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     page = render(runs, pictures, examples, metric, budgets)
     options.output.write_text(page, encoding="utf-8", errors="replace")
     size = options.output.stat().st_size / 1e6
@@ -44,7 +62,6 @@ def make_report(argv: Sequence[str] | None = None) -> int:
     if options.figures is not None:
         num_files = write_figures(pictures, options.figures)
         print(f"Wrote {num_files} figures to {options.figures}, each as PNG and CSV.")
-    return 0
 
 
 def draw_all(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from srpo_trl.runs.durations import format_duration, parse_duration
 from srpo_trl.runs.read import RunHistory
-from srpo_trl.runs.scores import Budget, LearningCurve
+from srpo_trl.runs.scores import Budget, LearningCurve, Point
 
 PAPER_BUDGETS = ("1h", "5h", "10h")
 _ROUND_TIMES = (
@@ -53,11 +53,14 @@ def time_budgets(seconds: Iterable[float]) -> list[Budget]:
 
 
 def best_table(runs: Sequence[RunHistory], metric: str, budgets: Sequence[Budget]) -> BestTable:
-    """Return each run's highest value within each budget, and at all; the start is no part of either."""
+    """Return each run's highest value within each budget, and at all; the start is no part of either.
+
+    A run that came to its last step before the budget's end counts with its highest value at all.
+    """
     curves = [run.curve(metric) for run in runs]
     columns = []
     for budget in (*budgets, None):
-        scores = [best.score for curve in curves if (best := curve.best(budget)) is not None]
+        scores = [best.score for curve in curves if (best := _best(curve, budget)) is not None]
         columns.append(
             [_cell(curve, budget, max(scores) if len(runs) > 1 and scores else None) for curve in curves]
         )
@@ -65,12 +68,22 @@ def best_table(runs: Sequence[RunHistory], metric: str, budgets: Sequence[Budget
     return BestTable([*titles, "at all"], list(zip(*columns, strict=True)))
 
 
+def _is_short(curve: LearningCurve, budget: Budget | None) -> bool:
+    return budget is not None and not curve.used(budget) >= budget.amount
+
+
+def _best(curve: LearningCurve, budget: Budget | None) -> Point | None:
+    is_over = curve.is_finished and _is_short(curve, budget) and not math.isnan(curve.seconds)
+    return curve.best(None if is_over else budget)
+
+
 def _cell(curve: LearningCurve, budget: Budget | None, highest: float | None) -> Cell:
-    best = curve.best(budget)
+    best, is_short = _best(curve, budget), _is_short(curve, budget)
     if best is None:
-        is_short = budget is not None and not curve.used(budget) >= budget.amount
-        return Cell("", "the run has not come so far" if is_short else "nothing measured", False)
+        is_early = is_short and not curve.is_finished
+        return Cell("", "the run has not come so far" if is_early else "nothing measured", False)
     when = "" if math.isnan(best.seconds) else f", {format_duration(best.seconds)}"
+    when += f"; finished after {format_duration(curve.seconds)}" if is_short else ""
     return Cell(f"{best.score:.3f}", f"step {best.step}{when}", best.score == highest)
 
 
