@@ -4,6 +4,8 @@ import dataclasses
 import json
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -491,3 +493,17 @@ def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys):
     assert out.startswith("Interrupted.")
     assert out.count("\n") == 1
     assert not err
+
+
+def test_an_interrupt_while_the_interpreter_ends_is_not_heard():
+    code = (
+        "import atexit, signal\n"
+        "from srpo_trl.commands.quickstart import run\n"
+        "def interrupted(options, console):\n"
+        "    atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "    raise KeyboardInterrupt\n"
+        "run._run = interrupted\n"
+        "raise SystemExit(run.quickstart([]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (130, "")

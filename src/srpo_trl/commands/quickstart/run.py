@@ -1,6 +1,8 @@
 """`srpo-trl quickstart`: a warm start, a few methods from it, and what came of them."""
 
 import argparse
+import atexit
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ def quickstart(argv: Sequence[str] | None = None) -> int:
     try:
         _run(options, console)
     except KeyboardInterrupt:
+        # While the interpreter ends, torch would answer another one with a traceback.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         console.print("Interrupted. The start is kept for the next run where it was finished.")
         return _INTERRUPTED
     return 0
