@@ -3,16 +3,18 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from srpo_trl.rewards import code_reward, get_code_reward, sandbox
-from srpo_trl.rewards.code import matches
+from srpo_trl.rewards.code import extract_program, follows_code_format, matches
 from srpo_trl.rewards.sandbox import Execution, Isolation, Limits, Task, isolation, run_python
 
-LIMITS = Limits(seconds=2.0, memory_mb=512)
+LIMITS = Limits(seconds=1.0, memory_mb=512)
 SUM = json.dumps({"inputs": ["1 2\n", "40 2\n"], "outputs": ["3\n", "42\n"]})
 REVERSE = json.dumps({"fn_name": "reverse", "inputs": [[[1, 2]], [["a"]]], "outputs": [[2, 1], ["a"]]})
 RIGHT = "print(sum(map(int, input().split())))"
@@ -75,6 +77,8 @@ def test_completions_without_a_block_and_rows_without_tests():
         ("yes", "Yes", False),
         ("", "0", False),
         ("1e400000000", "2", False),
+        ("1_0", "10", False),
+        ("-.5 1e2", "-0.50 100", True),
     ],
 )
 def test_printed_output_is_compared_line_by_line_and_numbers_by_value(output, expected, is_right):
@@ -83,7 +87,10 @@ def test_printed_output_is_compared_line_by_line_and_numbers_by_value(output, ex
 
 def test_values_are_compared_as_json():
     assert matches("[1, 2]", (1, 2), is_value=True)
-    assert matches("3", [3], is_value=True)
+    assert not matches("3", [3], is_value=True)
+    assert not matches("[1, 2]", [[1, 2]], is_value=True)
+    assert not matches("[1]", [True], is_value=True)
+    assert matches('{"a": [1.0, null]}', {"a": (1, None)}, is_value=True)
     assert not matches("[3, 4]", [3], is_value=True)
     assert not matches("9" * 10_000, 9, is_value=True)
     assert not matches("[" * 10_000, 9, is_value=True)
@@ -106,10 +113,13 @@ def kind(request, monkeypatch):
 
 HOSTILE = {
     "endless output": ("while True: print('x' * 1000)", "wrote more than"),
-    "endless errors": ("import sys\nwhile True: sys.stderr.write('x' * 1000)", "wrote more than"),
+    "endless errors": (
+        "import sys\nwhile True: sys.stderr.write('x' * 10**5)",
+        "did not end within 1 seconds",
+    ),
     "leaves without a word": ("import os; os._exit(0)", "the output was empty"),
-    "a power that holds the interpreter": ("x = 9 ** 9 ** 9", "did not end within 2 seconds"),
-    "sleeps": ("import time; time.sleep(60)", "did not end within 2 seconds"),
+    "a power that holds the interpreter": ("x = 9 ** 9 ** 9", "did not end within 1 seconds"),
+    "sleeps": ("import time; time.sleep(60)", "did not end within 1 seconds"),
     "takes the memory": ("rows = [0] * 10 ** 9", "MemoryError"),
     "fills the disk": (
         "with open('big', 'w') as f:\n    while True: f.write('x' * 10 ** 6)",
@@ -147,8 +157,8 @@ def test_what_a_harness_prints_is_an_answer_like_any_other(kind):
 
 
 def test_a_fork_bomb_ends(kind):
-    if kind.kind != "bubblewrap" and not kind.has_own_user and os.geteuid() == 0:
-        pytest.skip("the superuser's processes are not counted")
+    if not kind.has_own_user and (kind.kind == "limits" or os.geteuid() == 0):
+        pytest.skip("processes are not counted")
     assert graded("import os\nwhile True: os.fork()")[0] == 0.0
     assert graded(RIGHT) == (1.0, "")
 
@@ -215,7 +225,161 @@ def test_no_file_stays_behind(kind, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+ESCAPE = """
+import ctypes, os, sys
+bind_writable = 32 | 4096  # MS_REMOUNT | MS_BIND without MS_RDONLY
+for folder in (sys.prefix, "/usr"):
+    print(ctypes.CDLL(None).mount(b"none", folder.encode(), None, ctypes.c_ulong(bind_writable), None))
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["CapEff"], 16), int(status["CapBnd"], 16))
+"""
+
+
+def test_a_program_cannot_mount_anew_what_is_read_only(kind):
+    if kind.kind == "limits" or sys.platform != "linux":
+        pytest.skip("nothing is read-only there")
+    assert run_python(Task(ESCAPE), LIMITS) == Execution("-1\n-1\n0 0\n")
+
+
+def test_a_program_runs_in_this_very_interpreter(kind):
+    assert run_python(Task("import sys, numpy\nprint(sys.prefix)"), LIMITS).output.strip() == sys.prefix
+
+
+def test_scratch_folders_are_small_and_nothing_else_takes_files(kind):
+    if kind.kind != "bubblewrap":
+        pytest.skip("which bubblewrap alone gives")
+    program = """
+for folder in ("/", "/dev", "/tmp", "/dev/shm"):
+    written = 0
+    try:
+        for name in "ab":
+            with open(f"{folder}/{name}", "wb") as file:
+                written += file.write(bytes(10 << 20))
+    except OSError as error:
+        print(folder, written >> 20, error.errno)
+"""
+    assert run_python(Task(program), LIMITS).output == "/ 0 30\n/dev 0 30\n/tmp 10 28\n/dev/shm 10 28\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="for Linux's superuser")
+def test_a_superuser_without_users_for_programs_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(sandbox, "_works", lambda found: found == Isolation("bubblewrap", False))
+    isolation.cache_clear()
+    try:
+        assert isolation() == Isolation("bubblewrap", False)
+        assert "run as the superuser" in caplog.text
+    finally:
+        isolation.cache_clear()
+
+
+def test_a_tool_that_is_not_installed_rules_its_kind_out(monkeypatch):
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    assert not sandbox._works(Isolation("bubblewrap", False))
+    assert not sandbox._works(Isolation("limits", True))
+    assert sandbox._works(Isolation("limits", False))
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("```text\n3\n```\nSo:\n```python\nA\n```", "A\n"),
+        ("```cpp\nint x;\n```\nSo:\n```\nA\n```", "A\n"),
+        ("```python\nA\n```\nIt prints\n```\n9\n```", "A\n"),
+        ("```Python\nA\n```", "A\n"),
+        ("```python\r\nA\r\n```\r\n", "A\n"),
+        ("1. So\n   ```python\n   if A:\n       B\n   ```", "if A:\n    B\n"),
+        ("So: ```py\nA```", "A\n"),
+        ("````python\nA = '''\n```\n'''\n````", "A = '''\n```\n'''\n"),
+        ('```python\n"""\n```\nx\n```\n"""\nA\n```', '"""\n```\nx\n```\n"""\nA\n'),
+        ("```python\nA = '''\n```\nor\n```python\nB\n```", "B\n"),
+        ("```python\nA  # it's '''\n```\n```python\nB\n```", "B\n"),
+        ("```python\nA\n```\nor\n```python\nB", "A\n"),
+        ("```java\nA\n```", None),
+        ("Write it in ``` fences.", None),
+    ],
+)
+def test_the_program_is_the_last_block_of_python(text, program):
+    assert extract_program(text) == program
+
+
+def test_format_is_one_complete_block():
+    assert follows_code_format(block(RIGHT))
+    for wrong in (block(RIGHT) * 2, "no block", "```python\nA", block(RIGHT) + "\n```", "```java\nA\n```"):
+        assert not follows_code_format(wrong)
+
+
+def test_starter_code_finds_the_usual_imports_and_no_function_among_them():
+    tests = json.dumps({"fn_name": "gcd", "inputs": [[[4, 6]]], "outputs": [2]})
+    program = "class Solution:\n    def gcd(self, a: List[int]) -> int:\n        return "
+    assert graded(program + "reduce(math.gcd, deque(a)) * pow(1, 1, 2)", tests) == (1.0, "")
+    assert "NameError: name 'nothing' is not defined (line 3: " in graded(program + "nothing", tests)[1]
+    pair = json.dumps({"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]})
+    assert "KeyError: 'gcd'" in graded("x = 1", pair)[1]
+
+
+def test_output_may_be_as_long_as_what_is_expected_and_errors_longer():
+    tests = json.dumps({"inputs": [""], "outputs": ["\n".join(["1234567"] * 10**5)]})
+    assert graded("print('1234567\\n' * 10**5)", tests) == (1.0, "")
+    assert "wrote more than" in graded("print('1234567\\n' * 2 * 10**5)", tests)[1]
+    assert graded("import sys\nsys.stderr.write('x\\n' * 10**6)\n" + RIGHT) == (1.0, "")
+    said = graded("import sys\nsys.stderr.write('x\\n' * 10**6)\n1 // 0")[1]
+    assert "ZeroDivisionError" in said
+    big = json.dumps({"fn_name": "f", "inputs": [[]], "outputs": [[1234567] * 10**5]})
+    assert graded("def f(): return [1234567] * 10**5", big) == (1.0, "")
+
+
+def test_no_tests_at_all_cannot_be_asked_for():
+    with pytest.raises(ValueError, match=r"max_tests is 0\. Give 1 or more"):
+        get_code_reward(max_tests=0)
+
+
+def test_large_inputs_are_given_and_a_driver_without_its_task_ends():
+    size = 30 * 10**6
+    assert run_python(Task("print(len(input()))", "x" * size), LIMITS) == Execution(f"{size}\n")
+    command = [sys.executable, "-I", "-c", sandbox._DRIVER]
+    assert subprocess.run(command, input=b"0000", capture_output=True, timeout=60).returncode == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of processes")
+def test_limits_stay_below_those_that_hold_already(kind):
+    program = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
+sys.argv = ["-c"]
+exec({sandbox._DRIVER!r})
+"""
+    task = json.dumps(
+        {"program": "print(3)", "function": None, "limits": sandbox._resource_limits(kind, Limits())}
+    )
+    command = [sys.executable, "-I", "-c", program]
+    run = subprocess.run(command, input=f"{len(task):012d}{task}", capture_output=True, text=True, timeout=60)
+    assert (run.stdout, run.returncode) == ("3\n", 0)
+
+
+def test_processes_are_counted_where_only_the_programs_count():
+    counted = {
+        found: "RLIMIT_NPROC" in sandbox._resource_limits(found, Limits())
+        for found in (
+            Isolation("bubblewrap", False),
+            Isolation("namespaces", False),
+            Isolation("limits", True),
+        )
+    }
+    assert all(counted.values())
+    assert "RLIMIT_NPROC" not in sandbox._resource_limits(Isolation("limits", False), Limits())
+
+
+def test_the_processor_s_seconds_decide(kind):
+    assert run_python(Task("import time\ntime.sleep(1.5)\nprint(3)"), Limits(seconds=1.0)).output == "3\n"
+    start = time.perf_counter()
+    busy = run_python(Task("while True: pass"), Limits(seconds=1.0))
+    assert busy.error == "It did not end within 1 seconds."
+    assert time.perf_counter() - start < 4.9
+
+
 @pytest.mark.parametrize(("system", "has_limit"), [("linux", True), ("darwin", False)])
 def test_macos_is_asked_for_no_limit_of_memory(monkeypatch, system, has_limit):
     monkeypatch.setattr(sandbox.sys, "platform", system)
-    assert ("RLIMIT_AS" in sandbox._resource_limits(sandbox.Limits())) == has_limit
+    limits = sandbox._resource_limits(Isolation("limits", False), Limits())
+    assert ("RLIMIT_AS" in limits) == has_limit

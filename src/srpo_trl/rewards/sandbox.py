@@ -17,6 +17,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -32,22 +33,29 @@ from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
-# Standard input begins with a length and what to run; the rest is the program's. A function's value goes to the real
-# standard output, and what the program prints beside it to standard error.
+# Standard input begins with two lengths, what to run and what runs; the rest is the program's. A function's value goes
+# to the real standard output, and what the program prints beside it to standard error. Starter code takes the imports
+# of published graders for granted: they are built-in names to it, so that they are no functions of the program's.
 _DRIVER = r"""
 import json, os, sys
 
 def read(count):
-    data = b""
+    data = bytearray()
     while len(data) < count:
-        data += os.read(0, count - len(data))
+        part = os.read(0, min(count - len(data), 1 << 20))
+        if not part:
+            sys.exit("The task ended early.")
+        data += part
     return data
 
 task = json.loads(read(int(read(12))))
 try:
     import resource
     for name, value in task["limits"].items():
-        resource.setrlimit(getattr(resource, name), (value, value))
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
 except ImportError:
     pass
 source, file = task["program"], "solution.py"
@@ -55,29 +63,43 @@ names = {"__name__": "__main__", "__file__": file}
 if task["function"] is None:
     exec(compile(source, file, "exec"), names)
 else:
+    import builtins, types
+    known = types.ModuleType("builtins")
+    modules = "string re math heapq bisect itertools functools operator collections typing".split()
+    for module in modules:
+        exec(f"from {module} import *", known.__dict__)
+    for module in modules:
+        exec(f"import {module}", known.__dict__)
+    known.__dict__.update(vars(builtins))
+    names["__builtins__"] = known
     answer = os.dup(1)
     os.dup2(2, 1)
     sys.stdin = open(os.devnull)
     exec(compile(source, file, "exec"), names)
     holder = names["Solution"]() if "Solution" in names else None
     function = getattr(holder, task["function"], None) or names[task["function"]]
-    value = json.dumps(function(*task["arguments"]))
-    os.write(answer, value.encode())
+    value = json.dumps(function(*task["arguments"])).encode()
+    while value:
+        value = value[os.write(answer, value):]
 """
 
 _PLACE = re.compile(r'File "solution.py", line (\d{1,6})')
 _FIRST_UID, _RUNS = 200_000, itertools.count()
 _WAIT_FOR_READERS = 1.0  # seconds
+_KEPT_ERRORS, _MOST_ERRORS = 64 << 10, 64 << 20  # bytes of standard error
+_KILLED = (-9, 128 + 9)  # as the limit of the processor does
+_KILLED_IN_UNSHARE = b"unshare: sigprocmask"  # which cannot pass this signal on
 
 
 class Limits(NamedTuple):
     """What one run may take.
 
     Attributes:
-        seconds: of wall clock and, as a second line, of the processor.
+        seconds: of each process on the processor, in whole ones; the run ends after three times as many, and 2, on the
+            clock, so that a busy machine fails no program.
         memory_mb: of each process's address space; not on macOS, which refuses the limit.
-        processes: that exist at once, threads included.
-        output_kb: of standard output, and of standard error; a run that writes more is stopped.
+        processes: that exist at once, threads included, where they can be counted (see `Isolation`).
+        output_kb: of standard output; a run that writes more is stopped. Of standard error the end is kept.
         file_mb: of each file, and of the scratch folder where there is one.
     """
 
@@ -125,12 +147,15 @@ def run_python(task: Task, limits: Limits = Limits()) -> Execution:  # noqa: B00
 
     Nothing it does raises here; programs can run at once in several threads.
     """
-    body = json.dumps({**task._asdict(), "limits": _resource_limits(limits)}).encode()
-    given = f"{len(body):012d}".encode() + body + task.stdin.encode(errors="replace")
+    found = isolation()
+    head = {**task._asdict(), "stdin": None, "limits": _resource_limits(found, limits)}
+    body = json.dumps(head).encode()
+    given = (f"{len(body):012d}".encode(), body, task.stdin.encode(errors="replace"))
+    outputs, size = {"stdout": bytearray(), "stderr": bytearray()}, limits.output_kb * 1024
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         os.chmod(scratch, 0o777)  # for a user of its own
         process = subprocess.Popen(
-            [*_wrapper(isolation(), limits), sys.executable, "-I", "-c", _DRIVER],
+            [*_wrapper(found, limits), sys.executable, "-I", "-c", _DRIVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -138,25 +163,25 @@ def run_python(task: Task, limits: Limits = Limits()) -> Execution:  # noqa: B00
             cwd=scratch,  # bubblewrap has one of its own
             env={"PYTHONIOENCODING": "utf-8", **_WINDOWS_NEEDS},
         )
-        outputs, size = {"stdout": bytearray(), "stderr": bytearray()}, limits.output_kb * 1024
         workers = [
-            threading.Thread(target=_give, args=(process, given), daemon=True),
-            *(
-                threading.Thread(target=_take, args=(process, name, written, size), daemon=True)
-                for name, written in outputs.items()
-            ),
+            threading.Thread(target=work, args=(process, *arguments), daemon=True)
+            for work, *arguments in (
+                (_give, given),
+                (_take, outputs["stdout"], size),
+                (_take_end, outputs["stderr"]),
+            )
         ]
         for worker in workers:
             worker.start()
         status = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            status = process.wait(limits.seconds)
+            status = process.wait(3 * limits.seconds + 2)
         _stop(process)
         for worker in workers:  # a process that has left its session may hold the other ends
             worker.join(_WAIT_FOR_READERS)
-    if any(len(written) > size for written in outputs.values()):
+    if len(outputs["stdout"]) > size:
         error = f"It wrote more than {limits.output_kb} KB."
-    elif status is None:
+    elif status is None or status in _KILLED or outputs["stderr"].startswith(_KILLED_IN_UNSHARE):
         error = f"It did not end within {limits.seconds:g} seconds."
     else:
         error = _last_error(bytes(outputs["stderr"]), task.program, status) if status else ""
@@ -168,7 +193,8 @@ class Isolation(NamedTuple):
 
     Attributes:
         kind: "bubblewrap", "namespaces" or "limits" (see the module's docstring).
-        has_own_user: whether a superuser's programs run as users of their own.
+        has_own_user: whether a superuser's programs run as users of their own. Processes are counted there, and in the
+            user namespaces of the first two kinds unless they are the superuser's.
     """
 
     kind: str
@@ -185,6 +211,8 @@ def isolation() -> Isolation:
             if _works(found):
                 if kind != "bubblewrap":
                     logger.warning(_WARNINGS[kind])
+                if is_superuser and not has_own_user:
+                    logger.warning(_NO_OWN_USER)
                 return found
     raise RuntimeError(f"{sys.executable} -I -c '' does not run.")
 
@@ -195,75 +223,123 @@ _WARNINGS = {
     "limits": "PROGRAMS THAT THE MODEL WRITES RUN WITH NETWORK AND FILES IN REACH, limited in time and memory alone. "
     "Install bubblewrap (Linux), or give an executor that runs them elsewhere.",
 }
-_UNSHARE = ["unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child"]
-_UNSHARE += ["--mount-proc"]
+_NO_OWN_USER = (
+    "Programs that the model writes run as the superuser, because other users cannot run this Python or util-linux's "
+    "setpriv is missing: their processes are not counted. Train as another user, or give an executor."
+)
+_UNSHARE = ["--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+_NO_RIGHTS = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
 _WINDOWS_NEEDS = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
 
 
 def _works(found: Isolation) -> bool:
-    command = _wrapper(found, Limits())
-    if command and shutil.which(command[0]) is None:
+    """Whether this very interpreter runs so: one that cannot reach its own files may find those of another."""
+    try:
+        command = [
+            *_wrapper(found, Limits()),
+            sys.executable,
+            "-I",
+            "-c",
+            "import sys; print(ascii(sys.prefix))",
+        ]
+        trial = subprocess.run(command, capture_output=True, text=True, timeout=60, errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
         return False
-    trial = subprocess.run([*command, sys.executable, "-I", "-c", ""], capture_output=True)
-    return trial.returncode == 0
+    return trial.returncode == 0 and trial.stdout.strip() == ascii(sys.prefix)
 
 
 def _wrapper(found: Isolation, limits: Limits) -> list[str]:
-    """Return the command that runs what follows it."""
+    """Return the command that runs what follows it.
+
+    Raises:
+        FileNotFoundError: one of its programs is not installed.
+    """
     user = str(_FIRST_UID + (os.getpid() * 1009 + next(_RUNS)) % 1_000_000)
-    own_user = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"] if found.has_own_user else []
+    own_user: list[str] = []
+    if found.has_own_user:
+        own_user = [_installed("setpriv"), "--reuid", user, "--regid", user, "--clear-groups"]
     if found.kind == "bubblewrap":
-        return [*_bubblewrap(limits), *own_user]
-    return own_user + (_UNSHARE if found.kind == "namespaces" else [])
+        return [*_bubblewrap(limits, found.has_own_user), *own_user, *(_NO_RIGHTS if own_user else ())]
+    if found.kind == "namespaces":
+        return [*own_user, _installed("unshare"), *_UNSHARE, _installed("setpriv"), *_NO_RIGHTS]
+    return [*own_user, "--no-new-privs"] if own_user else []
 
 
-def _bubblewrap(limits: Limits) -> list[str]:
-    """Return the command for a file system of the interpreter, the system's libraries and a scratch folder alone."""
+def _installed(name: str) -> str:
+    if path := shutil.which(name):
+        return os.path.abspath(path)
+    raise FileNotFoundError(f"{name} is not installed")
+
+
+def _bubblewrap(limits: Limits, has_own_user: bool) -> list[str]:
+    """Return the command for a file system of the interpreter, the system's libraries and scratch folders alone."""
     interpreter = {
         sys.base_prefix,
         sys.prefix,
         str(Path(sys.executable).parent),
+        str(Path(sys.executable).resolve().parent),
         sysconfig.get_path("stdlib"),
     }
-    command = [
-        "bwrap",
-        "--unshare-net",
-        "--unshare-ipc",
-        "--unshare-pid",
-        "--unshare-uts",
-        "--die-with-parent",
-    ]
-    for folder in ("/usr", "/lib", "/lib64", "/bin", *sorted(interpreter)):
+    command = [_installed("bwrap"), "--unshare-net", "--unshare-ipc", "--unshare-pid", "--unshare-uts"]
+    command += ["--die-with-parent", "--new-session", "--proc", "/proc", "--dev", "/dev"]
+    for folder in ("/dev/shm", "/tmp"):
+        command += ["--perms", "1777", "--size", str(limits.file_mb << 20), "--tmpfs", folder]
+    for folder in ("/usr", "/lib", "/lib64", "/bin"):
         command += ["--ro-bind-try", folder, folder]
-    command += ["--proc", "/proc", "--dev", "/dev", "--new-session"]
-    command += ["--perms", "1777", "--size", str(limits.file_mb << 20), "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    return command if os.geteuid() == 0 else [*command, "--unshare-user", "--cap-drop", "ALL"]
+    # After /tmp, where it may be. Levels that bubblewrap makes by itself are closed to other users.
+    for level in sorted({str(level) for folder in interpreter for level in Path(folder).parents} - {"/"}):
+        command += ["--perms", "0755", "--dir", level]
+    for folder in sorted(interpreter):
+        command += ["--ro-bind-try", folder, folder]
+    command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+    # Who stays the superuser could otherwise mount anew what is read-only.
+    return command if has_own_user else [*command, "--unshare-user", "--cap-drop", "ALL"]
 
 
-def _resource_limits(limits: Limits) -> dict[str, int]:
+def _resource_limits(found: Isolation, limits: Limits) -> dict[str, int]:
     """Return the limits by their names in `resource`, each a process's own."""
-    of_memory = {} if sys.platform == "darwin" else {"RLIMIT_AS": limits.memory_mb << 20}  # macOS refuses it
-    return of_memory | {
-        "RLIMIT_CPU": int(limits.seconds) + 1,
+    values = {
+        "RLIMIT_CPU": math.ceil(limits.seconds),
         "RLIMIT_FSIZE": limits.file_mb << 20,
-        "RLIMIT_NPROC": limits.processes,
         "RLIMIT_NOFILE": 64,
         "RLIMIT_CORE": 0,
     }
+    if sys.platform != "darwin":  # which refuses it
+        values["RLIMIT_AS"] = limits.memory_mb << 20
+    if (
+        found.has_own_user or found.kind != "limits"
+    ):  # else all processes of this user count, the trainer's with them
+        values["RLIMIT_NPROC"] = limits.processes
+    return values
 
 
-def _give(process: "subprocess.Popen[bytes]", data: bytes) -> None:
+def _give(process: "subprocess.Popen[bytes]", parts: Sequence[bytes]) -> None:
     assert process.stdin is not None, "asked for"
     with contextlib.suppress(OSError), process.stdin:  # a program may end without reading
-        process.stdin.write(data)
+        for part in parts:
+            process.stdin.write(part)
 
 
-def _take(process: "subprocess.Popen[bytes]", name: str, written: bytearray, size: int) -> None:
-    """Read one of its outputs to the end, or until it has written too much."""
-    with getattr(process, name) as stream:
-        while len(written) <= size and (part := stream.read1()):
+def _take(process: "subprocess.Popen[bytes]", written: bytearray, size: int) -> None:
+    """Read standard output to the end, or until it is too much."""
+    assert process.stdout is not None, "asked for"
+    with process.stdout as stream:
+        while len(written) <= size and (part := os.read(stream.fileno(), 1 << 16)):
             written += part
     if len(written) > size:
+        _stop(process)
+
+
+def _take_end(process: "subprocess.Popen[bytes]", written: bytearray) -> None:
+    """Read standard error and keep its end; a program that writes without end is stopped."""
+    assert process.stderr is not None, "asked for"
+    total = 0
+    with process.stderr as stream:
+        while total <= _MOST_ERRORS and (part := os.read(stream.fileno(), 1 << 16)):
+            total += len(part)
+            written += part
+            del written[:-_KEPT_ERRORS]
+    if total > _MOST_ERRORS:
         _stop(process)
 
 
