@@ -10,13 +10,19 @@ import pytest
 
 from srpo_trl.commands.inputs import data_problems, load_rows
 from srpo_trl.commands.train import TrainArguments
-from srpo_trl.data import load_livecodebench
+from srpo_trl.data import livecodebench, load_livecodebench
 from srpo_trl.rewards import BENCHMARK_REWARDS
+
+
+def packed(data, cut=0):
+    """Bytes compressed, without the last `cut`, in base 64."""
+    data = zlib.compress(data)
+    return base64.b64encode(data[: len(data) - cut]).decode()
 
 
 def hidden(tests):
     """Private tests as they are published."""
-    return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(tests)))).decode()
+    return packed(pickle.dumps(json.dumps(tests)))
 
 
 def case(given, wanted, kind):
@@ -69,7 +75,7 @@ class _Names:
 
 
 def test_tests_that_name_what_is_called_are_refused(file):
-    wrong = base64.b64encode(zlib.compress(pickle.dumps(_Names()))).decode()
+    wrong = packed(pickle.dumps(_Names()))
     file.write_text(json.dumps(STDIN | {"private_test_cases": wrong}) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 1: the tests name (posix|nt)\.system, which data may not"):
         load_livecodebench(name_or_path=file)
@@ -79,6 +85,10 @@ def test_tests_that_name_what_is_called_are_refused(file):
     ("changes", "said"),
     [
         ({"private_test_cases": "?"}, "cannot be read"),
+        ({"private_test_cases": packed(b"0.")}, "cannot be read"),
+        ({"private_test_cases": packed(b"Pid\n.")}, "cannot be read"),
+        ({"private_test_cases": packed(bytes(300 << 20))}, "larger than 256 MB"),
+        ({"private_test_cases": packed(pickle.dumps("[]"), cut=4)}, "end early"),
         ({"public_test_cases": "[]", "private_test_cases": "[]"}, "no tests"),
         ({"metadata": "{}"}, "func_name"),
     ],
@@ -87,6 +97,26 @@ def test_a_wrong_row_is_named(file, changes, said):
     file.write_text(json.dumps(FUNCTION | changes) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"line 1: .*{said}"):
         load_livecodebench(name_or_path=file)
+
+
+def test_tests_that_do_not_fit_the_memory_are_named(file, monkeypatch):
+    def too_large(self):
+        raise MemoryError
+
+    monkeypatch.setattr(livecodebench._TextAlone, "load", too_large)
+    with pytest.raises(ValueError, match="line 1: the tests need more memory than there is"):
+        load_livecodebench(name_or_path=file)
+
+
+def test_tests_of_all_rows_may_pass_2_gib(file):
+    assert load_livecodebench(name_or_path=file).features["answer"].dtype == "large_string"
+
+
+def test_an_argument_may_hold_other_separators_of_lines(file):
+    row = FUNCTION | {"public_test_cases": json.dumps([case('"a\u2028b"\n1\n', '"b"', "functional")])}
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    answer = json.loads(load_livecodebench(name_or_path=file)[0]["answer"])
+    assert answer["inputs"][0] == ["a\u2028b", 1]
 
 
 def test_a_data_dir_is_refused():
