@@ -5,13 +5,15 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import venv
 
 import pytest
 
 from srpo_trl.rewards import code_reward, get_code_reward, sandbox
-from srpo_trl.rewards.code import extract_program, follows_code_format, matches
+from srpo_trl.rewards.code import matches
 from srpo_trl.rewards.sandbox import Execution, Isolation, Limits, Task, isolation, run_python
 
 LIMITS = Limits(seconds=1.0, memory_mb=512)
@@ -66,6 +68,8 @@ def test_completions_without_a_block_and_rows_without_tests():
     assert code_reward([block(RIGHT)], ["no tests"]) == [None]
     assert code_reward([block(RIGHT)], [json.dumps({"inputs": [], "outputs": []})]) == [None]
     assert code_reward([block(RIGHT)], [json.dumps({"inputs": ["1"], "outputs": []})]) == [None]
+    no_list = json.dumps({"fn_name": "f", "inputs": [1], "outputs": [1]})
+    assert code_reward([block("def f(x): return 0")], [no_list]) == [None]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ HOSTILE = {
     "endless output": ("while True: print('x' * 1000)", "wrote more than"),
     "endless errors": (
         "import sys\nwhile True: sys.stderr.write('x' * 10**5)",
-        "did not end within 1 seconds",
+        "more than 64 MB",
     ),
     "leaves without a word": ("import os; os._exit(0)", "the output was empty"),
     "a power that holds the interpreter": ("x = 9 ** 9 ** 9", "did not end within 1 seconds"),
@@ -245,6 +249,27 @@ def test_a_program_runs_in_this_very_interpreter(kind):
     assert run_python(Task("import sys, numpy\nprint(sys.prefix)"), LIMITS).output.strip() == sys.prefix
 
 
+OF_ANOTHER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("sandbox", sys.argv[1])
+sandbox = sys.modules["sandbox"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sandbox)
+print(tuple(sandbox.isolation()))
+print(sandbox.run_python(sandbox.Task("import sys; print(sys.prefix)")).output.strip() == sys.prefix)
+"""
+
+
+def test_an_interpreter_in_a_closed_folder_below_tmp_is_reached():
+    found = kinds()
+    if not found or found[0].kind != "bubblewrap":
+        pytest.skip("needs bubblewrap")
+    with tempfile.TemporaryDirectory(dir="/tmp") as closed:
+        venv.create(f"{closed}/own/venv", symlinks=True)
+        command = [f"{closed}/own/venv/bin/python", "-I", "-c", OF_ANOTHER, sandbox.__file__]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (run.stdout, run.stderr) == (f"{tuple(found[0])}\nTrue\n", "")
+
+
 def test_scratch_folders_are_small_and_nothing_else_takes_files(kind):
     if kind.kind != "bubblewrap":
         pytest.skip("which bubblewrap alone gives")
@@ -279,35 +304,6 @@ def test_a_tool_that_is_not_installed_rules_its_kind_out(monkeypatch):
     assert sandbox._works(Isolation("limits", False))
 
 
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        ("```text\n3\n```\nSo:\n```python\nA\n```", "A\n"),
-        ("```cpp\nint x;\n```\nSo:\n```\nA\n```", "A\n"),
-        ("```python\nA\n```\nIt prints\n```\n9\n```", "A\n"),
-        ("```Python\nA\n```", "A\n"),
-        ("```python\r\nA\r\n```\r\n", "A\n"),
-        ("1. So\n   ```python\n   if A:\n       B\n   ```", "if A:\n    B\n"),
-        ("So: ```py\nA```", "A\n"),
-        ("````python\nA = '''\n```\n'''\n````", "A = '''\n```\n'''\n"),
-        ('```python\n"""\n```\nx\n```\n"""\nA\n```', '"""\n```\nx\n```\n"""\nA\n'),
-        ("```python\nA = '''\n```\nor\n```python\nB\n```", "B\n"),
-        ("```python\nA  # it's '''\n```\n```python\nB\n```", "B\n"),
-        ("```python\nA\n```\nor\n```python\nB", "A\n"),
-        ("```java\nA\n```", None),
-        ("Write it in ``` fences.", None),
-    ],
-)
-def test_the_program_is_the_last_block_of_python(text, program):
-    assert extract_program(text) == program
-
-
-def test_format_is_one_complete_block():
-    assert follows_code_format(block(RIGHT))
-    for wrong in (block(RIGHT) * 2, "no block", "```python\nA", block(RIGHT) + "\n```", "```java\nA\n```"):
-        assert not follows_code_format(wrong)
-
-
 def test_starter_code_finds_the_usual_imports_and_no_function_among_them():
     tests = json.dumps({"fn_name": "gcd", "inputs": [[[4, 6]]], "outputs": [2]})
     program = "class Solution:\n    def gcd(self, a: List[int]) -> int:\n        return "
@@ -331,6 +327,11 @@ def test_output_may_be_as_long_as_what_is_expected_and_errors_longer():
 def test_no_tests_at_all_cannot_be_asked_for():
     with pytest.raises(ValueError, match=r"max_tests is 0\. Give 1 or more"):
         get_code_reward(max_tests=0)
+
+
+def test_standard_streams_can_be_opened_by_name(kind):
+    program = "text = open('/dev/stdin').read()\nopen('/dev/stdout', 'w').write(text)"
+    assert run_python(Task(program, "3\n"), LIMITS) == Execution("3\n")
 
 
 def test_large_inputs_are_given_and_a_driver_without_its_task_ends():

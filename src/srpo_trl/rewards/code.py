@@ -128,6 +128,8 @@ def parse_tests(answer: Any) -> tuple[str | None, list[CodeTest]]:
     if not pairs:
         raise ValueError(f"{shorten(repr(answer))} has no tests")
     if function is not None:
+        if not all(isinstance(given, list | tuple) for given in inputs):
+            raise ValueError(f"{shorten(repr(answer))} has inputs that are no lists of arguments")
         return str(function), [CodeTest("", given, expected) for given, expected in pairs]
     return None, [CodeTest(_joined(given), (), _joined(expected)) for given, expected in pairs]
 

@@ -87,6 +87,7 @@ _PLACE = re.compile(r'File "solution.py", line (\d{1,6})')
 _FIRST_UID, _RUNS = 200_000, itertools.count()
 _WAIT_FOR_READERS = 1.0  # seconds
 _KEPT_ERRORS, _MOST_ERRORS = 64 << 10, 64 << 20  # bytes of standard error
+_FLOOD = b"It wrote more than 64 MB of errors."
 _KILLED = (-9, 128 + 9)  # as the limit of the processor does
 _KILLED_IN_UNSHARE = b"unshare: sigprocmask"  # which cannot pass this signal on
 
@@ -171,6 +172,9 @@ def run_python(task: Task, limits: Limits = Limits()) -> Execution:  # noqa: B00
                 (_take_end, outputs["stderr"]),
             )
         ]
+        for stream in (process.stdin, process.stdout, process.stderr) if found.has_own_user else ():
+            assert stream is not None, "asked for"
+            os.fchmod(stream.fileno(), 0o666)  # so that the user of its own can open /dev/stdin
         for worker in workers:
             worker.start()
         status = None
@@ -181,6 +185,8 @@ def run_python(task: Task, limits: Limits = Limits()) -> Execution:  # noqa: B00
             worker.join(_WAIT_FOR_READERS)
     if len(outputs["stdout"]) > size:
         error = f"It wrote more than {limits.output_kb} KB."
+    elif outputs["stderr"] == _FLOOD:
+        error = _FLOOD.decode()
     elif status is None or status in _KILLED or outputs["stderr"].startswith(_KILLED_IN_UNSHARE):
         error = f"It did not end within {limits.seconds:g} seconds."
     else:
@@ -340,6 +346,7 @@ def _take_end(process: "subprocess.Popen[bytes]", written: bytearray) -> None:
             written += part
             del written[:-_KEPT_ERRORS]
     if total > _MOST_ERRORS:
+        written[:] = _FLOOD
         _stop(process)
 
 
