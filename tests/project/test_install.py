@@ -352,7 +352,11 @@ def make(tmp_path: Path) -> Callable[..., str]:
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
 
     def run(*words: str) -> str:
-        done = subprocess.run(["make", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of the make that runs the tests
+        environment = {name: value for name, value in os.environ.items() if name not in outer}
+        done = subprocess.run(
+            ["make", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         return done.stdout + done.stderr
 
     return run
