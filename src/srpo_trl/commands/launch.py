@@ -151,7 +151,7 @@ def profile_path(name: str) -> Path:
 
 def options_in_file(argv: Sequence[str]) -> dict[str, Any]:
     """Return the YAML file's options; none where it cannot be read, which whoever reads the options reports."""
-    path = _config_of(argv)
+    path, _ = split_config(argv)
     if path is None:
         return {}
     with contextlib.suppress(ValueError):
@@ -159,16 +159,17 @@ def options_in_file(argv: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-def _config_of(argv: Sequence[str]) -> str | None:
+def split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return what `--config` names, and the other words."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
-    path: str | None = parser.parse_known_args(argv)[0].config
-    return path
+    found, others = parser.parse_known_args(argv)
+    return found.config, others
 
 
 def _pipe(argv: Sequence[str]) -> str | None:
     """Return what `--config` names where it is a pipe."""
-    path = _config_of(argv)
+    path, _ = split_config(argv)
     with contextlib.suppress(ValueError):
         if path is not None and (file := config_path(path)).exists() and not file.is_file():
             return path

@@ -13,7 +13,7 @@ from trl import TrlParser
 
 from srpo_trl.commands.config_file import config_chain, merged
 from srpo_trl.commands.help import show_help
-from srpo_trl.commands.launch import LAUNCHED, PROFILE, launcher_options, split_words
+from srpo_trl.commands.launch import LAUNCHED, PROFILE, launcher_options, split_config, split_words
 from srpo_trl.config.former import IDLE, taken_over
 from srpo_trl.config.ranges import described
 from srpo_trl.config.renamed import FORMER, unknown_option
@@ -92,11 +92,9 @@ def parse_options(
         "--config", metavar="FILE", help="Recipe, or YAML file, with values for any option below."
     )
     show_help(argv, parser, kinds, defaults or {}, hidden)
-    config_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_file.add_argument("--config")
-    path, arguments = config_file.parse_known_args(split_words(argv)[1])
+    path, arguments = split_config(split_words(argv)[1])
     problems: list[str] = []
-    chain = [{}] if path.config is None else collect_error(problems, config_chain, path.config)
+    chain = [{}] if path is None else collect_error(problems, config_chain, path)
     if problems:
         return [None] * len(kinds), problems
     known = {option.dest for option in parser._actions} | {"num_processes", PROFILE}

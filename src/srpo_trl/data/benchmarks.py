@@ -4,13 +4,14 @@ The texts of a row's `system` and `prompt` are the paper's prompts and are kept 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srpo_trl.data.jsonl import read_json_lines
+from srpo_trl.data.jsonl import checked_rows, read_json_lines
 from srpo_trl.rewards.grading import shorten
 from srpo_trl.rewards.tool_use import parse_reference
 
@@ -169,7 +170,7 @@ def _build(
 ) -> "Dataset":
     from datasets import Dataset
 
-    rows = list(_checked(islice(places, max_rows), name))
+    rows = list(checked_rows(islice(places, max_rows), partial(benchmark_row, name=name)))
     if not rows:
         raise ValueError(f"{source} has no rows.")
     num_published = BENCHMARKS[name].num_rows.get(split)
@@ -183,14 +184,6 @@ def _build(
             num_published,
         )
     return Dataset.from_list(rows)
-
-
-def _checked(places: Iterable[tuple[str, dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
-    for place, row in places:
-        try:
-            yield benchmark_row(row, name)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}.") from error
 
 
 def _published_file(name: str, split: str, data_dir: str | Path | None) -> Path:

@@ -4,12 +4,11 @@ Not a benchmark of the SRPO paper.
 """
 
 import re
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srpo_trl.data.jsonl import read_json_lines
+from srpo_trl.data.jsonl import checked_rows, published_rows
 from srpo_trl.rewards.grading import shorten
 
 if TYPE_CHECKING:
@@ -44,16 +43,13 @@ def load_gsm8k(
         ValueError: the split is unknown, or a row is wrong; the message names the source and the row.
         OSError: the source cannot be read.
     """
-    path = Path(name_or_path)
-    rows: Iterable[tuple[str, dict[str, Any]]]
-    if path.suffix in (".json", ".jsonl"):
-        rows = ((f"{path}, line {number}", row) for number, row in read_json_lines(path))
-    else:
-        from datasets import load_dataset
+    from datasets import Dataset
 
-        published = load_dataset(str(name_or_path), config_name, split=split)
-        rows = ((f"{name_or_path}, split {split}, row {number}", row) for number, row in enumerate(published))
-    return _build(rows, str(name_or_path), max_rows)
+    places = islice(published_rows(name_or_path, config_name, split), max_rows)
+    rows = list(checked_rows(places, gsm8k_row))
+    if not rows:
+        raise ValueError(f"{name_or_path} has no rows.")
+    return Dataset.from_list(rows)
 
 
 def gsm8k_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -79,20 +75,3 @@ def gsm8k_row(row: dict[str, Any]) -> dict[str, Any]:
         "answer": final_answer[1].replace(",", ""),
         "benchmark": GSM8K,
     }
-
-
-def _build(places: Iterable[tuple[str, dict[str, Any]]], source: str, max_rows: int | None) -> "Dataset":
-    from datasets import Dataset
-
-    rows = list(_checked(islice(places, max_rows)))
-    if not rows:
-        raise ValueError(f"{source} has no rows.")
-    return Dataset.from_list(rows)
-
-
-def _checked(places: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    for place, row in places:
-        try:
-            yield gsm8k_row(row)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}.") from error

@@ -5,12 +5,11 @@ import io
 import json
 import pickle
 import zlib
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from srpo_trl.data.jsonl import read_json_lines
+from srpo_trl.data.jsonl import checked_rows, published_rows
 from srpo_trl.rewards.grading import shorten
 
 if TYPE_CHECKING:
@@ -48,18 +47,10 @@ def load_livecodebench(
         ValueError: a row is wrong; the message names the source and the row.
         OSError: the source cannot be read.
     """
-    path = Path(name_or_path)
-    rows: Iterable[tuple[str, dict[str, Any]]]
-    if path.suffix in (".json", ".jsonl"):
-        rows = ((f"{path}, line {number}", row) for number, row in read_json_lines(path))
-    else:
-        from datasets import load_dataset
-
-        published = load_dataset(str(name_or_path), config_name, split=split)
-        rows = ((f"{name_or_path}, split {split}, row {number}", row) for number, row in enumerate(published))
     from datasets import Dataset, Features, Value
 
-    built = list(_checked(islice(rows, max_rows)))
+    places = islice(published_rows(name_or_path, config_name, split), max_rows)
+    built = list(checked_rows(places, _checked_row))
     if not built:
         raise ValueError(f"{name_or_path} has no rows.")
     text = Value("string")
@@ -100,14 +91,13 @@ def livecodebench_row(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "answer": json.dumps(answer), "benchmark": LIVECODEBENCH}
 
 
-def _checked(places: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    for place, row in places:
-        try:
-            yield livecodebench_row(row)
-        except MemoryError as error:
-            raise ValueError(f"{place}: the tests need more memory than there is.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{place}: {shorten(str(error))}.") from error
+def _checked_row(row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return livecodebench_row(row)
+    except MemoryError as error:
+        raise ValueError("the tests need more memory than there is") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(shorten(str(error))) from error
 
 
 class _TextAlone(pickle.Unpickler):

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from srpo_trl.config import SRPOConfig
+from srpo_trl.config.former import SECRETS
 from srpo_trl.runs.guards import DEFAULT_THRESHOLDS, GUARDS, Finding, GuardThresholds, Watch
 from srpo_trl.runs.log import GUARDS_FILE, TRAINING_SECONDS, RunLog
 from srpo_trl.seams.trl import get_config_model_id
@@ -24,7 +25,7 @@ from srpo_trl.seams.trl import get_config_model_id
 PEAK_MEMORY = "srpo/memory/peak_gb"
 
 _OF_A_PLACE = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
-_OF_A_SECRET = ("token", "key", "secret", "password", "url", "host")  # ends of names
+_OF_A_SECRET = (*SECRETS, "url", "host")  # ends of names
 _PACKAGES = ("srpo-trl", "trl", "transformers", "torch")
 
 _logger = logging.getLogger(__name__)
