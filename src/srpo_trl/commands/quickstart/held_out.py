@@ -1,6 +1,6 @@
 """Sampled accuracy: the share of questions that one completion at temperature 1 answers rightly."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,10 +19,18 @@ class HeldOut:
         tokenizer: its padding side is left.
         questions: the same in every measurement.
         seed: of the sampling; the same seed gives the same completions on one machine.
+        is_right: whether a text answers a question with this answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        questions: Sequence[Question],
+        seed: int,
+        is_right: Callable[[str, str], bool] = is_right,
+    ) -> None:
         self._tokenizer, self._questions, self._seed = tokenizer, questions, seed
+        self._is_right = is_right
         self._prompts = {
             False: student_prompts(tokenizer, questions),
             True: teacher_prompts(tokenizer, questions),
@@ -31,7 +39,7 @@ class HeldOut:
     def accuracy(self, model: Qwen3ForCausalLM, *, shown: bool = False) -> float:
         """Return the share of right answers, with a right solution shown as the teacher sees it or without."""
         texts = sample_completions(model, self._tokenizer, self._prompts[shown], self._seed)
-        right = [is_right(text, q.answer) for text, q in zip(texts, self._questions, strict=True)]
+        right = [self._is_right(text, q.answer) for text, q in zip(texts, self._questions, strict=True)]
         return sum(right) / len(right)
 
 

@@ -76,16 +76,19 @@ def warm_up(
     tokenizer: PreTrainedTokenizerFast,
     recipe: WarmupRecipe,
     on_step: Callable[[int], None] = lambda step: None,
+    questions: Sequence[Question] | None = None,
 ) -> tuple[Qwen3ForCausalLM, WarmupResult]:
     """Train a fresh model on worked solutions, and return it with what that took.
 
     Args:
         on_step: called after each step with its number.
+        questions: of another task, `batch_size` for each step; None: this one's.
     """
     start = time.process_time()
     model = build_model(tokenizer, recipe.seed, initializer_range=recipe.initializer_range)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))
-    questions = sample_questions(recipe.batch_size * recipe.num_steps, seed=recipe.seed + 1)
+    if questions is None:
+        questions = sample_questions(recipe.batch_size * recipe.num_steps, seed=recipe.seed + 1)
     for step in range(1, recipe.num_steps + 1):
         batch = questions[(step - 1) * recipe.batch_size : step * recipe.batch_size]
         train_on(model, tokenizer, optimizer, recipe.rate(step), batch, num_shown=recipe.shown_rows)

@@ -22,8 +22,9 @@ from srpo_trl.commands.quickstart.task import NUM_DIGITS, Question, is_held_out
 from srpo_trl.commands.quickstart.warmup import WarmupResult, train_on
 from srpo_trl.data.tiny_model import build_model
 
-# 4 columns of `a+b=cs;`, `#`, 5 digits, end of sequence.
-ADD4_TOKENS = NUM_DIGITS * 7 + 1 + NUM_DIGITS + 1 + 1
+COLUMN_TOKENS = 7  # of `a+b=cs;`
+# 4 columns, `#`, 5 digits, end of sequence.
+ADD4_TOKENS = NUM_DIGITS * COLUMN_TOKENS + 1 + NUM_DIGITS + 1 + 1
 COLUMN_FORMS = ("{0}+{1}={2};", "{1}+{0}={2};", "{2}={0}+{1};", "{2}={1}+{0};")  # two digits, their sum
 
 

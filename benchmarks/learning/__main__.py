@@ -1,0 +1,109 @@
+"""The learning study: starts, rates, then every row with five seeds; again to go on where it stopped.
+
+    python -m benchmarks.learning [--jobs 2] [--out outputs/learning] [--only slip4s quiz8w]
+
+Each seed has a start of its own. The rate of a row is chosen on runs that no table counts: starts 0 and 1 with other
+seeds.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learning.rows import COUNTER, FORMS, LATE, MAIN
+from benchmarks.learning.run import Run, do, make_start, one_thread
+from benchmarks.learning.tasks import TASKS
+from srpo_trl.commands.quickstart.quiet import set_environment
+
+CHOOSING = ((0, 100), (1, 101))  # start and seed of the runs that a row's rate is chosen on
+NUM_SEEDS = 5
+LATE_TASKS = ("slip4s", "quiz8w", "add4_forms")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__.split("\n")[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes [one a core]")
+    parser.add_argument("--out", type=Path, default=Path("outputs/learning"), help="[outputs/learning]")
+    parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS), help="tasks [all]")
+    options = parser.parse_args(argv)
+    set_environment()
+    from benchmarks.learning.report import best_rate, report  # imports torch, which reads the environment
+
+    study: Path = options.out
+    with ProcessPoolExecutor(
+        options.jobs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=one_thread,
+        max_tasks_per_child=20,
+    ) as pool:
+        equal = equal_runs(options.only)
+        starts = sorted({(run.task, run.start) for run in equal}, key=lambda pair: pair[1])
+        _all(pool, "starts", make_start, [(study, *start) for start in starts])
+        _train(pool, "rows at equal rates", equal, study)
+        _train(pool, "choice of rates", choosing_runs(options.only), study)
+        _train(pool, "rows at their best rates", best_runs(options.only, partial(best_rate, study)), study)
+    report(study)
+    return 0
+
+
+def equal_runs(tasks: Sequence[str]) -> list[Run]:
+    """Return every row's runs at its task's rate, a seed of all before the next, so that a part of them is balanced."""
+    rows = [(TASKS[name], row) for name in tasks for row in rows_of(name)]
+    return [Run(task.name, row, task.rate, seed, seed) for seed in range(NUM_SEEDS) for task, row in rows]
+
+
+def rows_of(task: str) -> tuple[str, ...]:
+    """Return the rows of a task."""
+    main_rows = MAIN if TASKS[task].other_rates else COUNTER
+    return (*main_rows, *(LATE if task in LATE_TASKS else ()), *(FORMS if task == "add4_forms" else ()))
+
+
+def choosing_runs(tasks: Sequence[str]) -> list[Run]:
+    """Return the runs that the rates of a task's main rows are chosen on, where it has several rates."""
+    return [
+        Run(task.name, row, rate, start, seed)
+        for start, seed in CHOOSING
+        for task in (TASKS[name] for name in tasks)
+        if task.other_rates
+        for row in MAIN
+        for rate in (task.rate, *task.other_rates)
+    ]
+
+
+def best_runs(tasks: Sequence[str], best_rate: Callable[[str, str], float]) -> list[Run]:
+    """Return the runs of main rows at the rate that is best for them, those at their task's rate among them."""
+    rows = [(name, row) for name in tasks if TASKS[name].other_rates for row in MAIN]
+    return [
+        Run(name, row, best_rate(name, row), seed, seed) for seed in range(NUM_SEEDS) for name, row in rows
+    ]
+
+
+def _train(pool: ProcessPoolExecutor, title: str, runs: Sequence[Run], study: Path) -> None:
+    _all(pool, title, do, [(run, study) for run in runs if not run.is_done(study)])
+
+
+def _all(
+    pool: ProcessPoolExecutor, title: str, call: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
+) -> None:
+    """Do all calls, and say how far they have come; the first error ends the command."""
+    began, jobs = time.monotonic(), [pool.submit(call, *each) for each in arguments]
+    try:
+        for number, job in enumerate(as_completed(jobs), 1):
+            job.result()
+            minutes = (time.monotonic() - began) / 60
+            print(f"{title}: {number} of {len(jobs)}, {minutes:.1f} min", flush=True)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

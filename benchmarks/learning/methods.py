@@ -1,0 +1,59 @@
+"""Methods of the study that the package does not ship: each asks one question of SRPO."""
+
+import torch
+from torch import Tensor
+
+from benchmarks.learning.add4 import COLUMN_TOKENS
+from srpo_trl.commands.quickstart.task import NUM_DIGITS
+from srpo_trl.methods import routers, schedules, srpo, tokenwise
+from srpo_trl.methods.record import Graded, Method, Route, Tokens
+
+
+def failed_in_both(
+    entropy_weight_beta: float, policy: float = 1.0, distilled: float = 1.0, decay_steps: int | None = None
+) -> Method:
+    """SRPO, but what it distils keeps its negative advantage, too: does that hold the end up?
+
+    A = `policy` A there, and the divergence times `distilled`, which falls to 0 over `decay_steps` (None: it stays).
+    """
+
+    def route(graded: Graded) -> Tensor:
+        routed = routers.sample_routed(graded)
+        return torch.where(routed == Route.DISTILLED, int(Route.BOTH), routed)
+
+    def advantages(tokens: Tokens) -> Tensor:
+        return torch.where(tokens.route_B == Route.BOTH, policy * tokens.advantage_B, tokens.advantage_B)
+
+    return Method(
+        route,
+        weights=tokenwise.entropy_weights(entropy_weight_beta),
+        strength=schedules.linear(distilled, 0.0, steps=decay_steps),
+        advantages=advantages,
+    )
+
+
+def with_entropy_bonus(entropy_weight_beta: float, bonus: float = 0.02) -> Method:
+    """SRPO with `bonus` times the entropy's gradient on the policy loss's tokens: is it the entropy that it lacks?
+
+    k = bonus (-log pi - H), an unbiased estimate, as the expectation of -log pi is H.
+    """
+
+    def pull(tokens: Tokens) -> Tensor:
+        return -bonus * (tokens.student.logps_BT + tokens.student.entropy_BT) * tokens.policy_BT
+
+    return srpo.srpo(entropy_weight_beta)._replace(pull=pull)
+
+
+def without_forms(entropy_weight_beta: float) -> Method:
+    """SRPO without divergence where add4_forms chooses a column's form: does the pull to a form cost SRPO its end?
+
+    That is the first token of each column.
+    """
+
+    def weights(tokens: Tokens) -> Tensor:
+        place_T = torch.arange(tokens.mask_BT.shape[1], device=tokens.mask_BT.device)
+        chooses_T = (place_T % COLUMN_TOKENS == 0) & (place_T < NUM_DIGITS * COLUMN_TOKENS)
+        weights_BT: Tensor = tokenwise.entropy_weights(entropy_weight_beta)(tokens)
+        return weights_BT.masked_fill(chooses_T, 0.0)
+
+    return srpo.srpo(entropy_weight_beta)._replace(weights=weights)

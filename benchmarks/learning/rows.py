@@ -1,0 +1,44 @@
+"""The study's rows: each is a method with its options, by name, and a question that it answers."""
+
+from typing import Any
+
+from srpo_trl.methods import CONTROLS, VARIANTS
+
+Rows = dict[str, dict[str, Any]]
+_OURS = "benchmarks.learning.methods:"
+
+
+def _both(**options: Any) -> dict[str, Any]:
+    return {"method": f"{_OURS}failed_in_both", "entropy_weight_beta": 1.0, "method_options": options}
+
+
+# The paper's variants, then its strongest baseline, GRPO as TRL scales it, forward KL, and two controls.
+PAPER: Rows = {
+    name: {option: float(value) if option.startswith("entropy") else value for option, value in words.items()}
+    for name, words in VARIANTS.items()
+}
+BASELINES: Rows = {
+    "sdpo_frozen": {"method": "sdpo", "teacher_model_kind": "base"},
+    "grpo_std": {"method": "grpo", "scale_rewards": "group"},
+    "srpo_forward_kl": {"method": "srpo", "distillation_alpha": 0.0},
+    **{name: {"method": name} for name in CONTROLS},
+}
+# Can SRPO keep its early gain and end above GRPO?
+LATE: Rows = {
+    "srpo_frozen": {"method": "srpo", "teacher_model_kind": "base"},
+    "srpo_resync": {"method": "srpo", "teacher_update_rate": 1.0, "teacher_update_interval": 10},
+    "both": _both(),
+    "both_half_policy": _both(policy=0.5),
+    "both_half_distilled": _both(distilled=0.5),
+    "both_falling": _both(decay_steps=50),
+    "both_frozen": _both() | {"teacher_model_kind": "base"},
+    "srpo_entropy": {"method": f"{_OURS}with_entropy_bonus", "entropy_weight_beta": 1.0},
+}
+# Why does SRPO lose where a column has many forms?
+FORMS: Rows = {
+    "correct_only": {"method": "negative_control", "method_options": {"advantage": 0.0}},
+    "srpo_without_forms": {"method": f"{_OURS}without_forms", "entropy_weight_beta": 1.0},
+}
+ROWS: Rows = PAPER | BASELINES | LATE | FORMS
+MAIN = (*PAPER, *BASELINES)
+COUNTER = ("grpo", "sdpo", "sdpo_frozen", "srpo", "srpo_beta0", "srpo_forward_kl", "advantage_mix")

@@ -1,0 +1,212 @@
+"""One run: a method from a start, its accuracy as it learns, and what its answers are like at the end."""
+
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers.trainer_callback import PrinterCallback
+
+from benchmarks.learning.rows import ROWS
+from benchmarks.learning.tasks import TASKS, Task
+from srpo_trl import SRPOConfig, SRPOTrainer
+from srpo_trl.commands.quickstart.held_out import HeldOut, sample_completions
+from srpo_trl.commands.quickstart.prompts import student_prompts
+from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs
+from srpo_trl.commands.quickstart.task import SOLUTION_TOKENS, Question, prompt_dataset
+from srpo_trl.commands.quickstart.warmup import load_start, save_start
+from srpo_trl.data.tiny_model import build_tokenizer
+from srpo_trl.host.callbacks import TrainingClock
+from srpo_trl.methods import PAPER_DEFAULTS
+
+HELD_OUT_QUESTIONS, HELD_OUT_SEED = 384, 5
+PASS_QUESTIONS, PASS_SAMPLES = 128, 16
+NUM_GENERATIONS = 8
+EVAL_STEPS = 10
+RESULT_FILE = "result.json"
+SCORE = "eval_avg@1"
+# Of what is logged, what tables have: the mean over the run.
+LOGGED = (
+    "entropy",
+    "completions/mean_length",
+    "srpo/weight/ess_frac",
+    "srpo/teacher/entropy",
+    "srpo/distillation/divergence",
+    "srpo/route/distilled_frac",
+)
+EXPLAINED = ("srpo", "srpo_beta0")  # rows whose distilled rollouts are logged token by token
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained: a row of a task at a rate, from the start of this number."""
+
+    task: str
+    row: str
+    rate: float
+    start: int
+    seed: int
+
+    def folder(self, study: Path) -> Path:
+        """Return where it writes."""
+        return (
+            study
+            / self.task
+            / "runs"
+            / self.row
+            / f"lr-{self.rate:g}"
+            / f"start-{self.start}-seed-{self.seed}"
+        )
+
+    def is_done(self, study: Path) -> bool:
+        """Whether its result is there."""
+        return (self.folder(study) / RESULT_FILE).is_file()
+
+
+def start_folder(study: Path, task: str, number: int) -> Path:
+    """Return where a task's start of this number lies."""
+    return study / task / f"start-{number}"
+
+
+def make_start(study: Path, name: str, number: int) -> None:
+    """Train and save a task's start of this number, unless it is there; measure it alone and with a solution shown."""
+    folder, task = start_folder(study, name, number), TASKS[name]
+    if load_start(folder) is not None:
+        return
+    tokenizer = build_tokenizer(task.words)
+    with quiet_logs(), quiet_libraries():
+        model, result = task.start(tokenizer, number)
+        held_out = HeldOut(tokenizer, _held_out(task), HELD_OUT_SEED, task.is_right)
+        facts = {
+            "alone": held_out.accuracy(model),
+            "shown": held_out.accuracy(model, shown=True),
+            **asdict(result),
+            **_answers(model, tokenizer, task),
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_start(folder, model, tokenizer, result)
+    _write(folder / RESULT_FILE, facts)
+
+
+def do(run: Run, study: Path) -> None:
+    """Train the run and write its result."""
+    task, folder = TASKS[run.task], run.folder(study)
+    tokenizer = build_tokenizer(task.words)
+    loaded = load_start(start_folder(study, run.task, run.start))
+    assert loaded is not None, "starts are made before runs"
+    with quiet_logs(), quiet_libraries():
+        trainer = SRPOTrainer(
+            model=loaded[0],
+            reward_funcs=_reward(task),
+            args=config(run, folder),
+            train_dataset=prompt_dataset(
+                task.questions(task.num_steps * task.prompts_per_step, 1000 + run.seed)
+            ),
+            eval_dataset=prompt_dataset(_held_out(task)),
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        TrainingClock.of(trainer).now = time.process_time
+        trainer.train()
+        history = trainer.state.log_history
+        answers = _answers(trainer.model.eval(), tokenizer, task)
+    logged = {name: [entry[name] for entry in history if name in entry] for name in LOGGED}
+    _write(
+        folder / RESULT_FILE,
+        {
+            **asdict(run),
+            "points": [(entry["step"], entry[SCORE]) for entry in history if SCORE in entry],
+            "seconds": [entry["training_seconds"] for entry in history if "training_seconds" in entry][-1],
+            "rollouts": task.num_steps * task.prompts_per_step * NUM_GENERATIONS,
+            "tokens": [entry["num_tokens"] for entry in history if "num_tokens" in entry][-1],
+            "logged": {name: sum(values) / len(values) for name, values in logged.items() if values},
+            **answers,
+        },
+    )
+
+
+def config(run: Run, folder: Path) -> SRPOConfig:
+    """Return the trainer's configuration; what is named neither here nor in the row has SRPO's default."""
+    task = TASKS[run.task]
+    shared = {
+        "learning_rate": run.rate,
+        "num_generations_eval": 1,
+        "eval_temperature": 1.0,
+        "eval_top_p": 1.0,
+    }
+    return SRPOConfig(
+        **(PAPER_DEFAULTS | shared | ROWS[run.row]),
+        output_dir=str(folder),
+        seed=run.seed,
+        max_steps=task.num_steps,
+        per_device_train_batch_size=task.prompts_per_step * NUM_GENERATIONS,
+        num_generations=NUM_GENERATIONS,
+        max_completion_length=SOLUTION_TOKENS + 1,
+        lr_scheduler_type="linear",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        eval_strategy="steps",
+        eval_steps=EVAL_STEPS,
+        eval_on_start=True,
+        logging_steps=EVAL_STEPS,
+        log_examples_steps=EVAL_STEPS if run.row in EXPLAINED else None,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _held_out(task: Task) -> list[Question]:
+    return task.questions(HELD_OUT_QUESTIONS, HELD_OUT_SEED, held_out=True)
+
+
+def _reward(task: Task) -> Any:
+    def reward(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
+        texts = [completion[-1]["content"] for completion in completions]
+        return [float(task.is_right(text, key)) for text, key in zip(texts, answer, strict=True)]
+
+    return reward
+
+
+def _answers(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task: Task) -> dict[str, Any]:
+    """Return what the model's answers are like: pass@n, and how many different ones there are among right ones."""
+    questions = _held_out(task)[:PASS_QUESTIONS]
+    prompts = [prompt for prompt in student_prompts(tokenizer, questions) for _ in range(PASS_SAMPLES)]
+    texts = sample_completions(model, tokenizer, prompts, HELD_OUT_SEED)
+    right, distinct = [], []
+    for place, question in enumerate(questions):
+        mine = texts[place * PASS_SAMPLES : (place + 1) * PASS_SAMPLES]
+        right_ones = Counter(text for text in mine if task.is_right(text, question.answer))
+        right.append(sum(right_ones.values()))
+        distinct += [len(right_ones) / right[-1]] if right[-1] else []
+    return {
+        "pass": {
+            n: sum(pass_at(n, PASS_SAMPLES, each) for each in right) / len(right) for n in (1, 2, 4, 8, 16)
+        },
+        "distinct_share": sum(distinct) / len(distinct) if distinct else 0.0,
+    }
+
+
+def pass_at(n: int, num_samples: int, num_right: int) -> float:
+    """Return the unbiased estimate of the probability that one of n samples is right (arXiv:2107.03374)."""
+    return 1.0 - comb(num_samples - num_right, n) / comb(num_samples, n)
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    partial.write_text(json.dumps(facts), encoding="utf-8")
+    partial.rename(path)
+
+
+def one_thread() -> None:
+    """Make this process a worker of one thread."""
+    torch.set_num_threads(1)
