@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learning.report import report
+from benchmarks.learning.results import Study
 from benchmarks.learning.rows import COUNTER, FORMS, LATE, MAIN
 from benchmarks.learning.run import Run, do, make_start, one_thread
 from benchmarks.learning.tasks import TASKS
@@ -35,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS), help="tasks [all]")
     options = parser.parse_args(argv)
     set_environment()
-    from benchmarks.learning.report import best_rate, report  # imports torch, which reads the environment
 
     study: Path = options.out
     with ProcessPoolExecutor(
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _all(pool, "starts", make_start, [(study, *start) for start in starts])
         _train(pool, "rows at equal rates", equal, study)
         _train(pool, "choice of rates", choosing_runs(options.only), study)
-        _train(pool, "rows at their best rates", best_runs(options.only, partial(best_rate, study)), study)
+        _train(pool, "rows at their best rates", best_runs(options.only, Study(study)), study)
     report(study)
     return 0
 
@@ -78,11 +78,13 @@ def choosing_runs(tasks: Sequence[str]) -> list[Run]:
     ]
 
 
-def best_runs(tasks: Sequence[str], best_rate: Callable[[str, str], float]) -> list[Run]:
+def best_runs(tasks: Sequence[str], study: Study) -> list[Run]:
     """Return the runs of main rows at the rate that is best for them, those at their task's rate among them."""
     rows = [(name, row) for name in tasks if TASKS[name].other_rates for row in MAIN]
     return [
-        Run(name, row, best_rate(name, row), seed, seed) for seed in range(NUM_SEEDS) for name, row in rows
+        Run(name, row, study.best_rate(name, row), seed, seed)
+        for seed in range(NUM_SEEDS)
+        for name, row in rows
     ]
 
 

@@ -1,6 +1,223 @@
-def report(x):
-    pass
+"""Tables and picture of the learning study: `python -m benchmarks.learning.report [outputs/learning]`.
+
+Prints Markdown, writes the same to `tables.md` and the picture to `learning.png` in the study's folder.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.learning.add4 import COLUMN_TOKENS
+from benchmarks.learning.results import MEASURES, Result, Study, difference, over_seeds
+from benchmarks.learning.rows import FORMS, LATE, MAIN
+from benchmarks.learning.tasks import TASKS
+from srpo_trl.commands.curves import markdown
+from srpo_trl.commands.curves_plot import COLORS, CURVE_STYLE, MARKERS
+from srpo_trl.commands.quickstart.task import NUM_DIGITS, WORDS
+from srpo_trl.runs.log import EXAMPLES_FILE
+from srpo_trl.runs.scores import Estimate
+
+REFERENCE = "grpo"
+DRAWN = ("grpo", "sdpo", "sdpo_frozen", "srpo")
+NOTHING = "-"
+Table = list[list[str]]
 
 
-def best_rate(*a):
-    return 5e-4
+def report(folder: Path) -> None:
+    """Print and write what the study has so far."""
+    study = Study(folder)
+    lines = [line for block in _blocks(study) for line in (*block, "")]
+    print("\n".join(lines))
+    (folder / "tables.md").write_text("\n".join(lines), encoding="utf-8")
+    draw(study, folder / "learning.png")
+
+
+def _blocks(study: Study) -> Iterator[list[str]]:
+    for task in study.tasks:
+        main_rows = [row for row in study.rows(task) if row in MAIN]
+        yield [f"## {task}", "", starts(study, task)]
+        yield ["All at one learning rate:", "", *markdown(scores(study, task, main_rows))]
+        if TASKS[task].other_rates and study.choice(task, REFERENCE):
+            yield ["Each at its best rate:", "", *markdown(scores(study, task, main_rows, at_best=True))]
+            yield ["How the rates were chosen:", "", *markdown(rates(study, task, main_rows))]
+        yield ["Answers and cost:", "", *markdown(answers(study, task, study.rows(task)))]
+        if rows := [row for row in study.rows(task) if row in FORMS]:
+            yield ["Why:", "", *markdown(scores(study, task, ["grpo", "srpo", "both", *rows]))]
+    yield ["## An early gain and a higher end?", "", *markdown(late(study))]
+    yield ["## Where the weights act", "", *markdown(where_weights_act(study))]
+
+
+def starts(study: Study, task: str) -> str:
+    """Return a sentence about the starts that the task's runs have."""
+    numbers = sorted(study.runs(task, REFERENCE))
+    made = [study.start(task, number) for number in numbers]
+    alone, shown = ([start[name] for start in made] for name in ("alone", "shown"))
+    return (
+        f"{len(made)} starts: right {', '.join(f'{share:.3f}' for share in alone)} alone, "
+        f"{min(shown):.3f} to {max(shown):.3f} with a right solution shown. {TASKS[task].num_steps} steps of "
+        f"{TASKS[task].prompts_per_step} questions, rate {TASKS[task].rate:g}."
+    )
+
+
+def scores(study: Study, task: str, rows: Sequence[str], at_best: bool = False) -> Table:
+    """Return the table of each row's curve, and of its differences to GRPO's seed by seed."""
+
+    def runs(row: str) -> dict[int, Result]:
+        return study.runs(task, row, study.best_rate(task, row) if at_best else None)
+
+    head = ["row", *(["rate"] if at_best else []), "seeds", *MEASURES]
+    table = [[*head, *(f"{name}, less GRPO's" for name in MEASURES)]]
+    for row in rows:
+        rate = [f"{study.best_rate(task, row):g}"] if at_best else []
+        levels = [_text(over_seeds(runs(row), measure)) for measure in MEASURES.values()]
+        table.append([row, *rate, str(len(runs(row))), *levels, *_less_grpo(runs(row), runs(REFERENCE), row)])
+    return table
+
+
+def _less_grpo(runs: dict[int, Result], grpo: dict[int, Result], row: str) -> list[str]:
+    if row == REFERENCE:
+        return [""] * len(MEASURES)
+    return [_text(difference(runs, grpo, measure), "+") for measure in MEASURES.values()]
+
+
+def rates(study: Study, task: str, rows: Sequence[str]) -> Table:
+    """Return the table of the mean of the curve at each rate, over the runs that rates are chosen on."""
+    tried = sorted((TASKS[task].rate, *TASKS[task].other_rates))
+    choices = {row: study.choice(task, row) for row in rows}
+    return [
+        ["row", *(f"{rate:g}" for rate in tried)],
+        *([row, *(_text(choice.get(rate)) for rate in tried)] for row, choice in choices.items()),
+    ]
+
+
+def answers(study: Study, task: str, rows: Sequence[str]) -> Table:
+    """Return the table of what answers are like, and of what a run costs."""
+    grpo = study.runs(task, REFERENCE)
+    head = [
+        "pass@1 at the end",
+        "pass@16",
+        "different among right ones",
+        "entropy in training",
+        "tokens of an answer",
+    ]
+    table = [["row", *head, "rollouts", "tokens, thousands", "processor's seconds, of GRPO's"]]
+    for row in rows:
+        runs = study.runs(task, row)
+        facts = [result.facts for result in runs.values()]
+        ratio = [
+            runs[seed].facts["seconds"] / grpo[seed].facts["seconds"]
+            for seed in sorted(runs.keys() & grpo.keys())
+        ]
+        logged = [each["logged"] for each in facts]
+        table.append(
+            [
+                row,
+                *(_text(over_seeds(runs, lambda result, n=n: result.facts["pass"][n])) for n in ("1", "16")),
+                _text(over_seeds(runs, lambda result: result.facts["distinct_share"])),
+                f"{_mean(logged, 'entropy'):.3f}",
+                f"{_mean(logged, 'completions/mean_length'):.1f}",
+                f"{_mean(facts, 'rollouts'):.0f}",
+                f"{_mean(facts, 'tokens') / 1000:.0f}",
+                f"{fmean(ratio):.2f}" if ratio else NOTHING,
+            ]
+        )
+    return table
+
+
+def late(study: Study) -> Table:
+    """Return the table of SRPO's variants less GRPO, early and at the end, on each task that has them."""
+    tasks = [task for task in study.tasks if any(row in LATE for row in study.rows(task))]
+    early_and_end = {name: MEASURES[name] for name in list(MEASURES)[1:]}
+    table = [["row", "seeds", *(f"{task}, {name}" for task in tasks for name in early_and_end)]]
+    for row in ("srpo", *LATE):
+        cells, counts = [], []
+        for task in tasks:
+            runs, grpo = study.runs(task, row), study.runs(task, REFERENCE)
+            counts.append(len(runs.keys() & grpo.keys()))
+            cells += [_text(difference(runs, grpo, measure), "+") for measure in early_and_end.values()]
+        table.append([row, str(min(counts, default=0)), *cells])
+    return table
+
+
+def where_weights_act(study: Study) -> Table:
+    """Return the table of the divergence's share on free tokens, without the weights and with them."""
+    head = ["free tokens", "of the divergence", "of the weighted divergence", "teacher's entropy, nats"]
+    table = [["task", *head, "effective share of the weights"]]
+    for task in study.tasks:
+        runs = study.runs(task, "srpo")
+        logged = [result.facts["logged"] for result in runs.values()]
+        shares = np.mean([free_shares(result.folder, task) for result in runs.values()], axis=0)
+        entropy, effective = (
+            _mean(logged, f"srpo/{name}") for name in ("teacher/entropy", "weight/ess_frac")
+        )
+        table.append([task, *(f"{share:.3f}" for share in shares), f"{entropy:.3f}", f"{effective:.3f}"])
+    return table
+
+
+def free_shares(run: Path, task: str) -> tuple[float, float, float]:
+    """Return the free tokens' share of the tokens, of the divergence and of the weighted one, in logged rollouts.
+
+    Free are the words of slip4s and quiz8w, and the first token of a column of add4_forms, which chooses its form.
+    """
+    sums = np.zeros((2, 3))
+    for line in (run / EXAMPLES_FILE).read_text(encoding="utf-8").splitlines():
+        example = json.loads(line)
+        if "tokens" in example:
+            divergence, weight = np.array(example["divergence"]), np.array(example["weight"])
+            values = np.stack([np.ones_like(divergence), divergence, divergence * weight])
+            free = np.array([_is_free(token, place, task) for place, token in enumerate(example["tokens"])])
+            sums += np.stack([values[:, free].sum(axis=1), values.sum(axis=1)])
+    of_words, of_all, of_weighted = sums[0] / sums[1]
+    return float(of_words), float(of_all), float(of_weighted)
+
+
+def _is_free(token: str, place: int, task: str) -> bool:
+    chooses = task == "add4_forms" and place % COLUMN_TOKENS == 0 and place < NUM_DIGITS * COLUMN_TOKENS
+    return chooses or token in WORDS
+
+
+def _mean(facts: Sequence[Mapping[str, float]], name: str) -> float:
+    values = [each[name] for each in facts if name in each]
+    return fmean(values) if values else float("nan")
+
+
+def _text(found: Estimate | None, sign: str = "") -> str:
+    return NOTHING if found is None else found.text(sign)
+
+
+def draw(study: Study, path: Path) -> None:
+    """Draw mean and standard error of the main curves over steps, a panel for each task."""
+    with matplotlib.rc_context(CURVE_STYLE):
+        figure = Figure(figsize=(12, 3.9), layout="constrained")
+        panels = figure.subplots(1, len(study.tasks), sharey=True, squeeze=False)[0]
+        for axes, task in zip(panels, study.tasks, strict=True):
+            for row, color, marker in zip(DRAWN, COLORS, MARKERS, strict=False):
+                if runs := [*study.runs(task, row).values()]:
+                    values = np.array([result.scores for result in runs])
+                    mean, error = (
+                        values.mean(axis=0),
+                        values.std(axis=0, ddof=len(runs) > 1) / len(runs) ** 0.5,
+                    )
+                    axes.plot(runs[0].steps, mean, color=color, marker=marker, markersize=3, label=row)
+                    axes.fill_between(
+                        runs[0].steps, mean - error, mean + error, color=color, alpha=0.15, linewidth=0
+                    )
+            axes.set(
+                xlabel="training step", title=f"{task}, {len(study.runs(task, REFERENCE))} seeds", ylim=(0, 1)
+            )
+            axes.set_xlim(left=0)
+            axes.grid(alpha=0.25)
+        panels[0].set_ylabel("held-out accuracy (sampled, temperature 1)")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False)
+        figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    report(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/learning"))
