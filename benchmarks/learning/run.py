@@ -77,10 +77,10 @@ def start_folder(study: Path, task: str, number: int) -> Path:
 def make_start(study: Path, name: str, number: int) -> None:
     """Train and save a task's start of this number, unless it is there; measure it alone and with a solution shown."""
     folder, task = start_folder(study, name, number), TASKS[name]
-    if load_start(folder) is not None:
-        return
     tokenizer = build_tokenizer(task.words)
     with quiet_logs(), quiet_libraries():
+        if load_start(folder) is not None:
+            return
         model, result = task.start(tokenizer, number)
         held_out = HeldOut(tokenizer, _held_out(task), HELD_OUT_SEED, task.is_right)
         facts = {
@@ -98,9 +98,9 @@ def do(run: Run, study: Path) -> None:
     """Train the run and write its result."""
     task, folder = TASKS[run.task], run.folder(study)
     tokenizer = build_tokenizer(task.words)
-    loaded = load_start(start_folder(study, run.task, run.start))
-    assert loaded is not None, "starts are made before runs"
     with quiet_logs(), quiet_libraries():
+        loaded = load_start(start_folder(study, run.task, run.start))
+        assert loaded is not None, "starts are made before runs"
         trainer = SRPOTrainer(
             model=loaded[0],
             reward_funcs=_reward(task),

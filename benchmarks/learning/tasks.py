@@ -1,7 +1,7 @@
 """The study's four tasks: questions, what is right, the supervised start, and how long a run is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -56,8 +56,7 @@ def _of_textbook(
 
     def start(tokenizer: PreTrainedTokenizerFast, number: int) -> Start:
         rows = questions(recipe.batch_size * recipe.num_steps, number + 1)
-        numbered = WarmupRecipe(seed=number, num_steps=recipe.num_steps)
-        return warm_up(tokenizer, numbered, questions=rows)
+        return warm_up(tokenizer, replace(recipe, seed=number), questions=rows)
 
     return start
 

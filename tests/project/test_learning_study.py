@@ -1,84 +1,42 @@
-"""The learning study's tables: differences seed by seed, unfinished runs left out; its two tasks and its recipe."""
+"""The learning study: its tasks, its own methods, which runs there are, and tables of made results."""
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[2])
 )  # benchmarks are no part of the installed package
 
-from benchmarks import learning, learning_report
-from benchmarks.add4 import ADD4_TOKENS, MeasuredWarmup, add4_questions, warm_up_to_accuracy, written_in
+from benchmarks.learning import __main__ as command
+from benchmarks.learning import quiz8w, report, results, run, tasks
+from benchmarks.learning.add4 import (
+    ADD4_TOKENS,
+    MeasuredWarmup,
+    add4_questions,
+    warm_up_to_accuracy,
+    written_in,
+)
+from benchmarks.learning.methods import failed_in_both, with_entropy_bonus, without_forms
+from benchmarks.learning.rows import FORMS, LATE, MAIN, ROWS
+from benchmarks.learning.run import Run, pass_at
 
 from srpo_trl.commands.quickstart.prompts import teacher_prompts
-from srpo_trl.commands.quickstart.task import HELD_OUT_MODULUS, is_right
-from srpo_trl.commands.train import read_arguments
+from srpo_trl.commands.quickstart.task import is_right
+from srpo_trl.commands.quickstart.warmup import WarmupRecipe
 from srpo_trl.data.tiny_model import build_tokenizer
+from srpo_trl.methods import testing
+from srpo_trl.methods.record import Graded, Route
 
-
-def run(seed, *scores, is_finished=True):
-    points = [{"step": 40 * i, "seconds": 10.0 * i, "score": score} for i, score in enumerate(scores)]
-    return {"seed": seed, "is_finished": is_finished, "points": points}
-
-
-@pytest.fixture
-def study(tmp_path) -> Path:
-    variants = {
-        "grpo": {"runs": [run(0, 0.1, 0.4, 0.6), run(1, 0.1, 0.5, 0.7), run(2, 0.1, 0.9, 0.9)]},
-        "srpo": {"runs": [run(0, 0.1, 0.5, 0.6), run(1, 0.1, 0.8, 0.7), run(2, 0.1, 0.0, is_finished=False)]},
-        "sdpo": {"runs": []},
-    }
-    (tmp_path / "add4").mkdir()
-    (tmp_path / "add4" / "results.json").write_text(json.dumps({"variants": variants}))
-    return tmp_path
-
-
-def test_tables_and_picture(study, capsys):
-    learning_report.report(study)
-    lines = capsys.readouterr().out.splitlines()
-    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines if "|" in line}
-    # Means of the curves 0.5, 0.6, 0.9 and best 0.6, 0.7, 0.9: deviations sqrt(0.13 / 3), sqrt(0.07 / 3).
-    mean, early, best, last = cells["grpo"][3:]
-    assert mean == f"0.667 ± {math.sqrt(0.13 / 3 / 3):.3f}"
-    assert best == last == f"0.733 ± {math.sqrt(0.07 / 3 / 3):.3f}"
-    assert early == f"0.600 ± {math.sqrt(0.07 / 3):.3f}"  # of 0.4, 0.5, 0.9
-    assert cells["srpo"][1] == "2"  # the third has not finished
-    # Seed by seed: 0.55 - 0.5 and 0.75 - 0.6 have mean 0.1 and standard error 0.05; the third seed has no pair.
-    assert cells["srpo - grpo"][1:] == ["2", "+0.100 ± 0.050", "+0.200 ± 0.100", "+0.000 ± 0.000"]
-    assert "sdpo" not in cells
-    assert (study / "learning.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_recipe_is_taken_and_fits_the_task(tmp_path):
-    words = ["--config", str(learning.RECIPE), "--model_name_or_path", str(tmp_path), "--dataset_name", "x"]
-    _, config, _, problems = read_arguments([*words, "--output_dir", str(tmp_path)])
-    assert problems == []
-    assert config.max_completion_length == ADD4_TOKENS + 1
-    prompts = config.per_device_train_batch_size // config.num_generations
-    assert prompts * config.max_steps == learning.TRAIN_QUESTIONS  # one epoch
-    assert config.max_steps % config.eval_steps == 0
-
-
-def test_tasks_are_prepared_once_with_held_out_questions(tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        learning.WARMUPS, "add4_forms", {"num_forms": 4, "max_steps": 1, "check_questions": 4}
-    )
-    learning.prepare_task("add4_forms", tmp_path)
-    written = (tmp_path / "start" / "warmup.json").stat().st_mtime_ns
-    learning.prepare_task("add4_forms", tmp_path)
-    assert (tmp_path / "start" / "warmup.json").stat().st_mtime_ns == written
-    for split, num_rows in (("train", learning.TRAIN_QUESTIONS), ("test", learning.HELD_OUT_QUESTIONS)):
-        rows = [json.loads(line) for line in (tmp_path / "data" / f"{split}.jsonl").read_text().splitlines()]
-        assert len(rows) == num_rows
-        for row in rows:
-            first, second = row["prompt"][0]["content"].split("+")
-            assert (int(first + second) % HELD_OUT_MODULUS == 0) == (split == "test")
-            assert int(first) + int(second) == int(row["answer"])
+# --- tasks
 
 
 def test_plain_addition_is_written_as_documented():
@@ -117,3 +75,218 @@ def test_warmup_stops_on_measured_accuracy():
     assert result.num_steps == recipe.first_check
     _, result = warm_up_to_accuracy(build_tokenizer(), recipe)
     assert result.num_steps == recipe.max_steps
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_quizzes_are_right_where_they_must_be(held_out):
+    tokenizer = build_tokenizer(tasks.TASKS["quiz8w"].words)
+    quizzes = quiz8w.sample_quizzes(300, seed=1, held_out=held_out)
+    right = []
+    for quiz in quizzes:
+        factors = [[int(digit) for digit in product.split("*")] for product in quiz.prompt.split(";")]
+        assert len(factors) == quiz8w.NUM_PRODUCTS
+        assert quiz8w.is_held_out(factors) == held_out
+        assert quiz.answer == "".join(f"{first * second:02d};" for first, second in factors)
+        assert quiz8w.is_right(quiz.demonstration, quiz.answer)
+        assert quiz8w.is_right(quiz.shown, quiz.answer)
+        right.append(quiz8w.is_right(quiz.alone, quiz.answer))
+        expected = np.prod([quiz8w.RIGHT_SHARE[first, second] for first, second in factors])
+        assert not right[-1] or expected > 0
+        assert tokenizer.unk_token_id not in teacher_prompts(tokenizer, [quiz])[0]
+        assert len(tokenizer(quiz.alone)["input_ids"]) == 4 * quiz8w.NUM_PRODUCTS
+    # (1/4 (1/4) + 1/4 (9/10) + 1/2)^8 for products drawn evenly; four standard errors of 300.
+    share = (0.25 * 0.25 + 0.25 * 0.9 + 0.5) ** 8
+    assert abs(sum(right) / 300 - share) < 4 * math.sqrt(share * (1 - share) / 300)
+
+
+def test_a_quiz_is_right_only_as_a_whole():
+    answer = "08;15;"
+    assert quiz8w.is_right("so 08;well 15;", answer)
+    assert not quiz8w.is_right("so 08;well 16;", answer)
+    assert not quiz8w.is_right("so 08;", answer)
+    assert not quiz8w.is_right("so 08;well 15;so 15;", answer)
+
+
+# --- methods
+
+
+def test_failed_rollouts_are_in_both_branches():
+    method = failed_in_both(1.0, policy=0.5, distilled=0.25, decay_steps=10)
+    is_correct = torch.tensor([[True, False, False]])
+    has_context = torch.tensor([[True, True, False]])
+    graded = Graded(is_correct.double(), torch.ones_like(is_correct), is_correct, has_context, 0)
+    assert method.route(graded).tolist() == [[Route.POLICY, Route.BOTH, Route.POLICY]]
+    tokens = testing.tokens()
+    tokens = tokens._replace(route_B=torch.where(tokens.is_correct_B, int(Route.POLICY), int(Route.BOTH)))
+    factor_B = torch.where(tokens.is_correct_B, 1.0, 0.5)
+    torch.testing.assert_close(method.advantages(tokens), tokens.advantage_B * factor_B, check_dtype=False)
+    assert [method.strength(step) for step in (0, 4, 10, 20)] == [0.25, 0.15, 0.0, 0.0]
+
+
+def test_the_bonus_is_the_entropys_gradient():
+    """Summed over the vocabulary with its probabilities, the pull times grad log pi is bonus times grad H."""
+    logits = torch.randn(
+        7, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True
+    )
+    logps = logits.log_softmax(0)
+    entropy = -(logps.exp() * logps).sum()
+    (wanted,) = torch.autograd.grad(entropy, logits, retain_graph=True)
+    every = SimpleNamespace(
+        student=SimpleNamespace(logps_BT=logps.detach()[None], entropy_BT=entropy.detach().expand(1, 7)),
+        policy_BT=torch.ones(1, 7),
+    )
+    pull = with_entropy_bonus(1.0, bonus=0.3).pull(every)[0]
+    (got,) = torch.autograd.grad((logps.exp().detach() * pull * logps).sum(), logits)
+    torch.testing.assert_close(got, 0.3 * wanted)
+
+
+def test_forms_have_no_weight():
+    tokens = testing.tokens()
+    weights = without_forms(1.0).raw_weights(tokens)[0]
+    others = failed_in_both(1.0).raw_weights(tokens)[0]
+    place = torch.arange(weights.shape[1])
+    chooses = (place % 7 == 0) & (place < 28)
+    assert (weights[:, chooses] == 0).all()
+    assert chooses.any()
+    torch.testing.assert_close(weights[:, ~chooses], others[:, ~chooses])
+
+
+# --- runs
+
+
+def test_every_row_of_every_task_has_a_configuration(tmp_path):
+    runs = [each for each in command.equal_runs(list(tasks.TASKS)) if each.seed == 0]
+    assert {each.row for each in runs} == set(ROWS)
+    for each in runs:
+        made = run.config(each, tmp_path)
+        assert made.learning_rate == tasks.TASKS[each.task].rate
+        assert made.max_steps % run.EVAL_STEPS == 0
+        for option, value in ROWS[each.row].items():
+            assert getattr(made, option) == value
+
+
+def test_choosing_runs_are_never_counted():
+    chosen = command.choosing_runs(list(tasks.TASKS))
+    assert {each.task for each in chosen} == {"slip4s", "quiz8w"}
+    assert len({*chosen}) == len(chosen) == 2 * len(MAIN) * 3 * len(command.CHOOSING)
+    assert not {each.seed for each in chosen} & {each.seed for each in command.equal_runs(list(tasks.TASKS))}
+    assert all(row in command.rows_of(task) for row in LATE for task in command.LATE_TASKS)
+    assert all(row in command.rows_of("add4_forms") for row in FORMS)
+
+
+def test_pass_at_n_is_the_share_of_subsets():
+    for num_right, n in ((0, 2), (1, 2), (3, 2), (5, 4), (6, 6)):
+        subsets = [*itertools.combinations([i < num_right for i in range(6)], n)]
+        assert pass_at(n, 6, num_right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_a_run_is_made_once_and_writes_its_result(tmp_path, monkeypatch):
+    """A small task in the study's own way: start, run, result."""
+    small = dataclasses.replace(
+        tasks.TASKS["slip4s"],
+        start=tasks._of_textbook(tasks.TASKS["slip4s"].questions, WarmupRecipe(num_steps=2, batch_size=24)),
+        num_steps=2,
+        prompts_per_step=2,
+    )
+    monkeypatch.setitem(tasks.TASKS, "slip4s", small)
+    monkeypatch.setattr(run, "HELD_OUT_QUESTIONS", 4)
+    monkeypatch.setattr(run, "PASS_QUESTIONS", 2)
+    monkeypatch.setattr(run, "EVAL_STEPS", 1)
+    run.make_start(tmp_path, "slip4s", 0)
+    written = (run.start_folder(tmp_path, "slip4s", 0) / "warmup.json").stat().st_mtime_ns
+    run.make_start(tmp_path, "slip4s", 0)
+    assert (run.start_folder(tmp_path, "slip4s", 0) / "warmup.json").stat().st_mtime_ns == written
+    each = Run("slip4s", "grpo", small.rate, start=0, seed=0)
+    assert not each.is_done(tmp_path)
+    run.do(each, tmp_path)
+    assert each.is_done(tmp_path)
+    (made,) = results.Study(tmp_path).runs("slip4s", "grpo").values()
+    assert made.steps == [0, 1, 2]
+    assert made.facts["rollouts"] == 2 * 2 * run.NUM_GENERATIONS
+    assert made.facts["seconds"] > 0
+    assert set(made.facts["pass"]) == {"1", "2", "4", "8", "16"}
+    assert results.Study(tmp_path).start("slip4s", 0)["num_steps"] == 2
+
+
+# --- tables
+
+
+def write(study, row, seed, scores, rate=5e-4, seconds=10.0):
+    """A result of slip4s as a run writes it, evaluated every 10 steps."""
+    each = Run("slip4s", row, rate, start=seed % 100, seed=seed)
+    facts = {
+        **dataclasses.asdict(each),
+        "points": [(10 * place, score) for place, score in enumerate(scores)],
+        **{"seconds": seconds, "rollouts": 640, "tokens": 9000, "distinct_share": 0.5},
+        **{"logged": {"entropy": 0.25}, "pass": {"1": scores[-1], "16": 1.0}},
+    }
+    run._write(each.folder(study) / run.RESULT_FILE, facts)
+    start = {"alone": scores[0], "shown": 0.9 + seed / 1000}
+    run._write(run.start_folder(study, "slip4s", seed % 100) / run.RESULT_FILE, start)
+    words = {"tokens": ["so ", "1", "+"], "divergence": [0.3, 0.1, 0.0], "weight": [0.2, 1.2, 1.6]}
+    (each.folder(study) / "examples.jsonl").write_text(
+        "\n".join(map(json.dumps, [{"begin": {"step": 0}}, words])) + "\n"
+    )
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    for seed, grpo, srpo in ((0, (0.1, 0.4, 0.6), (0.1, 0.5, 0.6)), (1, (0.1, 0.5, 0.7), (0.1, 0.8, 0.7))):
+        write(tmp_path, "grpo", seed, grpo)
+        write(tmp_path, "srpo", seed, srpo, seconds=12.0)
+    write(tmp_path, "grpo", 2, (0.1, 0.9, 0.9))
+    for rate, last in ((2.5e-4, 0.3), (5e-4, 0.5), (8e-4, 0.7)):
+        write(tmp_path, "srpo", 100, (0.1, 0.1, last), rate)
+        write(tmp_path, "grpo", 100, (0.1, 0.1, 0.9 - last), rate)
+    write(tmp_path, "srpo", 0, (0.1, 0.2, 0.9), 8e-4)
+    return tmp_path
+
+
+def cells(table, row):
+    (found,) = (line for line in table if line[0] == row)
+    return dict(zip(table[0], found, strict=True))
+
+
+def test_differences_are_taken_seed_by_seed(study):
+    table = report.scores(results.Study(study), "slip4s", ["grpo", "srpo", "sdpo"])
+    grpo, srpo = cells(table, "grpo"), cells(table, "srpo")
+    # Means of the curves 0.5, 0.6, 0.9: deviation sqrt(0.13 / 3).
+    assert grpo["mean of the curve"] == f"0.667 ± {math.sqrt(0.13 / 3 / 3):.3f}"
+    assert grpo["seeds"] == "3"
+    assert srpo["seeds"] == "2"  # runs that rates are chosen on are not counted
+    # Seed by seed: 0.55 - 0.5 and 0.75 - 0.6 have mean 0.1 and standard error 0.05; the third seed has no pair.
+    assert srpo["mean of the curve, less GRPO's"] == "+0.100 ± 0.050"
+    assert srpo["end, less GRPO's"] == "+0.000 ± 0.000"
+    assert cells(table, "sdpo")["end"] == report.NOTHING
+
+
+def test_each_row_has_the_rate_that_was_best_where_it_was_chosen(study):
+    found = results.Study(study)
+    assert found.best_rate("slip4s", "srpo") == 8e-4
+    assert found.best_rate("slip4s", "grpo") == 2.5e-4
+    assert found.best_rate("slip4s", "sdpo") == 5e-4  # never tried
+    assert cells(report.scores(found, "slip4s", ["srpo"], at_best=True), "srpo")["end"] == "0.900"
+    assert cells(report.rates(found, "slip4s", ["srpo"]), "srpo")["0.00025"] == "0.200"
+    best = command.best_runs(["slip4s"], found)
+    assert {each.rate for each in best if each.row == "srpo"} == {8e-4}
+    assert len(best) == command.NUM_SEEDS * len(MAIN)
+
+
+def test_tables_and_picture_of_what_there_is(study, capsys):
+    report.report(study)
+    printed = capsys.readouterr().out
+    assert printed.strip() == (study / "tables.md").read_text().strip()
+    assert "3 starts: right 0.100, 0.100, 0.100 alone, 0.900 to 0.902 with a right solution shown." in printed
+    assert (study / "learning.png").read_bytes().startswith(b"\x89PNG")
+    # seconds of seeds 0 and 1: 12 for 10
+    assert (
+        cells(report.answers(results.Study(study), "slip4s", ["srpo"]), "srpo")[
+            "processor's seconds, of GRPO's"
+        ]
+        == "1.20"
+    )
+    weights = cells(report.where_weights_act(results.Study(study)), "slip4s")
+    # one free token of three; 0.3 of 0.4 nats; 0.06 of 0.18
+    assert [weights[name] for name in ("free tokens", "of the divergence", "of the weighted divergence")] == [
+        *("0.333", "0.750", "0.333")
+    ]
