@@ -38,12 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_environment()
 
     study: Path = options.out
-    with ProcessPoolExecutor(
-        options.jobs,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=one_thread,
-        max_tasks_per_child=20,
-    ) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=one_thread) as pool:
         equal = equal_runs(options.only)
         starts = sorted({(run.task, run.start) for run in equal}, key=lambda pair: pair[1])
         _all(pool, "starts", make_start, [(study, *start) for start in starts])
