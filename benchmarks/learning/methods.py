@@ -10,11 +10,16 @@ from srpo_trl.methods.record import Graded, Method, Route, Tokens
 
 
 def failed_in_both(
-    entropy_weight_beta: float, policy: float = 1.0, distilled: float = 1.0, decay_steps: int | None = None
+    entropy_weight_beta: float,
+    policy: float = 1.0,
+    distilled: float = 1.0,
+    decay_steps: int | None = None,
+    advantage: float | None = None,
 ) -> Method:
     """SRPO, but what it distils keeps its negative advantage, too: does that hold the end up?
 
-    A = `policy` A there, and the divergence times `distilled`, which falls to 0 over `decay_steps` (None: it stays).
+    A = `policy` A there, or `advantage` where that is given, and the divergence times `distilled`, which falls to 0
+    over `decay_steps` (None: it stays).
     """
 
     def route(graded: Graded) -> Tensor:
@@ -22,7 +27,8 @@ def failed_in_both(
         return torch.where(routed == Route.DISTILLED, int(Route.BOTH), routed)
 
     def advantages(tokens: Tokens) -> Tensor:
-        return torch.where(tokens.route_B == Route.BOTH, policy * tokens.advantage_B, tokens.advantage_B)
+        of_failed_B = policy * tokens.advantage_B if advantage is None else advantage
+        return torch.where(tokens.route_B == Route.BOTH, of_failed_B, tokens.advantage_B)
 
     return Method(
         route,

@@ -48,7 +48,11 @@ def _blocks(study: Study) -> Iterator[list[str]]:
             yield ["How the rates were chosen:", "", *markdown(rates(study, task, main_rows))]
         yield ["Answers and cost:", "", *markdown(answers(study, task, study.rows(task)))]
         if rows := [row for row in study.rows(task) if row in FORMS]:
-            yield ["Why:", "", *markdown(scores(study, task, ["grpo", "srpo", "both", *rows]))]
+            yield [
+                "Why:",
+                "",
+                *markdown(scores(study, task, ["grpo", "srpo", "correct_only", "both", *rows])),
+            ]
     yield ["## An early gain and a higher end?", "", *markdown(late(study))]
     yield ["## Where the weights act", "", *markdown(where_weights_act(study))]
 

@@ -12,7 +12,8 @@ def _both(**options: Any) -> dict[str, Any]:
     return {"method": f"{_OURS}failed_in_both", "entropy_weight_beta": 1.0, "method_options": options}
 
 
-# The paper's variants, then its strongest baseline, GRPO as TRL scales it, forward KL, and two controls.
+# The paper's variants, then SDPO's strongest form, GRPO as TRL scales it, forward KL, and three controls without a
+# demonstration: near an average of the student, failed rollouts pushed away alike, and failed rollouts left alone.
 PAPER: Rows = {
     name: {option: float(value) if option.startswith("entropy") else value for option, value in words.items()}
     for name, words in VARIANTS.items()
@@ -22,6 +23,7 @@ BASELINES: Rows = {
     "grpo_std": {"method": "grpo", "scale_rewards": "group"},
     "srpo_forward_kl": {"method": "srpo", "distillation_alpha": 0.0},
     **{name: {"method": name} for name in CONTROLS},
+    "correct_only": {"method": "negative_control", "method_options": {"advantage": 0.0}},
 }
 # Can SRPO keep its early gain and end above GRPO?
 LATE: Rows = {
@@ -31,14 +33,14 @@ LATE: Rows = {
     "both_half_policy": _both(policy=0.5),
     "both_half_distilled": _both(distilled=0.5),
     "both_falling": _both(decay_steps=50),
+    "both_constant": _both(advantage=-0.1),
     "both_frozen": _both() | {"teacher_model_kind": "base"},
     "srpo_entropy": {"method": f"{_OURS}with_entropy_bonus", "entropy_weight_beta": 1.0},
 }
 # Why does SRPO lose where a column has many forms?
 FORMS: Rows = {
-    "correct_only": {"method": "negative_control", "method_options": {"advantage": 0.0}},
     "srpo_without_forms": {"method": f"{_OURS}without_forms", "entropy_weight_beta": 1.0},
 }
 ROWS: Rows = PAPER | BASELINES | LATE | FORMS
 MAIN = (*PAPER, *BASELINES)
-COUNTER = ("grpo", "sdpo", "sdpo_frozen", "srpo", "srpo_beta0", "srpo_forward_kl", "advantage_mix")
+COUNTER = tuple(row for row in MAIN if row not in ("sdpo_failed", "sdpo_correct", "grpo_std", "ema_anchor"))

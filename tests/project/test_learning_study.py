@@ -120,6 +120,9 @@ def test_failed_rollouts_are_in_both_branches():
     tokens = tokens._replace(route_B=torch.where(tokens.is_correct_B, int(Route.POLICY), int(Route.BOTH)))
     factor_B = torch.where(tokens.is_correct_B, 1.0, 0.5)
     torch.testing.assert_close(method.advantages(tokens), tokens.advantage_B * factor_B, check_dtype=False)
+    assert failed_in_both(1.0, advantage=-0.1).advantages(tokens)[~tokens.is_correct_B].unique().tolist() == [
+        -0.1
+    ]
     assert [method.strength(step) for step in (0, 4, 10, 20)] == [0.25, 0.15, 0.0, 0.0]
 
 
