@@ -2,8 +2,7 @@
 
     python -m benchmarks.learning [--jobs 2] [--out outputs/learning] [--only slip4s quiz8w]
 
-Each seed has a start of its own. The rate of a row is chosen on runs that no table counts: starts 0 and 1 with other
-seeds.
+Each seed has a start of its own. The rate of a row is chosen on seeds 0 and 1.
 """
 
 import argparse
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning.report import report
-from benchmarks.learning.results import Study
+from benchmarks.learning.results import CHOOSING_SEEDS, Study
 from benchmarks.learning.rows import COUNTER, FORMS, LATE, MAIN
 from benchmarks.learning.run import Run, do, make_start, one_thread
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.quickstart.quiet import set_environment
 
-CHOOSING = ((0, 100), (1, 101))  # start and seed of the runs that a row's rate is chosen on
 NUM_SEEDS = 5
 LATE_TASKS = ("slip4s", "quiz8w", "add4_forms")
 
@@ -63,14 +61,13 @@ def rows_of(task: str) -> tuple[str, ...]:
 
 
 def choosing_runs(tasks: Sequence[str]) -> list[Run]:
-    """Return the runs that the rates of a task's main rows are chosen on, where it has several rates."""
+    """Return what rates are chosen on beside the equal runs: main rows at their task's other rates, where it has some."""
     return [
-        Run(task.name, row, rate, start, seed)
-        for start, seed in CHOOSING
-        for task in (TASKS[name] for name in tasks)
-        if task.other_rates
+        Run(name, row, rate, seed, seed)
+        for seed in sorted(CHOOSING_SEEDS)
+        for name in tasks
         for row in MAIN
-        for rate in (task.rate, *task.other_rates)
+        for rate in TASKS[name].other_rates
     ]
 
 

@@ -43,9 +43,13 @@ def _blocks(study: Study) -> Iterator[list[str]]:
         main_rows = [row for row in study.rows(task) if row in MAIN]
         yield [f"## {task}", "", starts(study, task)]
         yield ["All at one learning rate:", "", *markdown(scores(study, task, main_rows))]
-        if TASKS[task].other_rates and study.choice(task, REFERENCE):
+        if len(study.choice(task, REFERENCE)) > 1:
             yield ["Each at its best rate:", "", *markdown(scores(study, task, main_rows, at_best=True))]
-            yield ["How the rates were chosen:", "", *markdown(rates(study, task, main_rows))]
+            yield [
+                "Mean of the curve at each rate, seeds 0 and 1:",
+                "",
+                *markdown(rates(study, task, main_rows)),
+            ]
         yield ["Answers and cost:", "", *markdown(answers(study, task, study.rows(task)))]
         if rows := [row for row in study.rows(task) if row in FORMS]:
             yield [
@@ -91,7 +95,7 @@ def _less_grpo(runs: dict[int, Result], grpo: dict[int, Result], row: str) -> li
 
 
 def rates(study: Study, task: str, rows: Sequence[str]) -> Table:
-    """Return the table of the mean of the curve at each rate, over the runs that rates are chosen on."""
+    """Return the table of the mean of the curve at each rate, over the seeds that rates are chosen on."""
     tried = sorted((TASKS[task].rate, *TASKS[task].other_rates))
     choices = {row: study.choice(task, row) for row in rows}
     return [

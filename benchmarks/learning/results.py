@@ -14,6 +14,7 @@ from benchmarks.learning.tasks import TASKS
 from srpo_trl.runs.scores import Estimate, estimate
 
 EARLY = 20  # steps
+CHOOSING_SEEDS = frozenset((0, 1))  # that a row's rate is chosen on
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,6 @@ class Result:
 
     folder: Path
     facts: dict[str, Any]
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether tables count it; on the others rates are chosen."""
-        return bool(self.facts["start"] == self.facts["seed"])
 
     @property
     def steps(self) -> list[int]:
@@ -81,26 +77,23 @@ class Study:
         return [name for name in TASKS if name in there]
 
     def rows(self, task: str) -> list[str]:
-        """Rows of a task of which there is anything that counts, in the study's order."""
-        there = {
-            result.facts["row"] for result in self._all if result.facts["task"] == task and result.is_counted
-        }
+        """Rows of a task of which there is anything, in the study's order."""
+        there = {result.facts["row"] for result in self._all if result.facts["task"] == task}
         return [name for name in ROWS if name in there]
 
     def runs(self, task: str, row: str, rate: float | None = None) -> dict[int, Result]:
-        """Return the counted runs of a row by seed; `rate` None: at its task's."""
-        return {
-            result.facts["seed"]: result
-            for result in self._of(task, row, TASKS[task].rate if rate is None else rate)
-            if result.is_counted
-        }
+        """Return the runs of a row by seed; `rate` None: at its task's."""
+        wanted = {"task": task, "row": row, "rate": TASKS[task].rate if rate is None else rate}
+        return {each.facts["seed"]: each for each in self._all if wanted.items() <= each.facts.items()}
 
     def choice(self, task: str, row: str) -> dict[float, Estimate]:
-        """Return, for each rate that was tried, the mean of the curve over the runs that rates are chosen on."""
+        """Return, for each rate that was tried, the mean of the curve over the seeds that rates are chosen on."""
         found = {}
         for rate in sorted((TASKS[task].rate, *TASKS[task].other_rates)):
-            made = estimate([each.mean for each in self._of(task, row, rate) if not each.is_counted])
-            found |= {} if made is None else {rate: made}
+            runs = self.runs(task, row, rate)
+            if runs.keys() >= CHOOSING_SEEDS:
+                made = estimate([runs[seed].mean for seed in sorted(CHOOSING_SEEDS)])
+                found |= {} if made is None else {rate: made}
         return found
 
     def best_rate(self, task: str, row: str) -> float:
@@ -113,10 +106,6 @@ class Study:
         path = self.folder / task / f"start-{number}" / RESULT_FILE
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return facts
-
-    def _of(self, task: str, row: str, rate: float) -> list[Result]:
-        wanted = {"task": task, "row": row, "rate": rate}
-        return [result for result in self._all if wanted.items() <= result.facts.items()]
 
 
 def over_seeds(runs: dict[int, Result], measure: Callable[[Result], float]) -> Estimate | None:
