@@ -61,7 +61,7 @@ def rows_of(task: str) -> tuple[str, ...]:
 
 
 def choosing_runs(tasks: Sequence[str]) -> list[Run]:
-    """Return what rates are chosen on beside the equal runs: main rows at their task's other rates, where it has some."""
+    """Return what rates are chosen on beside the equal runs: main rows at their task's other rates."""
     return [
         Run(name, row, rate, seed, seed)
         for seed in sorted(CHOOSING_SEEDS)
