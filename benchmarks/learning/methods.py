@@ -5,8 +5,8 @@ from torch import Tensor
 
 from benchmarks.learning.add4 import COLUMN_TOKENS
 from srpo_trl.commands.quickstart.task import NUM_DIGITS
-from srpo_trl.methods import routers, schedules, srpo, tokenwise
-from srpo_trl.methods.record import Graded, Method, Route, Tokens
+from srpo_trl.methods import schedules, srpo, srpo_both, tokenwise
+from srpo_trl.methods.record import Method, Route, Tokens
 
 
 def failed_in_both(
@@ -16,26 +16,18 @@ def failed_in_both(
     decay_steps: int | None = None,
     advantage: float | None = None,
 ) -> Method:
-    """SRPO, but what it distils keeps its negative advantage, too: does that hold the end up?
+    """`srpo_both` in other shares: does SRPO need its negative advantages for a higher end?
 
-    A = `policy` A there, or `advantage` where that is given, and the divergence times `distilled`, which falls to 0
-    over `decay_steps` (None: it stays).
+    A = `policy` A where both losses train, or `advantage` where that is given, and the divergence times `distilled`,
+    which falls to 0 over `decay_steps` (None: it stays).
     """
-
-    def route(graded: Graded) -> Tensor:
-        routed = routers.sample_routed(graded)
-        return torch.where(routed == Route.DISTILLED, int(Route.BOTH), routed)
 
     def advantages(tokens: Tokens) -> Tensor:
         of_failed_B = policy * tokens.advantage_B if advantage is None else advantage
         return torch.where(tokens.route_B == Route.BOTH, of_failed_B, tokens.advantage_B)
 
-    return Method(
-        route,
-        weights=tokenwise.entropy_weights(entropy_weight_beta),
-        strength=schedules.linear(distilled, 0.0, steps=decay_steps),
-        advantages=advantages,
-    )
+    strength = schedules.linear(distilled, 0.0, steps=decay_steps)
+    return srpo_both.srpo_both(entropy_weight_beta)._replace(strength=strength, advantages=advantages)
 
 
 def with_entropy_bonus(entropy_weight_beta: float, bonus: float = 0.02) -> Method:

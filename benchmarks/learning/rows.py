@@ -8,6 +8,9 @@ Rows = dict[str, dict[str, Any]]
 _OURS = "benchmarks.learning.methods:"
 
 
+_BOTH = {"method": "srpo_both"}
+
+
 def _both(**options: Any) -> dict[str, Any]:
     return {"method": f"{_OURS}failed_in_both", "entropy_weight_beta": 1.0, "method_options": options}
 
@@ -29,12 +32,12 @@ BASELINES: Rows = {
 LATE: Rows = {
     "srpo_frozen": {"method": "srpo", "teacher_model_kind": "base"},
     "srpo_resync": {"method": "srpo", "teacher_update_rate": 1.0, "teacher_update_interval": 10},
-    "both": _both(),
+    "both": _BOTH,
     "both_half_policy": _both(policy=0.5),
     "both_half_distilled": _both(distilled=0.5),
     "both_falling": _both(decay_steps=50),
     "both_constant": _both(advantage=-0.1),
-    "both_frozen": _both() | {"teacher_model_kind": "base"},
+    "both_frozen": _BOTH | {"teacher_model_kind": "base"},
     "srpo_entropy": {"method": f"{_OURS}with_entropy_bonus", "entropy_weight_beta": 1.0},
 }
 # Why does SRPO lose where a column has many forms?

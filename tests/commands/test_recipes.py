@@ -54,11 +54,21 @@ POLICY_ALONE = (
     "hdpo clip_cov kl_cov negative_control kdrl opd opd_then_rl rlsd rlad g_opd uni_opd scope dmpo rapo f_dpg salsa "
     "ema_anchor eksft apo fg_expo erpd gtpo dgpo tcod"
 )
-WEIGHTED = ("srpo", "srpo_stable", "cord", "paced", "sc_sdpo", "tip", "vopd")  # by less than 1 in the mean
+WEIGHTED = (
+    "srpo",
+    "srpo_stable",
+    "srpo_both",
+    "cord",
+    "paced",
+    "sc_sdpo",
+    "tip",
+    "vopd",
+)  # by less than 1 in the mean
 # With two right and two wrong rollouts in every group
 ROUTES = {
     "srpo": {"policy": 0.5, "distilled": 0.5},
     "srpo_stable": {"policy": 0.5, "distilled": 0.5},
+    "srpo_both": {"policy": 0.5, "both": 0.5},
     "advantage_mix": {"both": 1.0},
     "opsd": {"both": 1.0},
     "pi_distill": {"both": 1.0},

@@ -13,7 +13,7 @@ from srpo_trl.methods.routers import scored_routes
 
 
 def make(name, **options):
-    if name == "srpo_stable":
+    if name in ("srpo_stable", "srpo_both"):
         options = {"entropy_weight_beta": 1.0} | options
     return METHODS[name].factory(**options)
 

@@ -7,7 +7,7 @@ import torch
 
 import family_oracle as oracle
 from srpo_trl.methods import METHODS, groups, routers, testing, tokenwise
-from srpo_trl.methods.record import OWN_CONTEXT, TEACHER_CONTEXT, Route
+from srpo_trl.methods.record import OWN_CONTEXT, TEACHER_CONTEXT, Route, is_distilled, is_policy
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-8}
 
@@ -657,6 +657,20 @@ def test_srpo_stable_is_srpo_with_another_divergence():
     assert torch.equal(stable.raw_weights(tokens)[0], srpo.raw_weights(tokens)[0])
     assert torch.equal(stable.route(graded), srpo.route(graded))
     assert stable.strength(3) == srpo.strength(3)
+
+
+def test_srpo_both_keeps_the_advantages_of_what_it_distils():
+    both, srpo = (
+        make("srpo_both", entropy_weight_beta=1.5, distilled=0.5),
+        make("srpo", entropy_weight_beta=1.5),
+    )
+    tokens, graded = tokens_of(srpo), testing.graded()
+    of_srpo, of_both = srpo.route(graded), both.route(graded)
+    assert torch.equal(is_distilled(of_both), is_distilled(of_srpo))
+    assert is_policy(of_both).all()
+    assert both.advantages is None  # TRL's own
+    assert torch.equal(both.raw_weights(tokens)[0], srpo.raw_weights(tokens)[0])
+    assert both.strength(3) == 0.5
 
 
 # --- What reads what ---

@@ -25,6 +25,8 @@ def routes(method, group, step=0, at_step=50):
             route = POLICY if context else 0
         elif method in ("srpo_stable", "srpo_unweighted"):
             route = POLICY if correct or not context else DISTILLED
+        elif method == "srpo_both":
+            route = POLICY if correct or not context else POLICY | DISTILLED
         elif method in ("opsd", "pi_distill", "vopd", "skill_sd", "trace"):
             route = POLICY | (DISTILLED if context else 0)
         elif method == "sdpo_then_grpo" and step >= at_step:

@@ -50,6 +50,7 @@ from srpo_trl.methods import (
     selfci,
     skill_sd,
     srpo,
+    srpo_both,
     srpo_stable,
     srpo_unweighted,
     tcod,
@@ -157,6 +158,7 @@ METHODS: dict[str, Entry] = {
     "cord": Entry(cord.cord, "CORD", UNWEIGHTED),
     "trace": Entry(trace.trace, "TRACE", UNWEIGHTED),
     "srpo_stable": Entry(srpo_stable.srpo_stable, "SRPO-stable"),
+    "srpo_both": Entry(srpo_both.srpo_both, "SRPO-both"),
 }
 DEFAULT = "srpo"
 GRPO = "grpo"  # `GRPOTrainer` itself

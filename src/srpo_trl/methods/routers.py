@@ -56,6 +56,11 @@ def both_where_all_failed(graded: Graded) -> Tensor:
     return torch.where(is_distilled_PG, Route.BOTH, Route.POLICY)
 
 
+def both_failed(graded: Graded) -> Tensor:
+    """Policy loss everywhere, and distillation of failed rollouts with context."""
+    return torch.where(~graded.is_correct_PG & graded.has_context_PG, Route.BOTH, Route.POLICY)
+
+
 def by_step(
     first: Callable[[Graded], Tensor], then: Callable[[Graded], Tensor], at_step: int
 ) -> Callable[[Graded], Tensor]:
