@@ -25,7 +25,17 @@ from srpo_trl.runs.scores import Estimate
 
 REFERENCE = "grpo"
 DRAWN = ("grpo", "sdpo", "sdpo_frozen", "srpo")
+# Pairs of rows: what the first one does beyond the second.
+PAIRS = (
+    ("srpo", "correct_only"),
+    ("both", "grpo"),
+    ("both", "srpo"),
+    ("both", "negative_control"),
+    ("srpo", "srpo_beta0"),
+    ("sdpo_frozen", "sdpo"),
+)
 NOTHING = "-"
+DIFFERENCE = "Δ"  # to GRPO, seed by seed
 Table = list[list[str]]
 
 
@@ -58,6 +68,7 @@ def _blocks(study: Study) -> Iterator[list[str]]:
                 *markdown(scores(study, task, ["grpo", "srpo", "correct_only", "both", *rows])),
             ]
     yield ["## An early gain and a higher end?", "", *markdown(late(study))]
+    yield ["## What a part adds", "", *markdown(pairs(study))]
     yield ["## Where the weights act", "", *markdown(where_weights_act(study))]
 
 
@@ -66,10 +77,13 @@ def starts(study: Study, task: str) -> str:
     numbers = sorted(study.runs(task, REFERENCE))
     made = [study.start(task, number) for number in numbers]
     alone, shown = ([start[name] for start in made] for name in ("alone", "shown"))
+    facts = [result.facts for result in study.runs(task, REFERENCE).values()]
+    rollouts, tokens = _mean(facts, "rollouts"), _mean(facts, "tokens") / 1000
     return (
         f"{len(made)} starts: right {', '.join(f'{share:.3f}' for share in alone)} alone, "
         f"{min(shown):.3f} to {max(shown):.3f} with a right solution shown. {TASKS[task].num_steps} steps of "
-        f"{TASKS[task].prompts_per_step} questions, rate {TASKS[task].rate:g}."
+        f"{TASKS[task].prompts_per_step} questions, {rollouts:,.0f} rollouts, {tokens:,.0f} thousand tokens, rate "
+        f"{TASKS[task].rate:g}."
     )
 
 
@@ -80,7 +94,7 @@ def scores(study: Study, task: str, rows: Sequence[str], at_best: bool = False) 
         return study.runs(task, row, study.best_rate(task, row) if at_best else None)
 
     head = ["row", *(["rate"] if at_best else []), "seeds", *MEASURES]
-    table = [[*head, *(f"{name}, less GRPO's" for name in MEASURES)]]
+    table = [[*head, *(f"{DIFFERENCE} {name}" for name in MEASURES)]]
     for row in rows:
         rate = [f"{study.best_rate(task, row):g}"] if at_best else []
         levels = [_text(over_seeds(runs(row), measure)) for measure in MEASURES.values()]
@@ -107,32 +121,22 @@ def rates(study: Study, task: str, rows: Sequence[str]) -> Table:
 def answers(study: Study, task: str, rows: Sequence[str]) -> Table:
     """Return the table of what answers are like, and of what a run costs."""
     grpo = study.runs(task, REFERENCE)
-    head = [
-        "pass@1 at the end",
-        "pass@16",
-        "different among right ones",
-        "entropy in training",
-        "tokens of an answer",
-    ]
-    table = [["row", *head, "rollouts", "tokens, thousands", "processor's seconds, of GRPO's"]]
+    head = ["pass@1 at the end", "pass@16", "different among right ones", "entropy in training"]
+    table = [["row", *head, "tokens of an answer", "processor's seconds, of GRPO's"]]
     for row in rows:
         runs = study.runs(task, row)
-        facts = [result.facts for result in runs.values()]
-        ratio = [
-            runs[seed].facts["seconds"] / grpo[seed].facts["seconds"]
-            for seed in sorted(runs.keys() & grpo.keys())
-        ]
-        logged = [each["logged"] for each in facts]
+        both = sorted(runs.keys() & grpo.keys())
+        ratios = [runs[seed].facts["seconds"] / grpo[seed].facts["seconds"] for seed in both]
+        logged = [result.facts["logged"] for result in runs.values()]
+        entropy = _mean(logged, "entropy")  # of what the policy loss trains
         table.append(
             [
                 row,
                 *(_text(over_seeds(runs, lambda result, n=n: result.facts["pass"][n])) for n in ("1", "16")),
                 _text(over_seeds(runs, lambda result: result.facts["distinct_share"])),
-                f"{_mean(logged, 'entropy'):.3f}",
+                f"{entropy:.3f}" if entropy else NOTHING,
                 f"{_mean(logged, 'completions/mean_length'):.1f}",
-                f"{_mean(facts, 'rollouts'):.0f}",
-                f"{_mean(facts, 'tokens') / 1000:.0f}",
-                f"{fmean(ratio):.2f}" if ratio else NOTHING,
+                f"{fmean(ratios):.2f}" if ratios else NOTHING,
             ]
         )
     return table
@@ -150,6 +154,17 @@ def late(study: Study) -> Table:
             counts.append(len(runs.keys() & grpo.keys()))
             cells += [_text(difference(runs, grpo, measure), "+") for measure in early_and_end.values()]
         table.append([row, str(min(counts, default=0)), *cells])
+    return table
+
+
+def pairs(study: Study) -> Table:
+    """Return the table of differences between two rows, seed by seed, on each task that has both."""
+    measures = {name: MEASURES[name] for name in ("mean of the curve", "end")}
+    table = [["rows", *(f"{task}, {name}" for task in study.tasks for name in measures)]]
+    for row, other in PAIRS:
+        runs = [(study.runs(task, row), study.runs(task, other)) for task in study.tasks]
+        found = [difference(*both, measure) for both in runs for measure in measures.values()]
+        table.append([f"{row} - {other}", *(_text(each, "+") for each in found)])
     return table
 
 

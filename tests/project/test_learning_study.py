@@ -259,8 +259,8 @@ def test_differences_are_taken_seed_by_seed(study):
     assert grpo["seeds"] == "3"
     assert srpo["seeds"] == "2"
     # Seed by seed: 0.55 - 0.5 and 0.75 - 0.6 have mean 0.1 and standard error 0.05; the third seed has no pair.
-    assert srpo["mean of the curve, less GRPO's"] == "+0.100 ± 0.050"
-    assert srpo["end, less GRPO's"] == "+0.000 ± 0.000"
+    assert srpo["Δ mean of the curve"] == "+0.100 ± 0.050"
+    assert srpo["Δ end"] == "+0.000 ± 0.000"
     assert cells(table, "sdpo")["end"] == report.NOTHING
 
 
@@ -289,6 +289,8 @@ def test_tables_and_picture_of_what_there_is(study, capsys):
         ]
         == "1.20"
     )
+    pair = cells(report.pairs(results.Study(study)), "both - grpo")
+    assert pair["slip4s, end"] == report.NOTHING
     weights = cells(report.where_weights_act(results.Study(study)), "slip4s")
     # one free token of three; 0.3 of 0.4 nats; 0.06 of 0.18
     assert [weights[name] for name in ("free tokens", "of the divergence", "of the weighted divergence")] == [
