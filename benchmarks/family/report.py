@@ -43,7 +43,7 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
     """Return the table of some methods, in the order given."""
     given = {name: words for group in GIVEN.values() for name, words in group.items()}
     head = ["method", "what it was given", "seeds", "start", *MEASURES, "end, less GRPO's"]
-    table = [[*head, "processor's seconds, of GRPO's", "different among right ones"]]
+    table = [[*head, "seconds, of GRPO's", "different among right ones"]]
     grpo = runs_of(study, REFERENCE)
     for method in methods:
         runs = runs_of(study, method)
@@ -53,7 +53,7 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
                 f"`{method}`",
                 given[method],
                 str(len(runs)),
-                _text(over_seeds(runs, lambda result: result.scores[0])),
+                _start(runs),
                 *(_text(over_seeds(runs, measure)) for measure in MEASURES.values()),
                 "" if method == REFERENCE else _text(less, "+"),
                 _seconds(study, method),
@@ -61,6 +61,10 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
             ]
         )
     return table
+
+
+def _start(runs: dict[int, Result]) -> str:
+    return f"{fmean(result.scores[0] for result in runs.values()):.3f}" if runs else UNKNOWN
 
 
 def _seconds(study: Study, method: str) -> str:

@@ -87,7 +87,7 @@ Columns = Callable[[Sequence[Question]], dict[str, list[str]]]
 
 def own_options(method: str) -> dict[str, Any]:
     """Return what the method's recipe sets of its own, and what its docs ask for where it has none."""
-    options: dict[str, Any] = {"method": "grpo" if method == FIRST_STAGE else method}
+    options: dict[str, Any] = {"method": method}
     recipe = RECIPES / f"{method}.yaml"
     if recipe.is_file():
         written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -111,7 +111,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 def external_models(method: str) -> list[str]:
     """Return the names of the other models that score for a method; "" names the only one."""
-    if method not in METHODS:
+    if method in STUDIED:
         return []
     entry = METHODS[method]
     taken = {
