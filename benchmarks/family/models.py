@@ -13,6 +13,7 @@ from benchmarks.learning.tasks import QUIZ_WARMUP, Start
 from srpo_trl.commands.quickstart.task import Question
 from srpo_trl.commands.quickstart.warmup import WarmupResult, load_start, train_on, warm_up
 
+GIVEN_MODELS = "given"  # the folder of them
 TEACHERS = (100, 101)  # warm-ups of their own: no start has these numbers
 AVERAGED = (200, 201)
 AVERAGED_STEPS, AVERAGED_RATE = 60, 1e-3
@@ -20,7 +21,7 @@ AVERAGED_STEPS, AVERAGED_RATE = 60, 1e-3
 
 def model_folder(study: Path, kind: str, number: int) -> Path:
     """Return where a model of this kind lies: "teacher", "average" or "first-stage"."""
-    return study / TASK.name / "given" / f"{kind}-{number}"
+    return study / TASK.name / GIVEN_MODELS / f"{kind}-{number}"
 
 
 def make_teacher(study: Path, number: int) -> None:

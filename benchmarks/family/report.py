@@ -3,13 +3,16 @@
 Prints Markdown and writes the same to `methods.md` in the study's folder.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.family.models import GIVEN_MODELS
 from benchmarks.family.rows import FIRST_STAGE, GIVEN, LEFT_OUT, STUDIED, TASK
 from benchmarks.learning.results import MEASURES, Result, Study, difference, over_seeds
+from benchmarks.learning.run import RESULT_FILE
 from srpo_trl.commands.curves import markdown
 from srpo_trl.runs.scores import Estimate
 
@@ -32,6 +35,8 @@ def _blocks(study: Study) -> Iterator[list[str]]:
         yield markdown(scores(study, [name for name in sorted(methods) if name not in LEFT_OUT]))
     yield ["## Without a run"]
     yield [f"- `{name}`: {reason}." for name, reason in sorted(LEFT_OUT.items())]
+    yield ["## Models that were given"]
+    yield markdown(models(study))
 
 
 def runs_of(study: Study, method: str) -> dict[int, Result]:
@@ -60,6 +65,15 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
                 _text(over_seeds(_with_right(runs), lambda result: result.facts["distinct_share"])),
             ]
         )
+    return table
+
+
+def models(study: Study) -> list[list[str]]:
+    """Return the table of the other models, measured as the starts are."""
+    table = [["model", "right alone", "right with a solution shown"]]
+    for path in sorted(study.folder.glob(f"{TASK.name}/{GIVEN_MODELS}/*/{RESULT_FILE}")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        table.append([path.parent.name, f"{facts['alone']:.3f}", f"{facts['shown']:.3f}"])
     return table
 
 

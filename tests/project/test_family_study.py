@@ -294,6 +294,10 @@ def test_the_table_of_made_results(tmp_path, capsys):
     assert found["`grpo`"]["end, less GRPO's"] == ""
     assert found["`grpo`"]["seconds, of GRPO's"] == "1.00"
     assert found["`tip`"]["end"] == report.UNKNOWN
+    run._write(
+        models.model_folder(tmp_path, "teacher", 100) / run.RESULT_FILE, {"alone": 0.95, "shown": 0.975}
+    )
+    assert report.models(Study(tmp_path))[1:] == [["teacher-100", "0.950", "0.975"]]
     report.report(tmp_path)
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "methods.md").read_text().strip()
