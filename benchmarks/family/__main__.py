@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.family.given import do_method, run_of
-from benchmarks.family.models import TEACHERS, make_average, make_first_stage, make_teacher
+from benchmarks.family.models import OF_START, TEACHERS, make_given
 from benchmarks.family.report import report
 from benchmarks.family.rows import LEFT_OUT, STUDIED, TASK
 from benchmarks.learning.__main__ import do_all, workers
@@ -35,10 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = range(NUM_SEEDS)
     with workers(options.jobs) as pool:
         do_all(pool, "starts", make_start, [(study, TASK.name, seed) for seed in seeds])
-        do_all(pool, "teachers", make_teacher, [(study, number) for number in TEACHERS])
+        do_all(pool, "teachers", make_given, [(study, "teacher", number) for number in TEACHERS])
         for seed in seeds:
-            do_all(pool, f"average, seed {seed}", make_average, [(study, seed)])
-            do_all(pool, f"first stage, seed {seed}", make_first_stage, [(study, seed)])
+            do_all(pool, f"models, seed {seed}", make_given, [(study, kind, seed) for kind in OF_START])
             methods = [name for name in trained() if not run_of(name, seed).is_done(study)]
             do_all(pool, f"seed {seed}", do_method, [(study, name, seed) for name in methods])
     report(study)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,34 +21,31 @@ AVERAGED_STEPS, AVERAGED_RATE = 60, 1e-3
 
 
 def model_folder(study: Path, kind: str, number: int) -> Path:
-    """Return where a model of this kind lies: "teacher", "average" or "first-stage"."""
+    """Return where the model of a kind and of this number lies."""
     return study / TASK.name / GIVEN_MODELS / f"{kind}-{number}"
 
 
-def make_teacher(study: Path, number: int) -> None:
-    """Make a teacher by the starts' warm-up on a textbook without mistakes, unless it is there."""
-
-    def of_right_textbook(tokenizer: PreTrainedTokenizerFast) -> Start:
-        recipe = replace(QUIZ_WARMUP, seed=number)
-        questions = TASK.questions(recipe.batch_size * recipe.num_steps, number + 1)
-        return warm_up(tokenizer, recipe, questions=[replace(each, alone=each.shown) for each in questions])
-
-    make_model(model_folder(study, "teacher", number), TASK, of_right_textbook)
+def make_given(study: Path, kind: str, number: int) -> None:
+    """Make, save and measure a model, unless it is there."""
+    make_model(model_folder(study, kind, number), TASK, partial(MAKE[kind], study, number))
 
 
-def make_average(study: Path, start: int) -> None:
-    """Make the average of two models that are trained on from one start, in two orders, unless it is there."""
+def teacher(study: Path, number: int, tokenizer: PreTrainedTokenizerFast) -> Start:
+    """Return a model by the starts' warm-up on a textbook without mistakes."""
+    recipe = replace(QUIZ_WARMUP, seed=number)
+    questions = TASK.questions(recipe.batch_size * recipe.num_steps, number + 1)
+    return warm_up(tokenizer, recipe, questions=[replace(each, alone=each.shown) for each in questions])
 
-    def average(tokenizer: PreTrainedTokenizerFast) -> Start:
-        loaded = load_start(start_folder(study, TASK.name, start))
-        assert loaded is not None, "starts are made first"
-        first, second = (_trained_on(copy.deepcopy(loaded[0]), tokenizer, seed) for seed in AVERAGED)
-        with torch.no_grad():
-            for mine, other in zip(first.parameters(), second.parameters(), strict=True):
-                mine.lerp_(other, 0.5)
-        return first, WarmupResult(AVERAGED_STEPS, 0.0)
 
-    make_model(model_folder(study, "average", start), TASK, average)
+def average(study: Path, start: int, tokenizer: PreTrainedTokenizerFast) -> Start:
+    """Return the average of two models that are trained on from one start, in two orders."""
+    loaded = load_start(start_folder(study, TASK.name, start))
+    assert loaded is not None, "starts are made first"
+    first, second = (_trained_on(copy.deepcopy(loaded[0]), tokenizer, seed) for seed in AVERAGED)
+    with torch.no_grad():
+        for mine, other in zip(first.parameters(), second.parameters(), strict=True):
+            mine.lerp_(other, 0.5)
+    return first, WarmupResult(AVERAGED_STEPS, 0.0)
 
 
 def _trained_on(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -62,12 +60,11 @@ def _trained_on(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, see
     return model.eval()
 
 
-def make_first_stage(study: Path, start: int) -> None:
-    """Make the model of a GRPO run from one start, unless it is there."""
+def first_stage(study: Path, start: int, tokenizer: PreTrainedTokenizerFast) -> Start:
+    """Return the last model of a GRPO run from one start."""
     run = Run(TASK.name, FIRST_STAGE, TASK.rate, start, start)
+    return train(run, study, Given({"method": "grpo"})), WarmupResult(TASK.num_steps, 0.0)
 
-    def trained(tokenizer: PreTrainedTokenizerFast) -> Start:
-        model = train(run, study, Given({"method": "grpo"}))
-        return model, WarmupResult(TASK.num_steps, 0.0)
 
-    make_model(model_folder(study, "first-stage", start), TASK, trained)
+OF_START = {"average": average, "first-stage": first_stage}  # one for each start
+MAKE = {"teacher": teacher, **OF_START}

@@ -162,8 +162,7 @@ def test_teachers_learn_from_a_textbook_without_mistakes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(models, "warm_up", warm_up)
     monkeypatch.setattr(models, "QUIZ_WARMUP", WarmupRecipe(num_steps=2, batch_size=24))
-    monkeypatch.setattr(models, "make_model", lambda folder, task, make: make(TOKENIZER))
-    models.make_teacher(tmp_path, 100)
+    models.teacher(tmp_path, 100, TOKENIZER)
     assert len(seen) == 48
     assert all(rows.TASK.is_right(question.alone, question.answer) for question in seen)
     assert all(rows.TASK.is_right(question.shown, question.answer) for question in seen)
@@ -174,8 +173,6 @@ def test_the_average_is_that_of_two_models_from_one_start(tmp_path, monkeypatch)
     folder = run.start_folder(tmp_path, "quiz8w", 0)
     folder.parent.mkdir()
     save_start(folder, start, TOKENIZER, WarmupResult(0, 0.0))
-    made = []
-    monkeypatch.setattr(models, "make_model", lambda folder, task, make: made.append(make(TOKENIZER)[0]))
 
     def moved(model, tokenizer, seed):
         with torch.no_grad():
@@ -183,9 +180,9 @@ def test_the_average_is_that_of_two_models_from_one_start(tmp_path, monkeypatch)
         return model
 
     monkeypatch.setattr(models, "_trained_on", moved)
-    models.make_average(tmp_path, 0)
-    torch.testing.assert_close(made[0].model.norm.weight, start.model.norm.weight + 2.0)
-    torch.testing.assert_close(made[0].lm_head.weight, start.lm_head.weight)
+    made, _ = models.average(tmp_path, 0, TOKENIZER)
+    torch.testing.assert_close(made.model.norm.weight, start.model.norm.weight + 2.0)
+    torch.testing.assert_close(made.lm_head.weight, start.lm_head.weight)
 
 
 def test_stored_rollouts_are_groups_with_log_probabilities():
