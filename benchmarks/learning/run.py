@@ -101,10 +101,10 @@ def make_start(study: Path, name: str, number: int) -> None:
 
 def make_model(folder: Path, task: Task, make: Callable[[PreTrainedTokenizerFast], Start]) -> None:
     """Make and save a model, unless it is there; measure it alone and with a solution shown."""
-    if load_start(folder) is not None:
-        return
     tokenizer = build_tokenizer(task.words)
     with quiet_logs(), quiet_libraries():
+        if load_start(folder) is not None:
+            return
         model, result = make(tokenizer)
         held_out = HeldOut(tokenizer, _held_out(task), HELD_OUT_SEED, task.is_right)
         facts = {
