@@ -21,10 +21,10 @@ USER_STAMP := $(VENV)/.setup
 STAMP := $(USER_STAMP)-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart bench gpu compare test test-all test-newest docs house lint format clean same
+.PHONY: help setup quickstart bench gpu compare compare-methods test test-all test-newest docs house lint format clean same
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the tested stack (EXTRAS=dev,deepspeed for more)
 
@@ -55,6 +55,9 @@ gpu: setup ## Measure everything on one GPU in MINUTES=8, into OUT; again to go 
 
 compare: setup ## The learning study: four offline tasks, up to 22 rows, 5 seeds (hours on a CPU; resumes where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.learning
+
+compare-methods: setup ## Every method on one offline task, 3 seeds, 60 steps (an hour on a CPU; resumes where it stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.family
 
 same: setup ## Compare short runs of this tree with those of REV=<commit>, bit for bit
 	$(BIN)/python scripts/same --rev $(REV) $(if $(ONLY),--only $(ONLY))

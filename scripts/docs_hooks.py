@@ -20,6 +20,7 @@ PAGES = {  # files outside docs/ that are pages, too
     "configs/README.md": "recipes.md",
     "notebooks/README.md": "notebooks.md",
     "benchmarks/LEARNING.md": "learning.md",
+    "benchmarks/METHODS.md": "methods_compared.md",
     "benchmarks/RESULTS.md": "results.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",

@@ -36,11 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_environment()
 
     study: Path = options.out
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=one_thread) as pool:
+    with workers(options.jobs) as pool:
         equal = equal_runs(options.only)
         starts = sorted({(run.task, run.start) for run in equal}, key=lambda pair: pair[1])
-        _all(pool, "starts", make_start, [(study, *start) for start in starts])
+        do_all(pool, "starts", make_start, [(study, *start) for start in starts])
         _train(pool, "rows at equal rates", equal, study)
         _train(pool, "choice of rates", choosing_runs(options.only), study)
         _train(pool, "rows at their best rates", best_runs(options.only, Study(study)), study)
@@ -82,10 +81,15 @@ def best_runs(tasks: Sequence[str], study: Study) -> list[Run]:
 
 
 def _train(pool: ProcessPoolExecutor, title: str, runs: Sequence[Run], study: Path) -> None:
-    _all(pool, title, do, [(run, study) for run in runs if not run.is_done(study)])
+    do_all(pool, title, do, [(run, study) for run in runs if not run.is_done(study)])
 
 
-def _all(
+def workers(jobs: int) -> ProcessPoolExecutor:
+    """Return so many processes of one thread."""
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=one_thread)
+
+
+def do_all(
     pool: ProcessPoolExecutor, title: str, call: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
 ) -> None:
     """Do all calls, and say how far they have come; the first error ends the command."""

@@ -4,17 +4,19 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.learning.rows import ROWS
-from benchmarks.learning.tasks import TASKS, Task
+from benchmarks.learning.tasks import TASKS, Start, Task
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.commands.quickstart.held_out import HeldOut, sample_completions
 from srpo_trl.commands.quickstart.prompts import student_prompts
@@ -69,19 +71,41 @@ class Run:
         return (self.folder(study) / RESULT_FILE).is_file()
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a run has beyond its task.
+
+    Attributes:
+        options: of the trainer.
+        columns: of questions, further columns of the training rows.
+        extras: of prompts, completions and answers, what the reward function hands to TRL's `log_extra`, by name.
+        rollout_func: TRL's.
+    """
+
+    options: Mapping[str, Any]
+    columns: Callable[[Sequence[Question]], dict[str, list[str]]] = lambda questions: {}
+    extras: Callable[[list[str], list[str], list[str]], dict[str, list[Any]]] = lambda *texts: {}
+    rollout_func: Callable[..., dict[str, Any]] | None = None
+
+
 def start_folder(study: Path, task: str, number: int) -> Path:
     """Return where a task's start of this number lies."""
     return study / task / f"start-{number}"
 
 
 def make_start(study: Path, name: str, number: int) -> None:
-    """Train and save a task's start of this number, unless it is there; measure it alone and with a solution shown."""
-    folder, task = start_folder(study, name, number), TASKS[name]
+    """Train, save and measure a task's start of this number, unless it is there."""
+    task = TASKS[name]
+    make_model(start_folder(study, name, number), task, lambda tokenizer: task.start(tokenizer, number))
+
+
+def make_model(folder: Path, task: Task, make: Callable[[PreTrainedTokenizerFast], Start]) -> None:
+    """Make and save a model, unless it is there; measure it alone and with a solution shown."""
     tokenizer = build_tokenizer(task.words)
     with quiet_logs(), quiet_libraries():
         if load_start(folder) is not None:
             return
-        model, result = task.start(tokenizer, number)
+        model, result = make(tokenizer)
         held_out = HeldOut(tokenizer, _held_out(task), HELD_OUT_SEED, task.is_right)
         facts = {
             "alone": held_out.accuracy(model),
@@ -95,21 +119,25 @@ def make_start(study: Path, name: str, number: int) -> None:
 
 
 def do(run: Run, study: Path) -> None:
-    """Train the run and write its result."""
+    """Train the run of a row and write its result."""
+    train(run, study, Given(ROWS[run.row]))
+
+
+def train(run: Run, study: Path, given: Given) -> Qwen3ForCausalLM:
+    """Train the run, write its result, and return the model."""
     task, folder = TASKS[run.task], run.folder(study)
     tokenizer = build_tokenizer(task.words)
+    loaded = load_start(start_folder(study, run.task, run.start))
+    assert loaded is not None, "starts are made before runs"
     with quiet_logs(), quiet_libraries():
-        loaded = load_start(start_folder(study, run.task, run.start))
-        assert loaded is not None, "starts are made before runs"
         trainer = SRPOTrainer(
             model=loaded[0],
-            reward_funcs=_reward(task),
-            args=config(run, folder),
-            train_dataset=prompt_dataset(
-                task.questions(task.num_steps * task.prompts_per_step, 1000 + run.seed)
-            ),
+            reward_funcs=_reward(task, given),
+            args=config(run, folder, given.options),
+            train_dataset=training_rows(run, given),
             eval_dataset=prompt_dataset(_held_out(task)),
             processing_class=tokenizer,
+            rollout_func=given.rollout_func,
         )
         trainer.remove_callback(PrinterCallback)
         TrainingClock.of(trainer).now = time.process_time
@@ -129,10 +157,27 @@ def do(run: Run, study: Path) -> None:
             **answers,
         },
     )
+    model: Qwen3ForCausalLM = trainer.model
+    return model
 
 
-def config(run: Run, folder: Path) -> SRPOConfig:
-    """Return the trainer's configuration; what is named neither here nor in the row has SRPO's default."""
+def training_questions(run: Run) -> list[Question]:
+    """Return the questions that the run trains on, each once."""
+    task = TASKS[run.task]
+    return task.questions(task.num_steps * task.prompts_per_step, 1000 + run.seed)
+
+
+def training_rows(run: Run, given: Given) -> Dataset:
+    """Return the run's rows."""
+    questions = training_questions(run)
+    rows = prompt_dataset(questions)
+    for name, values in given.columns(questions).items():
+        rows = rows.add_column(name, values)
+    return rows
+
+
+def config(run: Run, folder: Path, options: Mapping[str, Any] | None = None) -> SRPOConfig:
+    """Return the trainer's configuration with the options, or the row's; what nothing names has SRPO's default."""
     task = TASKS[run.task]
     shared = {
         "learning_rate": run.rate,
@@ -141,7 +186,7 @@ def config(run: Run, folder: Path) -> SRPOConfig:
         "eval_top_p": 1.0,
     }
     return SRPOConfig(
-        **(PAPER_DEFAULTS | shared | ROWS[run.row]),
+        **(PAPER_DEFAULTS | shared | dict(ROWS[run.row] if options is None else options)),
         output_dir=str(folder),
         seed=run.seed,
         max_steps=task.num_steps,
@@ -167,9 +212,17 @@ def _held_out(task: Task) -> list[Question]:
     return task.questions(HELD_OUT_QUESTIONS, HELD_OUT_SEED, held_out=True)
 
 
-def _reward(task: Task) -> Any:
-    def reward(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
-        texts = [completion[-1]["content"] for completion in completions]
+def _reward(task: Task, given: Given) -> Any:
+    def reward(
+        prompts: list[list[dict[str, str]]],
+        completions: list[list[dict[str, str]]],
+        answer: list[str],
+        log_extra: Callable[[str, list[Any]], None],
+        **_: Any,
+    ) -> list[float]:
+        asked, texts = ([messages[-1]["content"] for messages in each] for each in (prompts, completions))
+        for name, values in given.extras(asked, texts, answer).items():
+            log_extra(name, values)
         return [float(task.is_right(text, key)) for text, key in zip(texts, answer, strict=True)]
 
     return reward

@@ -69,6 +69,7 @@ def _half_trained(**recipe: float) -> Callable[[PreTrainedTokenizerFast, int], S
     )
 
 
+QUIZ_WARMUP = WarmupRecipe(num_steps=450)
 # More forms take longer to learn; then competence comes within a few steps.
 _FORMS = {"num_forms": 4, "max_steps": 1000, "decay_steps": 1900, "near_accuracy": 0.06}
 TASKS = {
@@ -88,7 +89,7 @@ TASKS = {
             "quiz8w",
             quiz8w.sample_quizzes,
             quiz8w.is_right,
-            _of_textbook(quiz8w.sample_quizzes, WarmupRecipe(num_steps=450)),
+            _of_textbook(quiz8w.sample_quizzes, QUIZ_WARMUP),
             num_steps=60,
             prompts_per_step=8,
             rate=5e-4,

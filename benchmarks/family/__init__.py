@@ -1,0 +1,1 @@
+"""Every method of the package on one task of the learning study."""

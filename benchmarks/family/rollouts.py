@@ -1,0 +1,73 @@
+"""Stored rollouts for the methods that read them, and a `rollout_func` that samples for all other prompts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from benchmarks.family.rows import TASK
+from benchmarks.learning.run import NUM_GENERATIONS
+from srpo_trl.commands.quickstart.prompts import student_prompts
+from srpo_trl.commands.quickstart.task import SOLUTION_TOKENS, Question, prompt_dataset
+from srpo_trl.rollout.offline import with_teacher_logps
+
+MASTERED = 7  # right ones of a question's 8 rollouts, at least
+BATCH_SIZE = 512
+
+Rows = list[dict[str, Any]]
+
+
+def stored(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], seed: int
+) -> Rows:
+    """Return a group of the model's rollouts for each question, with its log-probabilities."""
+    prompts = [prompt for prompt in student_prompts(tokenizer, questions) for _ in range(NUM_GENERATIONS)]
+    messages = [row for row in prompt_dataset(questions)["prompt"] for _ in range(NUM_GENERATIONS)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        completions = [
+            ids
+            for first in range(0, len(prompts), BATCH_SIZE)
+            for ids in completed(model, tokenizer, prompts[first : first + BATCH_SIZE])
+        ]
+    rows = [
+        {"prompt": prompt, "prompt_ids": ids, "completion_ids": completion}
+        for prompt, ids, completion in zip(messages, prompts, completions, strict=True)
+    ]
+    return with_teacher_logps(rows, model)
+
+
+def mastered(rows: Rows, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> Rows:
+    """Return the groups of `stored` of which at least `MASTERED` rollouts are right."""
+    kept: Rows = []
+    for place, question in enumerate(questions):
+        group = rows[place * NUM_GENERATIONS : (place + 1) * NUM_GENERATIONS]
+        texts = tokenizer.batch_decode([row["completion_ids"] for row in group], skip_special_tokens=True)
+        if sum(TASK.is_right(text, question.answer) for text in texts) >= MASTERED:
+            kept += group
+    return kept
+
+
+def sampled(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    """Sample as the trainer does, at temperature 1: a `rollout_func`."""
+    tokenizer = trainer.processing_class
+    texts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
+    prompt_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    completion_ids = completed(trainer.accelerator.unwrap_model(trainer.model), tokenizer, prompt_ids)
+    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+
+@torch.no_grad()
+def completed(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Return one completion of each prompt at temperature 1, with its end where it has one."""
+    batch = tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)
+    generate: Any = model.generate
+    output = generate(
+        **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=SOLUTION_TOKENS + 1
+    )
+    rows: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
+    end = tokenizer.eos_token_id
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]
