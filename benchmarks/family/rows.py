@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from benchmarks.learning.rows import ROWS
+from benchmarks.learning.run import solutions
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.quickstart.prompts import TEMPLATES
 from srpo_trl.commands.quickstart.task import Question, solution_pieces
@@ -79,6 +80,7 @@ LEFT_OUT = {
 STUDIED = {
     **{name: name for name in METHODS if ROWS.get(name, {}).get("method") == name},
     "srpo_unweighted": "srpo_beta0",
+    "srpo_both": "both",
 }
 FIRST_STAGE = "grpo_first_stage"  # a row: GRPO, whose last model is ERPD's teacher
 
@@ -136,18 +138,14 @@ def _prompts(name: str) -> Columns:
     return lambda questions: {name: [_with_solution(each, each.demonstration) for each in questions]}
 
 
-def _solutions(questions: Sequence[Question]) -> dict[str, list[str]]:
-    return {"solution": [question.demonstration for question in questions]}
-
-
 def _two_prompts(questions: Sequence[Question]) -> dict[str, list[str]]:
     first, second = _prompts("utility")(questions), [_with_solution(each, each.shown) for each in questions]
     return first | {"privacy": second}
 
 
 _COLUMNS: Mapping[str, Columns] = {
-    "hdpo": _solutions,
-    "opsd_zhao": _solutions,
+    "hdpo": solutions,
+    "opsd_zhao": solutions,
     "skill_sd": _prompts("skill"),
     "trace": _prompts("label"),
     "selfci": _two_prompts,

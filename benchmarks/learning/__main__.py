@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.learning.report import report
 from benchmarks.learning.results import CHOOSING_SEEDS, Study
-from benchmarks.learning.rows import COUNTER, FORMS, LATE, MAIN
+from benchmarks.learning.rows import COUNTER, FORMS, LATE, MAIN, REFERENCES
 from benchmarks.learning.run import Run, do, make_start, one_thread
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.quickstart.quiet import set_environment
@@ -55,7 +55,7 @@ def equal_runs(tasks: Sequence[str]) -> list[Run]:
 
 def rows_of(task: str) -> tuple[str, ...]:
     """Return the rows of a task."""
-    main_rows = MAIN if TASKS[task].other_rates else COUNTER
+    main_rows = (*MAIN, *REFERENCES) if TASKS[task].other_rates else COUNTER
     return (*main_rows, *(LATE if task in LATE_TASKS else ()), *(FORMS if task == "add4_forms" else ()))
 
 

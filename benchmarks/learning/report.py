@@ -33,6 +33,10 @@ PAIRS = (
     ("both", "negative_control"),
     ("srpo", "srpo_beta0"),
     ("sdpo_frozen", "sdpo"),
+    ("srpo_reference", "srpo"),
+    ("srpo_reference", "correct_only"),
+    ("both_reference", "both"),
+    ("both_reference", "negative_control"),
 )
 NOTHING = "-"
 DIFFERENCE = "Δ"  # to GRPO, seed by seed

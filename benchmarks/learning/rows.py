@@ -40,10 +40,16 @@ LATE: Rows = {
     "both_frozen": _BOTH | {"teacher_model_kind": "base"},
     "srpo_entropy": {"method": f"{_OURS}with_entropy_bonus", "entropy_weight_beta": 1.0},
 }
+# What does a teacher add that is shown what no rollout of the group knows?
+_REFERENCE = {"teacher_context": ["sibling", "reference"], "reference_column": "solution"}
+REFERENCES: Rows = {
+    "srpo_reference": {"method": "srpo"} | _REFERENCE,
+    "both_reference": _BOTH | _REFERENCE,
+}
 # Why does SRPO lose where a column has many forms?
 FORMS: Rows = {
     "srpo_without_forms": {"method": f"{_OURS}without_forms", "entropy_weight_beta": 1.0},
 }
-ROWS: Rows = PAPER | BASELINES | LATE | FORMS
+ROWS: Rows = PAPER | BASELINES | LATE | REFERENCES | FORMS
 MAIN = (*PAPER, *BASELINES)
 COUNTER = tuple(row for row in MAIN if row not in ("sdpo_failed", "sdpo_correct", "grpo_std", "ema_anchor"))

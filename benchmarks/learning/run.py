@@ -120,7 +120,14 @@ def make_model(folder: Path, task: Task, make: Callable[[PreTrainedTokenizerFast
 
 def do(run: Run, study: Path) -> None:
     """Train the run of a row and write its result."""
-    train(run, study, Given(ROWS[run.row]))
+    options = ROWS[run.row]
+    shows = "reference_column" in options
+    train(run, study, Given(options, columns=solutions) if shows else Given(options))
+
+
+def solutions(questions: Sequence[Question]) -> dict[str, list[str]]:
+    """Return the column of right solutions."""
+    return {"solution": [question.demonstration for question in questions]}
 
 
 def train(run: Run, study: Path, given: Given) -> Qwen3ForCausalLM:
