@@ -53,6 +53,7 @@ GIVEN: dict[str, dict[str, str]] = {
         "skill_sd": _SOLUTION,
         "trace": f"{_SOLUTION}; the digits as spans",
         "srpo_stable": SIBLING,
+        "srpo_both": SIBLING,
         "ema_anchor": NOTHING,
     },
     "The teacher is another model": {
