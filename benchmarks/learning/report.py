@@ -11,11 +11,13 @@ from statistics import fmean
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from benchmarks.learning.add4 import COLUMN_TOKENS
 from benchmarks.learning.results import MEASURES, Result, Study, difference, over_seeds
-from benchmarks.learning.rows import FORMS, LATE, MAIN
+from benchmarks.learning.rows import FORMS, LATE, MAIN, REFERENCES
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.curves import markdown
 from srpo_trl.commands.curves_plot import COLORS, CURVE_STYLE, MARKERS
@@ -24,7 +26,8 @@ from srpo_trl.runs.log import EXAMPLES_FILE
 from srpo_trl.runs.scores import Estimate
 
 REFERENCE = "grpo"
-DRAWN = ("grpo", "sdpo", "sdpo_frozen", "srpo")
+LEVELS = ("grpo", "sdpo", "srpo")  # drawn as accuracies; these and the others as differences to GRPO
+DRAWN = (*LEVELS, "both", "negative_control", "srpo_reference")
 # Pairs of rows: what the first one does beyond the second.
 PAIRS = (
     ("srpo", "correct_only"),
@@ -55,8 +58,9 @@ def report(folder: Path) -> None:
 def _blocks(study: Study) -> Iterator[list[str]]:
     for task in study.tasks:
         main_rows = [row for row in study.rows(task) if row in MAIN]
+        shown = [row for row in study.rows(task) if row in (*MAIN, *REFERENCES)]
         yield [f"## {task}", "", starts(study, task)]
-        yield ["All at one learning rate:", "", *markdown(scores(study, task, main_rows))]
+        yield ["All at one learning rate:", "", *markdown(scores(study, task, shown))]
         if len(study.choice(task, REFERENCE)) > 1:
             yield ["Each at its best rate:", "", *markdown(scores(study, task, main_rows, at_best=True))]
             yield [
@@ -219,31 +223,44 @@ def _text(found: Estimate | None, sign: str = "") -> str:
 
 
 def draw(study: Study, path: Path) -> None:
-    """Draw mean and standard error of the main curves over steps, a panel for each task."""
+    """Draw the main curves over steps, and below them what rows are above GRPO seed by seed; a column for each task."""
     with matplotlib.rc_context(CURVE_STYLE):
-        figure = Figure(figsize=(12, 3.9), layout="constrained")
-        panels = figure.subplots(1, len(study.tasks), sharey=True, squeeze=False)[0]
-        for axes, task in zip(panels, study.tasks, strict=True):
+        figure = Figure(figsize=(12, 7), layout="constrained")
+        panels = figure.subplots(2, len(study.tasks), sharey="row", sharex="col", squeeze=False)
+        for (above, below), task in zip(panels.T, study.tasks, strict=True):
+            grpo = study.runs(task, REFERENCE)
             for row, color, marker in zip(DRAWN, COLORS, MARKERS, strict=False):
-                if runs := [*study.runs(task, row).values()]:
-                    values = np.array([result.scores for result in runs])
-                    mean, error = (
-                        values.mean(axis=0),
-                        values.std(axis=0, ddof=len(runs) > 1) / len(runs) ** 0.5,
-                    )
-                    axes.plot(runs[0].steps, mean, color=color, marker=marker, markersize=3, label=row)
-                    axes.fill_between(
-                        runs[0].steps, mean - error, mean + error, color=color, alpha=0.15, linewidth=0
-                    )
-            axes.set(
-                xlabel="training step", title=f"{task}, {len(study.runs(task, REFERENCE))} seeds", ylim=(0, 1)
-            )
-            axes.set_xlim(left=0)
-            axes.grid(alpha=0.25)
-        panels[0].set_ylabel("held-out accuracy (sampled, temperature 1)")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", frameon=False)
+                runs, style = study.runs(task, row), {"color": color, "marker": marker, "label": row}
+                seeds = sorted(runs.keys() & grpo.keys())
+                scores = [runs[seed].scores for seed in seeds]
+                differences = np.array(scores) - np.array([grpo[seed].scores for seed in seeds])
+                if seeds and row in LEVELS:
+                    _band(above, grpo[seeds[0]].steps, np.array(scores), style)
+                if seeds and row != REFERENCE:
+                    _band(below, grpo[seeds[0]].steps, differences, style)
+            above.set(title=f"{task}, {len(grpo)} seeds", ylim=(0, 1))
+            below.set(xlabel="training step")
+            below.set_xlim(left=0)
+            below.axhline(0, color=COLORS[0], linewidth=1.2)
+            for axes in (above, below):
+                axes.grid(alpha=0.25)
+        panels[0, 0].set_ylabel("held-out accuracy\n(sampled, temperature 1)")
+        panels[1, 0].set_ylabel("less GRPO's, seed by seed")
+        named = {
+            text: handle
+            for axes in panels.flat
+            for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        shown = [row for row in DRAWN if row in named]
+        figure.legend([named[row] for row in shown], shown, loc="outside right center", frameon=False)
         figure.savefig(path, dpi=100)
+
+
+def _band(axes: Axes, steps: Sequence[int], values: NDArray[np.float64], style: dict[str, str]) -> None:
+    """Draw mean and standard error of (runs, evaluations)."""
+    mean, error = values.mean(axis=0), values.std(axis=0, ddof=len(values) > 1) / len(values) ** 0.5
+    axes.plot(steps, mean, markersize=3, **style)
+    axes.fill_between(steps, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)
 
 
 if __name__ == "__main__":
