@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.real_model.task import LEVELS
+
 DONE, NOT_ALL, WRONG, REFUSED = range(4)
 
 
@@ -59,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WRONG
     with quiet_logs(), quiet_libraries():
         facts = study.begin(say)
-    say("\n".join(describe(facts)))
-    if reason := reason_to_refuse(facts):
-        print(f"benchmarks.real_model: not trained, as {reason}", file=sys.stderr)
-        return REFUSED
-    study.train(facts["level"], options.steps, began + 60 * options.minutes)
-    header = environment(torch.device(device)) | {"commit": commit()}
-    say("\n" + write_report(study, facts, header))
+        say("\n".join(describe(facts)))
+        if reason := reason_to_refuse(facts):
+            print(f"benchmarks.real_model: not trained, as {reason}", file=sys.stderr)
+            return REFUSED
+        study.train(facts["level"], options.steps, began + 60 * options.minutes)
+        header = environment(torch.device(device)) | {"commit": commit()}
+        say("\n" + write_report(study, facts, header))
     return DONE if study.steps_done() == options.steps else NOT_ALL
 
 
@@ -88,8 +90,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--piece", type=int, default=10, help="steps from one evaluation and checkpoint to the next"
     )
+    levels = [level.name for level in LEVELS]
     found.add_argument(
-        "--level", help="terms x digits, such as 2x2; chosen by the model's accuracy where not given"
+        "--level", choices=levels, help="terms x digits; where not given, by the model's accuracy"
     )
     found.add_argument(
         "--warmup_examples",

@@ -87,7 +87,7 @@ def _progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
 
 
 def _level(options: StartOptions, model: Any, prompts: Prompts) -> tuple[Level, Share]:
-    """Return the level and the model's accuracy there: of those before the first that is too hard the best fit."""
+    """Return the level and the model's accuracy there: of those that are not too hard the best fit, else the first."""
     found: dict[Level, Share] = {}
     for level in LEVELS:
         if options.level not in (None, level.name):
@@ -96,5 +96,6 @@ def _level(options: StartOptions, model: Any, prompts: Prompts) -> tuple[Level, 
         found[level] = accuracy(model, prompts, questions)
         if found[level].mean < TOO_HARD:
             break  # and the next ones are harder
-    best = min(found, key=lambda level: abs(found[level].mean - WANTED))
+    fit = [level for level in found if found[level].mean >= TOO_HARD] or list(found)
+    best = min(fit, key=lambda level: abs(found[level].mean - WANTED))
     return best, found[best]

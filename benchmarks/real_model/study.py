@@ -93,7 +93,8 @@ class Study:
         Raises:
             RuntimeError: a seed's process has failed.
         """
-        waiting = [self.plan(seed, level, until, deadline) for seed in range(self.seeds)]
+        left = [seed for seed in range(self.seeds) if common_step(self.run_folders(seed)) < until]
+        waiting = [self.plan(seed, level, until, deadline) for seed in left]
         running: dict[int, subprocess.Popen[bytes]] = {}
         try:
             while waiting or running:
@@ -123,6 +124,8 @@ class Study:
 def _process(plan: Plan) -> "subprocess.Popen[bytes]":
     paths: Sequence[str] = (str(_ROOT), str(_ROOT / "src"), os.environ.get("PYTHONPATH", ""))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if plan.device == "cuda":
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # all seeds on one card, and no run on several
     command = [
         sys.executable,
         "-m",

@@ -47,36 +47,55 @@ def _until(curve: LearningCurve, last: int) -> LearningCurve:
 
 
 def summary(runs: Runs, last: int, piece: int, num_questions: int) -> Table:
-    """Return a row for each method: accuracies on the way, groups that both methods can learn from, time."""
+    """Return a row for each method: accuracies on the way, and time."""
     rows = []
-    half = piece * max(round(last / piece / 2), 1)
     for title, curves in curves_of(runs, last).curves.items():
-        by_seed = runs[next(method for method in TABLE_1 if METHODS[method].title == title)]
         row = {"method": title, "start": _score(curves, 0)}
-        row |= {f"after {step} steps": _score(curves, step) for step in dict.fromkeys((half, last))}
+        row |= {f"after {step} steps": _score(curves, step) for step in _half_and(last, piece)}
         row["mean of the curve"] = _text([_mean_height(curve.points) for curve in curves.values()])
-        row[f"mixed groups, first {piece} steps"] = _mixed(by_seed, 1, piece)
-        row[f"last {piece} steps"] = _mixed(by_seed, last - piece + 1, last)
         row["seconds a step"] = _seconds(curves)
         rows.append(row)
-    error = 0.5 / math.sqrt(num_questions)
     note = (
-        f"{METRIC[0].upper()}{METRIC[1:]} on {num_questions} questions; ± is the standard error over seeds, and one "
-        f"evaluation has one of up to {error:.3f}. A group is mixed where some of its rollouts are right and some "
-        "wrong. Seconds are of the process in training steps; evaluation is left out."
+        f"{METRIC[0].upper()}{METRIC[1:]} on {num_questions} questions; ± is the standard error over seeds. "
+        f"{_error_note(num_questions)} Seconds are of the process in training steps; evaluation is left out."
     )
     return Table("Methods", rows, note)
+
+
+def rollouts(runs: Runs, last: int, piece: int) -> Table:
+    """Return a row for each method: its rollouts in training, which are of the same questions for all methods."""
+    rows = []
+    for method, by_seed in runs.items():
+        row = {"method": METHODS[method].title}
+        periods = {f"first {piece} steps": 1, f"last {piece} steps": last - piece + 1}
+        for name, first in periods.items():
+            row[f"right, {name}"] = _text(_means(by_seed, "reward", first, piece))
+        for name, first in periods.items():
+            same = _means(by_seed, SAME_REWARDS, first, piece)
+            row[f"mixed groups, {name}"] = _text([1 - share for share in same])
+        rows.append(row)
+    return Table(
+        "Rollouts in training", rows, "A group is mixed where some of its rollouts are right and some wrong."
+    )
+
+
+def _half_and(last: int, piece: int) -> tuple[int, ...]:
+    """Return the end of the piece in the middle, and the end."""
+    return tuple(dict.fromkeys((piece * max(round(last / piece / 2), 1), last)))
+
+
+def _error_note(num_questions: int) -> str:
+    return f"One evaluation has a standard error of up to {0.5 / math.sqrt(num_questions):.3f}."
 
 
 def differences(runs: Runs, last: int, piece: int) -> Table:
     """Return every pair of methods, seed by seed."""
     curves = curves_of(runs, last).curves
-    half = piece * max(round(last / piece / 2), 1)
     rows = []
     for first, second in (("SDPO", "GRPO"), ("SRPO", "GRPO"), ("SRPO", "SDPO")):
         seeds = sorted(curves[first].keys() & curves[second].keys())
         row = {"difference": f"{first} - {second}"}
-        for step in dict.fromkeys((half, last)):
+        for step in _half_and(last, piece):
             row[f"after {step} steps"] = _text(
                 [_at(curves[first][s], step) - _at(curves[second][s], step) for s in seeds], "+"
             )
@@ -94,12 +113,15 @@ def write_report(study: Study, facts: Mapping[str, Any], header: Mapping[str, st
     lines = [*(f"- {name}: {value}" for name, value in header.items()), "", *describe(facts), ""]
     if last:
         runs = read_study(study)
-        teacher = {"teacher, on questions of mixed groups": facts["teacher_on_mixed"][0]}
         clock = "processor's time" if study.start.device == "cpu" else "time"
         draw_curves(
-            curves_of(runs, last), study.folder / PICTURE, teacher, clock=f"{clock} in training steps"
+            curves_of(runs, last),
+            study.folder / PICTURE,
+            clock=f"{clock} in training steps",
+            note=_error_note(study.eval_questions),
         )
         lines += [markdown(summary(runs, last, study.piece, study.eval_questions))]
+        lines += [markdown(rollouts(runs, last, study.piece))]
         lines += [markdown(differences(runs, last, study.piece))]
     text = "\n".join(lines)
     (study.folder / REPORT).write_text(text, encoding="utf-8")
@@ -120,13 +142,14 @@ def _mean_height(points: Sequence[Point]) -> float:
     return area / (points[-1].step - points[0].step)
 
 
-def _mixed(by_seed: Mapping[int, RunHistory], first: int, last: int) -> str:
-    shares = []
+def _means(by_seed: Mapping[int, RunHistory], metric: str, first: int, count: int) -> list[float]:
+    """Return each run's mean of a metric over `count` steps."""
+    found = []
     for run in by_seed.values():
-        series = run.series(SAME_REWARDS)
-        inside = (series.steps >= first) & (series.steps <= last)
-        shares.append(1 - float(series.values[inside].mean()))
-    return _text(shares)
+        series = run.series(metric)
+        inside = (series.steps >= first) & (series.steps < first + count)
+        found.append(float(series.values[inside].mean()))
+    return found
 
 
 def _seconds(curves: Mapping[int, LearningCurve]) -> str:
