@@ -21,6 +21,7 @@ PAGES = {  # files outside docs/ that are pages, too
     "notebooks/README.md": "notebooks.md",
     "benchmarks/LEARNING.md": "learning.md",
     "benchmarks/METHODS.md": "methods_compared.md",
+    "benchmarks/REAL_MODEL.md": "real_model.md",
     "benchmarks/RESULTS.md": "results.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         return NO_DEVICE
     given = json.loads(line)
-    setting = Setting(device, tiny == "1", Path(model) if model else None, given["seconds"])
+    setting = Setting(device, tiny == "1", Path(model) if model else None, given["seconds"], Path(out))
     record = Record(Path(out), name)
     where = environment(torch.device(device)) | {"commit": commit()}
     for part in record.announce(section.parts(setting), where, given["call"]):

@@ -1,179 +1,77 @@
-"""h: a short run on real weights, trained by this package on arithmetic: accuracy before and after."""
+"""h: GRPO, SDPO and SRPO on real weights, which is `benchmarks.real_model` at the sizes of a GPU."""
 
-import math
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-from benchmarks.gpu import arithmetic
-from benchmarks.gpu.arithmetic import LEVELS, Level, Question
 from benchmarks.gpu.sections import Part, Row, Setting
 from benchmarks.measure import free_memory
-from srpo_trl import SRPOConfig, SRPOTrainer
-from srpo_trl.host.callbacks import TrainingClock
+from benchmarks.real_model.headroom import describe, reason_to_refuse
+from benchmarks.real_model.start import StartOptions
+from benchmarks.real_model.study import Study
+from benchmarks.real_model.tables import read_study, summary, write_report
 
-METHODS = ("srpo", "grpo")
-SHARE_OF_TIME = 0.3  # of the section's seconds, that each method trains
-TOO_HARD = 0.3  # accuracy
-BATCH_SIZE = 128
-NOTE = (
-    "Sampled accuracy at temperature 1 on questions that nothing is trained on, one completion each, with its standard "
-    "error. The level is the one whose accuracy before training is nearest to a half. A short run: it shows that "
-    "learning goes the right way, and compares no methods."
-)
+PARTS = 2  # that the steps are measured in: each begins with new processes, and is done or not
+FOLDER = "h_runs"
 
 
 def parts(setting: Setting) -> list[Part]:
-    """Accuracy over the levels, then one run for each method, from the same weights."""
-    methods = METHODS[:1] if setting.tiny else METHODS
+    """The start and its teacher, then the runs, up to a step for each part."""
+    study = _study(setting)
+    num_parts = 1 if setting.tiny else PARTS
+    steps = [study.max_steps * part // num_parts for part in range(1, num_parts + 1)]
+    deadline = time.time() + setting.seconds
     return [
-        Part("before", "Accuracy before training", partial(accuracies, setting), NOTE),
-        *(Part(method, "Learning", partial(learning, method, setting), NOTE) for method in methods),
+        Part("start", "Before training", partial(start_rows, study, setting)),
+        *(
+            Part(f"{step} steps", f"{step} steps", partial(trained_rows, study, setting, step, deadline))
+            for step in steps
+        ),
     ]
 
 
-def accuracies(setting: Setting) -> list[Row]:
-    """One row a level that was asked."""
-    count = _num_questions(setting)
-    return [
-        {"model": _name(setting), "level": level.name, "accuracy": _with_error(share, count)}
-        for level, share in _before(setting).items()
-    ]
+def start_rows(study: Study, setting: Setting) -> list[Row]:
+    """What was measured before training."""
+    return [{"before training": line.removeprefix("- ")} for line in describe(_begin(study, setting))]
 
 
-def learning(method: str, setting: Setting) -> Iterator[Row]:
-    """Accuracy before, a run within its time, accuracy after."""
-    assert setting.model is not None
-    device = torch.device(setting.device)
-    found = _before(setting)
-    level = min(found, key=lambda level: abs(found[level] - 0.5))
-    model, tokenizer = _load(setting.model, device)
-    questions = arithmetic.make_questions(level, _num_questions(setting), held_out=True)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SRPOTrainer(
-            model=model,
-            reward_funcs=arithmetic.reward,
-            args=_config(method, folder, setting),
-            train_dataset=arithmetic.dataset(arithmetic.make_questions(level, 2000, held_out=False)),
-            processing_class=tokenizer,
-            callbacks=[TrainingClock(limit=SHARE_OF_TIME * setting.seconds)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    seconds = time.monotonic() - start
-    after = accuracy(model.eval(), tokenizer, questions, _num_tokens(setting))
-    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    del trainer, model
-    free_memory(device)
-    yield {
-        "method": method,
-        "level": level.name,
-        "before": _with_error(found[level], len(questions)),
-        "after": _with_error(after, len(questions)),
-        "steps": len(rewards),
-        "seconds": seconds,
-        "reward, first steps": _mean(rewards[:3]),
-        "reward, last steps": _mean(rewards[-3:]),
-    }
+def trained_rows(study: Study, setting: Setting, until: int, deadline: float) -> Iterator[Row]:
+    """Accuracies of all methods on the way to a step; checkpoints stay, so a part that is cut off goes on from them."""
+    facts = _begin(study, setting)
+    if (reason := reason_to_refuse(facts)) and not setting.tiny:
+        raise RuntimeError(f"not trained, as {reason}")
+    study.train(facts["level"], until, deadline)
+    done = study.steps_done()
+    if done < until:
+        raise RuntimeError(f"{done} of {until} steps are done; the same command goes on from there")
+    write_report(study, facts, {})
+    yield from summary(read_study(study), until, study.piece, study.eval_questions).rows
 
 
-@cache
-def _before(setting: Setting) -> dict[Level, float]:
-    """Return the accuracy at each level, up to the first that is too hard."""
-    assert setting.model is not None
-    model, tokenizer = _load(setting.model, torch.device(setting.device))
-    found = {}
-    for level in LEVELS[:1] if setting.tiny else LEVELS:
-        questions = arithmetic.make_questions(level, _num_questions(setting), held_out=True)
-        found[level] = accuracy(model, tokenizer, questions, _num_tokens(setting))
-        if found[level] < TOO_HARD:
-            break  # and the next ones are harder
-    return found
+def _begin(study: Study, setting: Setting) -> dict[str, Any]:
+    study.claim()
+    facts = study.begin(lambda text: print(text, flush=True))
+    free_memory(torch.device(setting.device))
+    return facts
 
 
-def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    """Float32 weights, which steps of a small learning rate still move; products are rounded by autocast."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-    return model, tokenizer
-
-
-def _name(setting: Setting) -> str:
-    return setting.model.name if setting.model else ""
-
-
-def _num_questions(setting: Setting) -> int:
-    return 4 if setting.tiny else 256
-
-
-def _num_tokens(setting: Setting) -> int:
-    return 8 if setting.tiny else 160
-
-
-def _config(method: str, folder: str, setting: Setting) -> SRPOConfig:
-    on_gpu = setting.device == "cuda"
-    sizes = {
-        "num_generations": 8,
-        "per_device_train_batch_size": 32,
-        "gradient_accumulation_steps": 4,
-        "max_steps": 200,
-    }
-    tiny = {
-        "num_generations": 2,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "max_steps": 2,
-    }
-    return SRPOConfig(
-        **(tiny if setting.tiny else sizes),
-        output_dir=folder,
-        method=method,
-        max_completion_length=_num_tokens(setting),
-        chat_template_kwargs={"enable_thinking": False},
-        learning_rate=5e-6,
-        lr_scheduler_type="constant",
-        gradient_checkpointing=on_gpu,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
+def _study(setting: Setting) -> Study:
+    folder = setting.folder / FOLDER
+    start = StartOptions(str(setting.model), None, "2x2" if setting.tiny else None, None, 64, setting.device)
+    if setting.tiny:
+        start = start._replace(questions=4, warmup_examples=0)
+        return Study(folder, start, seeds=1, max_steps=2, piece=1, prompts=1, eval_questions=2)
+    return Study(
+        folder,
+        start,
+        seeds=3,
+        jobs=3,
+        max_steps=200,
+        piece=25,
+        prompts=16,
+        eval_questions=256,
+        learning_rate=1e-4,
     )
-
-
-@torch.no_grad()
-def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question], num_tokens: int) -> float:
-    """Return the share of questions that one sampled completion answers rightly."""
-    right = 0
-    torch.manual_seed(0)
-    for start in range(0, len(questions), BATCH_SIZE):
-        asked = questions[start : start + BATCH_SIZE]
-        texts = [
-            tokenizer.apply_chat_template(
-                arithmetic.chat(q), add_generation_prompt=True, tokenize=False, enable_thinking=False
-            )
-            for q in asked
-        ]
-        batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-            output = model.generate(**batch, **sampling, max_new_tokens=num_tokens)
-        answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(arithmetic.is_right(text, q.answer) for text, q in zip(answers, asked, strict=True))
-    return right / len(questions)
-
-
-def _with_error(share: float, count: int) -> str:
-    return f"{share:.3f} ± {math.sqrt(share * (1 - share) / count):.3f}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

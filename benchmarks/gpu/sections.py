@@ -20,12 +20,14 @@ class Setting(NamedTuple):
         tiny: smallest sizes: whether it runs, not how fast.
         model: folder with a model of real weights, or None.
         seconds: that the section has.
+        folder: of the figures, for what a section keeps from one call to the next.
     """
 
     device: str
     tiny: bool
     model: Path | None
     seconds: float
+    folder: Path = Path()
 
 
 class Part(NamedTuple):
@@ -92,5 +94,5 @@ SECTIONS = (
     Section("e_teacher", "benchmarks.gpu.teacher", 60),
     Section("f_tests", "benchmarks.gpu.suite", 100, _lacks_tests),
     Section("g_vllm", "benchmarks.gpu.engine", 100, _lacks_vllm),
-    Section("h_learning", "benchmarks.gpu.learns", 120, _lacks_model),
+    Section("h_learning", "benchmarks.gpu.learns", 230, _lacks_model),
 )

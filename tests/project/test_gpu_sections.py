@@ -5,7 +5,6 @@ The tests' own section is run by test_gpu_command.py, in processes.
 
 import importlib
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ sys.path.insert(
 )  # benchmarks are no part of the installed package
 
 from benchmarks.gpu import (
-    arithmetic,
     card,
     engine,
     kernels,
@@ -32,6 +30,7 @@ from benchmarks.gpu import (
 from benchmarks.gpu.record import DONE, Record
 from benchmarks.gpu.sections import Part, Setting
 from benchmarks.peers import TOPK, Contender, Size
+from benchmarks.real_model.study import Study
 from benchmarks.step_rollouts import Case
 
 import vllm_stand_in
@@ -294,28 +293,17 @@ def test_an_engine_that_missed_the_update_is_seen():
     assert row["verdict"] == "OFF"
 
 
-def test_learning(tmp_path):
-    setting = TINY._replace(model=save_tiny_random_qwen3(tmp_path / "model"))
+def test_learning(tmp_path, monkeypatch):
+    """In a process of its own; what a call has done, the next one finds."""
+    model = save_tiny_random_qwen3(tmp_path / "model")
+    setting = TINY._replace(model=model, folder=tmp_path, seconds=600.0)
     made = rows_of(learns, setting)
-    assert made["before"][0]["model"] == "model"
-    (row,) = made["srpo"]
-    assert row["steps"] == 2
-    assert row["before"] == made["before"][0]["accuracy"]
-
-
-def test_arithmetic():
-    for level in arithmetic.LEVELS:
-        ours, others = (arithmetic.make_questions(level, 40, held_out=held_out) for held_out in (True, False))
-        assert not set(ours) & set(others)
-        assert ours == arithmetic.make_questions(level, 40, held_out=True)
-    question = ours[0]
-    first, second, added = map(int, re.findall(r"\d+", question.text.split("?")[0]))
-    assert question.answer == str(first * second + added)
-    assert arithmetic.is_right(f"a few steps\n#### {int(question.answer):,}", question.answer)
-    assert not arithmetic.is_right(f"{question.answer}", question.answer)
-    assert not arithmetic.is_right(f"#### {question.answer}1", question.answer)
-    completions = [[{"role": "assistant", "content": text}] for text in ("#### 12", "#### 13")]
-    assert arithmetic.reward(completions, ["12", "12"]) == [1.0, 0.0]
+    assert list(made) == ["start", "2 steps"]
+    assert [row["method"] for row in made["2 steps"]] == ["GRPO", "SDPO", "SRPO"]
+    weights = (tmp_path / learns.FOLDER / "start" / "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(Study, "train", lambda *args: None)
+    assert rows_of(learns, setting) == made
+    assert (tmp_path / learns.FOLDER / "start" / "model.safetensors").stat().st_mtime_ns == weights
 
 
 # --- What is written ---
