@@ -58,9 +58,10 @@ def _study(options: argparse.Namespace, console: Console) -> None:
     model = _warm_start(start, tokenizer, warmup, options.fresh, console)
     held_out = HeldOut(tokenizer, questions, HELD_OUT_SEED)
     alone, shown = held_out.accuracy(model), held_out.accuracy(model, shown=True)
+    error = (alone * (1 - alone) / options.eval_questions) ** 0.5
     console.print(
-        f"The start, on {options.eval_questions} held-out questions: right {alone:.3f} alone, {shown:.3f} with a "
-        "right solution shown, which is what its teacher sees."
+        f"The start, on {options.eval_questions} held-out questions: right {alone:.3f} (standard error {error:.3f}) "
+        f"alone, {shown:.3f} with a right solution shown, which is what its teacher sees."
     )
     if hint := start_hint(alone, shown):
         console.print(f"[yellow]{hint}[/yellow]")
@@ -161,6 +162,10 @@ def _warm_start(
         return earlier[0]
     if folder.exists() and not fresh:
         console.print(f"The start of an earlier run in {folder} cannot be read and is made anew.")
+    if not (console.is_terminal or console.is_jupyter):
+        console.print(
+            f"Warm-up: {recipe.num_steps} supervised steps, about a minute of the processor's time."
+        )
     with _progress(console, ["Warm-up"], recipe.num_steps) as (advance,):
         model, result = warm_up(tokenizer, recipe, lambda step: advance(step, None))
     save_start(folder, model, tokenizer, result)
