@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.family.models import GIVEN_MODELS
-from benchmarks.family.rows import FIRST_STAGE, GIVEN, LEFT_OUT, STUDIED, TASK
+from benchmarks.family.rows import FIRST_STAGE, GIVEN, LEFT_OUT, NUM_SEEDS, STUDIED, TASK
 from benchmarks.learning.results import MEASURES, Result, Study, difference, over_seeds
 from benchmarks.learning.run import RESULT_FILE
 from srpo_trl.commands.curves import markdown
@@ -40,15 +40,19 @@ def _blocks(study: Study) -> Iterator[list[str]]:
 
 
 def runs_of(study: Study, method: str) -> dict[int, Result]:
-    """Return a method's runs by seed."""
-    return study.runs(TASK.name, STUDIED.get(method, method))
+    """Return a method's runs by seed, of the seeds that all methods have."""
+    return _of_all(study.runs(TASK.name, STUDIED.get(method, method)))
+
+
+def _of_all(runs: dict[int, Result]) -> dict[int, Result]:
+    return {seed: result for seed, result in runs.items() if seed < NUM_SEEDS}
 
 
 def scores(study: Study, methods: list[str]) -> list[list[str]]:
     """Return the table of some methods, in the order given."""
     given = {name: words for group in GIVEN.values() for name, words in group.items()}
     head = ["method", "what it was given", "seeds", "start", *MEASURES, "end, less GRPO's"]
-    table = [[*head, "seconds, of GRPO's", "different among right ones"]]
+    table = [[*head, "seconds, of GRPO's", "entropy in training, nats"]]
     grpo = runs_of(study, REFERENCE)
     for method in methods:
         runs = runs_of(study, method)
@@ -62,7 +66,7 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
                 *(_text(over_seeds(runs, measure)) for measure in MEASURES.values()),
                 "" if method == REFERENCE else _text(less, "+"),
                 _seconds(study, method),
-                _text(over_seeds(_with_right(runs), lambda result: result.facts["distinct_share"])),
+                _entropy(runs),
             ]
         )
     return table
@@ -92,9 +96,10 @@ def _seconds(study: Study, method: str) -> str:
     return f"{fmean(ratios):.2f}" if ratios else UNKNOWN
 
 
-def _with_right(runs: dict[int, Result]) -> dict[int, Result]:
-    """Return the runs whose last model has right answers."""
-    return {seed: result for seed, result in runs.items() if result.facts["distinct_share"] > 0}
+def _entropy(runs: dict[int, Result]) -> str:
+    """Return the mean over a run's logs of the entropy of a token, over the runs."""
+    values = [result.facts["logged"]["entropy"] for result in runs.values()]
+    return f"{fmean(values):.3f}" if values else UNKNOWN
 
 
 def _text(found: Estimate | None, sign: str = "") -> str:
