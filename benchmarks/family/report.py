@@ -18,7 +18,7 @@ from srpo_trl.runs.scores import Estimate
 
 REFERENCE = "grpo"
 UNKNOWN = "-"
-END = MEASURES["end"]
+LESS = (MEASURES["mean of the curve"], MEASURES["end"])
 
 
 def report(folder: Path) -> None:
@@ -51,12 +51,19 @@ def _of_all(runs: dict[int, Result]) -> dict[int, Result]:
 def scores(study: Study, methods: list[str]) -> list[list[str]]:
     """Return the table of some methods, in the order given."""
     given = {name: words for group in GIVEN.values() for name, words in group.items()}
-    head = ["method", "what it was given", "seeds", "start", *MEASURES, "end, less GRPO's"]
-    table = [[*head, "seconds, of GRPO's", "entropy in training, nats"]]
+    head = [
+        "method",
+        "what it was given",
+        "seeds",
+        "start",
+        *MEASURES,
+        "mean, less GRPO's",
+        "end, less GRPO's",
+    ]
+    table = [[*head, "seconds, of GRPO's", "pass@16"]]
     grpo = runs_of(study, REFERENCE)
     for method in methods:
         runs = runs_of(study, method)
-        less = None if method == REFERENCE else difference(runs, grpo, END)
         table.append(
             [
                 f"`{method}`",
@@ -64,9 +71,9 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
                 str(len(runs)),
                 _start(runs),
                 *(_text(over_seeds(runs, measure)) for measure in MEASURES.values()),
-                "" if method == REFERENCE else _text(less, "+"),
+                *("" if method == REFERENCE else _text(difference(runs, grpo, each), "+") for each in LESS),
                 _seconds(study, method),
-                _entropy(runs),
+                _text(over_seeds(runs, lambda result: result.facts["pass"]["16"])),
             ]
         )
     return table
@@ -94,12 +101,6 @@ def _seconds(study: Study, method: str) -> str:
         for seed in sorted(runs.keys() & of_batch.keys())
     ]
     return f"{fmean(ratios):.2f}" if ratios else UNKNOWN
-
-
-def _entropy(runs: dict[int, Result]) -> str:
-    """Return the mean over a run's logs of the entropy of a token, over the runs."""
-    values = [result.facts["logged"]["entropy"] for result in runs.values()]
-    return f"{fmean(values):.3f}" if values else UNKNOWN
 
 
 def _text(found: Estimate | None, sign: str = "") -> str:
