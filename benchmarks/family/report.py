@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.family.models import GIVEN_MODELS
-from benchmarks.family.rows import FIRST_STAGE, GIVEN, LEFT_OUT, STUDIED, TASK
+from benchmarks.family.rows import FIRST_STAGE, GIVEN, LEFT_OUT, NUM_SEEDS, STUDIED, TASK
 from benchmarks.learning.results import MEASURES, Result, Study, difference, over_seeds
 from benchmarks.learning.run import RESULT_FILE
 from srpo_trl.commands.curves import markdown
@@ -18,7 +18,7 @@ from srpo_trl.runs.scores import Estimate
 
 REFERENCE = "grpo"
 UNKNOWN = "-"
-END = MEASURES["end"]
+LESS = (MEASURES["mean of the curve"], MEASURES["end"])
 
 
 def report(folder: Path) -> None:
@@ -40,19 +40,30 @@ def _blocks(study: Study) -> Iterator[list[str]]:
 
 
 def runs_of(study: Study, method: str) -> dict[int, Result]:
-    """Return a method's runs by seed."""
-    return study.runs(TASK.name, STUDIED.get(method, method))
+    """Return a method's runs by seed, of the seeds that all methods have."""
+    return _of_all(study.runs(TASK.name, STUDIED.get(method, method)))
+
+
+def _of_all(runs: dict[int, Result]) -> dict[int, Result]:
+    return {seed: result for seed, result in runs.items() if seed < NUM_SEEDS}
 
 
 def scores(study: Study, methods: list[str]) -> list[list[str]]:
     """Return the table of some methods, in the order given."""
     given = {name: words for group in GIVEN.values() for name, words in group.items()}
-    head = ["method", "what it was given", "seeds", "start", *MEASURES, "end, less GRPO's"]
-    table = [[*head, "seconds, of GRPO's", "different among right ones"]]
+    head = [
+        "method",
+        "what it was given",
+        "seeds",
+        "start",
+        *MEASURES,
+        "mean, less GRPO's",
+        "end, less GRPO's",
+    ]
+    table = [[*head, "seconds, of GRPO's", "pass@16"]]
     grpo = runs_of(study, REFERENCE)
     for method in methods:
         runs = runs_of(study, method)
-        less = None if method == REFERENCE else difference(runs, grpo, END)
         table.append(
             [
                 f"`{method}`",
@@ -60,9 +71,9 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
                 str(len(runs)),
                 _start(runs),
                 *(_text(over_seeds(runs, measure)) for measure in MEASURES.values()),
-                "" if method == REFERENCE else _text(less, "+"),
+                *("" if method == REFERENCE else _text(difference(runs, grpo, each), "+") for each in LESS),
                 _seconds(study, method),
-                _text(over_seeds(_with_right(runs), lambda result: result.facts["distinct_share"])),
+                _text(over_seeds(runs, lambda result: result.facts["pass"]["16"])),
             ]
         )
     return table
@@ -90,11 +101,6 @@ def _seconds(study: Study, method: str) -> str:
         for seed in sorted(runs.keys() & of_batch.keys())
     ]
     return f"{fmean(ratios):.2f}" if ratios else UNKNOWN
-
-
-def _with_right(runs: dict[int, Result]) -> dict[int, Result]:
-    """Return the runs whose last model has right answers."""
-    return {seed: result for seed, result in runs.items() if result.facts["distinct_share"] > 0}
 
 
 def _text(found: Estimate | None, sign: str = "") -> str:

@@ -16,6 +16,7 @@ from srpo_trl.methods import METHODS
 from srpo_trl.teacher.templates import TeacherInformation
 
 TASK = TASKS["quiz8w"]
+NUM_SEEDS = 3  # each with a start of its own
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "configs/methods"
 RECIPE_STEPS = 300  # of a recipe's run; options that count its steps keep their share of a run
