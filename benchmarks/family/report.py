@@ -18,7 +18,8 @@ from srpo_trl.runs.scores import Estimate
 
 REFERENCE = "grpo"
 UNKNOWN = "-"
-LESS = (MEASURES["mean of the curve"], MEASURES["end"])
+SHORT = ("mean", "20 steps", "end")  # names of MEASURES
+LESS = (MEASURES["end"], MEASURES["mean of the curve"])
 
 
 def report(folder: Path) -> None:
@@ -51,16 +52,7 @@ def _of_all(runs: dict[int, Result]) -> dict[int, Result]:
 def scores(study: Study, methods: list[str]) -> list[list[str]]:
     """Return the table of some methods, in the order given."""
     given = {name: words for group in GIVEN.values() for name, words in group.items()}
-    head = [
-        "method",
-        "what it was given",
-        "seeds",
-        "start",
-        *MEASURES,
-        "mean, less GRPO's",
-        "end, less GRPO's",
-    ]
-    table = [[*head, "seconds, of GRPO's", "pass@16"]]
+    table = [["method", "given", "seeds", "end - GRPO", "mean - GRPO", *SHORT, "seconds"]]
     grpo = runs_of(study, REFERENCE)
     for method in methods:
         runs = runs_of(study, method)
@@ -69,11 +61,9 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
                 f"`{method}`",
                 given[method],
                 str(len(runs)),
-                _start(runs),
-                *(_text(over_seeds(runs, measure)) for measure in MEASURES.values()),
                 *("" if method == REFERENCE else _text(difference(runs, grpo, each), "+") for each in LESS),
+                *(_text(over_seeds(runs, measure)) for measure in MEASURES.values()),
                 _seconds(study, method),
-                _text(over_seeds(runs, lambda result: result.facts["pass"]["16"])),
             ]
         )
     return table
@@ -86,10 +76,6 @@ def models(study: Study) -> list[list[str]]:
         facts = json.loads(path.read_text(encoding="utf-8"))
         table.append([path.parent.name, f"{facts['alone']:.3f}", f"{facts['shown']:.3f}"])
     return table
-
-
-def _start(runs: dict[int, Result]) -> str:
-    return f"{fmean(result.scores[0] for result in runs.values()):.3f}" if runs else UNKNOWN
 
 
 def _seconds(study: Study, method: str) -> str:

@@ -22,11 +22,11 @@ RECIPES = ROOT / "configs/methods"
 RECIPE_STEPS = 300  # of a recipe's run; options that count its steps keep their share of a run
 COUNTS_STEPS = ("at_step", "reverse_from_step", "decay_steps")
 
-SIBLING = "a right rollout of its group"
+SIBLING = "sibling"
 TEACHER = "teacher"
-NOTHING = "nothing"
-_SOLUTION, _REFERENCE = "a right solution as its column's prompt", "a right solution"
-# By the groups of docs/methods.md: what a method's teacher is, or is shown.
+NOTHING = "-"
+_SOLUTION = "solution"
+# By the groups of docs/methods.md: what a method's teacher is, or is shown, in the words of benchmarks/METHODS.md.
 GIVEN: dict[str, dict[str, str]] = {
     "The teacher is the same model": {
         "srpo": SIBLING,
@@ -36,13 +36,13 @@ GIVEN: dict[str, dict[str, str]] = {
         "sdpo_failed": SIBLING,
         "sdpo_correct": SIBLING,
         "advantage_mix": SIBLING,
-        "hdpo": _REFERENCE,
+        "hdpo": _SOLUTION,
         "opsd": SIBLING,
         "pi_distill": SIBLING,
-        "opsd_zhao": _REFERENCE,
+        "opsd_zhao": _SOLUTION,
         "paced": SIBLING,
         "sc_sdpo": SIBLING,
-        "distil": "feedback: which products are wrong",
+        "distil": "feedback",
         "decoupling": SIBLING,
         "many_faces": SIBLING,
         "sdpo_then_grpo": SIBLING,
@@ -50,9 +50,9 @@ GIVEN: dict[str, dict[str, str]] = {
         "tip": SIBLING,
         "va_opd": SIBLING,
         "cord": SIBLING,
-        "selfci": "two right solutions, as the prompts of its two columns",
+        "selfci": "two solutions",
         "skill_sd": _SOLUTION,
-        "trace": f"{_SOLUTION}; the digits as spans",
+        "trace": "solution, spans",
         "srpo_stable": SIBLING,
         "srpo_both": SIBLING,
         "ema_anchor": NOTHING,
@@ -61,14 +61,14 @@ GIVEN: dict[str, dict[str, str]] = {
         **dict.fromkeys(("kdrl", "opd", "opd_then_rl", "rlad", "g_opd", "uni_opd", "scope"), TEACHER),
         **dict.fromkeys(("vopd", "vla_opd", "tcod"), TEACHER),
         "mad_opd": "two teachers",
-        "erpd": "a GRPO run's last model, from the same start",
-        "salsa": "the average of two models trained on from the start",
-        "lightning": "eight stored rollouts of the teacher for each question",
+        "erpd": "GRPO's model",
+        "salsa": "average",
+        "lightning": "teacher's rollouts",
     },
     "No teacher": {
         **dict.fromkeys(("clip_cov", "kl_cov", "negative_control", "dmpo", "rapo", "f_dpg"), NOTHING),
         **dict.fromkeys(("apo", "fg_expo", "eksft", "gtpo", "dgpo"), NOTHING),
-        "dph_rl": "stored rollouts of the start for what it has mastered",
+        "dph_rl": "start's rollouts",
     },
 }
 # Why a method has no run of its own.

@@ -260,12 +260,11 @@ def rollouts_of(prompts):
 # --- tables
 
 
-def write(study, row, seed, scores, seconds=10.0, many=0.5):
+def write(study, row, seed, scores, seconds=10.0):
     """A result as a run writes it, evaluated every 10 steps."""
     each = run.Run("quiz8w", row, 5e-4, start=seed, seed=seed)
     points = [(10 * place, score) for place, score in enumerate(scores)]
     facts = {**dataclasses.asdict(each), "points": points, "seconds": seconds}
-    facts["pass"] = {"16": many}
     run._write(each.folder(study) / run.RESULT_FILE, facts)
 
 
@@ -273,25 +272,24 @@ def test_the_table_of_made_results(tmp_path, capsys):
     for seed, end in ((0, 0.5), (1, 0.7)):
         write(tmp_path, "grpo", seed, (0.1, 0.2, 0.3, end))
         write(tmp_path, rows.FIRST_STAGE, seed, (0.1, 0.2, 0.3, end), seconds=20.0)
-    for seed, end, many in ((0, 0.6, 0.8), (1, 0.9, 0.4), (2, 0.9, 0.9)):
-        write(tmp_path, "paced", seed, (0.1, 0.3, 0.6, end), seconds=30.0, many=many)
+    for seed, end in ((0, 0.6), (1, 0.9), (2, 0.9)):
+        write(tmp_path, "paced", seed, (0.1, 0.3, 0.6, end), seconds=30.0)
     write(tmp_path, "paced", 3, (0.1, 0.1, 0.1, 0.1))  # a seed that not all methods have
     table = report.scores(Study(tmp_path), ["grpo", "paced", "tip"])
     found = {line[0]: dict(zip(table[0], line, strict=True)) for line in table[1:]}
     paced = found["`paced`"]
-    assert (paced["seeds"], paced["start"]) == ("3", "0.100")
-    assert paced["after 20 steps"] == "0.600 ± 0.000"
+    assert (paced["seeds"], paced["given"]) == ("3", "sibling")
+    assert paced["20 steps"] == "0.600 ± 0.000"
     # Ends 0.6, 0.9, 0.9: mean 0.8, deviation sqrt(0.06 / 2); curves 0.5, 0.6, 0.6.
     assert paced["end"] == f"0.800 ± {math.sqrt(0.03 / 3):.3f}"
-    assert paced["mean of the curve"] == f"0.567 ± {1 / 30:.3f}"
+    assert paced["mean"] == f"0.567 ± {1 / 30:.3f}"
     # Seed by seed 0.6 - 0.5 and 0.9 - 0.7; the third seed has no pair.
-    assert paced["end, less GRPO's"] == "+0.150 ± 0.050"
-    assert paced["seconds, of GRPO's"] == "1.50"  # of the GRPO run of the same batch, not of the study's
-    assert paced["pass@16"] == f"0.700 ± {math.sqrt(0.07 / 3):.3f}"  # squares of 0.1, 0.3, 0.2 add up to 0.14
+    assert paced["end - GRPO"] == "+0.150 ± 0.050"
+    assert paced["seconds"] == "1.50"  # of the GRPO run of the same batch, not of the study's
     # Curves: 0.5 - 1/3 and 0.6 - 0.4.
-    assert paced["mean, less GRPO's"] == f"+{11 / 60:.3f} ± {1 / 60:.3f}"
-    assert found["`grpo`"]["end, less GRPO's"] == ""
-    assert found["`grpo`"]["seconds, of GRPO's"] == "1.00"
+    assert paced["mean - GRPO"] == f"+{11 / 60:.3f} ± {1 / 60:.3f}"
+    assert found["`grpo`"]["end - GRPO"] == ""
+    assert found["`grpo`"]["seconds"] == "1.00"
     assert found["`tip`"]["end"] == report.UNKNOWN
     run._write(
         models.model_folder(tmp_path, "teacher", 100) / run.RESULT_FILE, {"alone": 0.95, "shown": 0.975}
