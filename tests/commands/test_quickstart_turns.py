@@ -127,8 +127,16 @@ def test_seconds_are_the_processors_and_each_runs_own(trained):
     assert sum(own) < seconds
 
 
-def test_a_second_interrupt_waits_until_every_job_has_ended():
-    closed, handler = [], signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def interrupts():
+    """Ctrl-C raises, also where the tests were started in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_waits_until_every_job_has_ended(interrupts):
+    closed = []
 
     def job(pass_on):
         try:
@@ -143,4 +151,4 @@ def test_a_second_interrupt_waits_until_every_job_has_ended():
     with pytest.raises(KeyboardInterrupt):
         take_turns([job])
     assert closed == [True]
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is interrupts
