@@ -44,6 +44,16 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Replace the file by one with this text, or leave it as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """Return when, on what and with which versions something is measured."""
     if device.type == "cuda":

@@ -15,7 +15,7 @@ from benchmarks.family.given import do_method, run_of
 from benchmarks.family.models import OF_START, TEACHERS, make_given
 from benchmarks.family.report import report
 from benchmarks.family.rows import LEFT_OUT, NUM_SEEDS, STUDIED, TASK
-from benchmarks.learning.__main__ import do_all, workers
+from benchmarks.learning.pool import do_all, workers
 from benchmarks.learning.run import make_start
 from srpo_trl.commands.quickstart.quiet import set_environment
 from srpo_trl.methods import METHODS

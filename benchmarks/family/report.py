@@ -7,17 +7,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 
 from benchmarks.family.models import GIVEN_MODELS
 from benchmarks.family.rows import FIRST_STAGE, GIVEN, LEFT_OUT, NUM_SEEDS, STUDIED, TASK
+from benchmarks.learning.report import REFERENCE, seconds, text
 from benchmarks.learning.results import MEASURES, Result, Study, difference, over_seeds
 from benchmarks.learning.run import RESULT_FILE
 from srpo_trl.commands.curves import markdown
-from srpo_trl.runs.scores import Estimate
 
-REFERENCE = "grpo"
-UNKNOWN = "-"
 SHORT = ("mean", "20 steps", "end")  # names of MEASURES
 LESS = (MEASURES["end"], MEASURES["mean of the curve"])
 
@@ -61,8 +58,8 @@ def scores(study: Study, methods: list[str]) -> list[list[str]]:
                 f"`{method}`",
                 given[method],
                 str(len(runs)),
-                *("" if method == REFERENCE else _text(difference(runs, grpo, each), "+") for each in LESS),
-                *(_text(over_seeds(runs, measure)) for measure in MEASURES.values()),
+                *("" if method == REFERENCE else text(difference(runs, grpo, each), "+") for each in LESS),
+                *(text(over_seeds(runs, measure)) for measure in MEASURES.values()),
                 _seconds(study, method),
             ]
         )
@@ -82,15 +79,7 @@ def _seconds(study: Study, method: str) -> str:
     """Return the processor's seconds of a run as a multiple of those of a GRPO run of the same batch of work."""
     runs = runs_of(study, method)
     of_batch = study.runs(TASK.name, REFERENCE if method in STUDIED else FIRST_STAGE)
-    ratios = [
-        runs[seed].facts["seconds"] / of_batch[seed].facts["seconds"]
-        for seed in sorted(runs.keys() & of_batch.keys())
-    ]
-    return f"{fmean(ratios):.2f}" if ratios else UNKNOWN
-
-
-def _text(found: Estimate | None, sign: str = "") -> str:
-    return UNKNOWN if found is None else found.text(sign)
+    return seconds(runs, of_batch)
 
 
 if __name__ == "__main__":

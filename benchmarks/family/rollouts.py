@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from benchmarks.family.rows import TASK
 from benchmarks.learning.run import NUM_GENERATIONS
+from srpo_trl.commands.quickstart.held_out import BATCH_SIZE, sample_ids
 from srpo_trl.commands.quickstart.prompts import student_prompts
 from srpo_trl.commands.quickstart.task import SOLUTION_TOKENS, Question, prompt_dataset
 from srpo_trl.rollout.offline import with_teacher_logps
 
 MASTERED = 7  # right ones of a question's 8 rollouts, at least
-BATCH_SIZE = 512
 
 Rows = list[dict[str, Any]]
 
@@ -58,16 +58,10 @@ def sampled(prompts: list[Any], trainer: Any) -> dict[str, Any]:
     return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
 
-@torch.no_grad()
 def completed(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]
 ) -> list[list[int]]:
     """Return one completion of each prompt at temperature 1, with its end where it has one."""
-    batch = tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)
-    generate: Any = model.generate
-    output = generate(
-        **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=SOLUTION_TOKENS + 1
-    )
-    rows: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
+    rows: list[list[int]] = sample_ids(model, tokenizer, prompts, SOLUTION_TOKENS + 1).tolist()
     end = tokenizer.eos_token_id
     return [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]

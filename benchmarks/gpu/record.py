@@ -5,13 +5,12 @@ file as it was before.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.sections import Part
-from benchmarks.tables import Table, markdown
+from benchmarks.tables import Table, markdown, write_whole
 
 # Of a part and, but for RUNNING, of a section. A part that is RUNNING although no process runs it was cut off.
 DONE, FAILED, CUT_OFF, SKIPPED, RUNNING, MISSING = (
@@ -22,16 +21,6 @@ DONE, FAILED, CUT_OFF, SKIPPED, RUNNING, MISSING = (
     "running",
     "not yet",
 )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace the file by one with this text, or leave it as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read(path: Path) -> dict[str, Any] | None:

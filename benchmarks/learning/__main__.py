@@ -6,19 +6,17 @@ Each seed has a start of its own. The rate of a row is chosen on seeds 0 and 1.
 """
 
 import argparse
-import multiprocessing
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from benchmarks.learning.pool import do_all, workers
 from benchmarks.learning.report import report
 from benchmarks.learning.results import CHOOSING_SEEDS, Study
 from benchmarks.learning.rows import COUNTER, FORMS, LATE, MAIN, REFERENCES
-from benchmarks.learning.run import Run, do, make_start, one_thread
+from benchmarks.learning.run import Run, do, make_start
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.quickstart.quiet import set_environment
 
@@ -82,26 +80,6 @@ def best_runs(tasks: Sequence[str], study: Study) -> list[Run]:
 
 def _train(pool: ProcessPoolExecutor, title: str, runs: Sequence[Run], study: Path) -> None:
     do_all(pool, title, do, [(run, study) for run in runs if not run.is_done(study)])
-
-
-def workers(jobs: int) -> ProcessPoolExecutor:
-    """Return so many processes of one thread."""
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=one_thread)
-
-
-def do_all(
-    pool: ProcessPoolExecutor, title: str, call: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
-) -> None:
-    """Do all calls, and say how far they have come; the first error ends the command."""
-    began, jobs = time.monotonic(), [pool.submit(call, *each) for each in arguments]
-    try:
-        for number, job in enumerate(as_completed(jobs), 1):
-            job.result()
-            minutes = (time.monotonic() - began) / 60
-            print(f"{title}: {number} of {len(jobs)}, {minutes:.1f} min", flush=True)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ The start is an ordinary model whose supervised training was stopped at a measur
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,11 @@ def add4_questions(
             answer = f"{first + second:0{NUM_DIGITS + 1}d}"
             questions.append(Question(prompt, answer, solution, demonstration, solution))
     return questions
+
+
+def chooses_form(place: Any) -> Any:
+    """Whether the token at this place of a solution, or at each of a tensor's, is the first one of a column."""
+    return (place % COLUMN_TOKENS == 0) & (place < NUM_DIGITS * COLUMN_TOKENS)
 
 
 def written_in(forms: Sequence[int], first: int, second: int) -> str:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from benchmarks.learning.add4 import COLUMN_TOKENS
-from srpo_trl.commands.quickstart.task import NUM_DIGITS
+from benchmarks.learning.add4 import chooses_form
 from srpo_trl.methods import schedules, srpo, srpo_both, tokenwise
 from srpo_trl.methods.record import Method, Route, Tokens
 
@@ -50,8 +49,7 @@ def without_forms(entropy_weight_beta: float) -> Method:
 
     def weights(tokens: Tokens) -> Tensor:
         place_T = torch.arange(tokens.mask_BT.shape[1], device=tokens.mask_BT.device)
-        chooses_T = (place_T % COLUMN_TOKENS == 0) & (place_T < NUM_DIGITS * COLUMN_TOKENS)
         weights_BT: Tensor = tokenwise.entropy_weights(entropy_weight_beta)(tokens)
-        return weights_BT.masked_fill(chooses_T, 0.0)
+        return weights_BT.masked_fill(chooses_form(place_T), 0.0)
 
     return srpo.srpo(entropy_weight_beta)._replace(weights=weights)

@@ -15,13 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.learning.add4 import COLUMN_TOKENS
+from benchmarks.learning.add4 import chooses_form
 from benchmarks.learning.results import MEASURES, Result, Study, difference, over_seeds
 from benchmarks.learning.rows import FORMS, LATE, MAIN, REFERENCES
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.curves import markdown
 from srpo_trl.commands.curves_plot import COLORS, CURVE_STYLE, MARKERS
-from srpo_trl.commands.quickstart.task import NUM_DIGITS, WORDS
+from srpo_trl.commands.quickstart.task import WORDS
 from srpo_trl.runs.log import EXAMPLES_FILE
 from srpo_trl.runs.scores import Estimate
 
@@ -105,7 +105,7 @@ def scores(study: Study, task: str, rows: Sequence[str], at_best: bool = False) 
     table = [[*head, *(f"{DIFFERENCE} {name}" for name in MEASURES)]]
     for row in rows:
         rate = [f"{study.best_rate(task, row):g}"] if at_best else []
-        levels = [_text(over_seeds(runs(row), measure)) for measure in MEASURES.values()]
+        levels = [text(over_seeds(runs(row), measure)) for measure in MEASURES.values()]
         table.append([row, *rate, str(len(runs(row))), *levels, *_less_grpo(runs(row), runs(REFERENCE), row)])
     return table
 
@@ -113,7 +113,7 @@ def scores(study: Study, task: str, rows: Sequence[str], at_best: bool = False) 
 def _less_grpo(runs: dict[int, Result], grpo: dict[int, Result], row: str) -> list[str]:
     if row == REFERENCE:
         return [""] * len(MEASURES)
-    return [_text(difference(runs, grpo, measure), "+") for measure in MEASURES.values()]
+    return [text(difference(runs, grpo, measure), "+") for measure in MEASURES.values()]
 
 
 def rates(study: Study, task: str, rows: Sequence[str]) -> Table:
@@ -122,7 +122,7 @@ def rates(study: Study, task: str, rows: Sequence[str]) -> Table:
     choices = {row: study.choice(task, row) for row in rows}
     return [
         ["row", *(f"{rate:g}" for rate in tried)],
-        *([row, *(_text(choice.get(rate)) for rate in tried)] for row, choice in choices.items()),
+        *([row, *(text(choice.get(rate)) for rate in tried)] for row, choice in choices.items()),
     ]
 
 
@@ -133,18 +133,16 @@ def answers(study: Study, task: str, rows: Sequence[str]) -> Table:
     table = [["row", *head, "tokens of an answer", "processor's seconds, of GRPO's"]]
     for row in rows:
         runs = study.runs(task, row)
-        both = sorted(runs.keys() & grpo.keys())
-        ratios = [runs[seed].facts["seconds"] / grpo[seed].facts["seconds"] for seed in both]
         logged = [result.facts["logged"] for result in runs.values()]
         entropy = _mean(logged, "entropy")  # of what the policy loss trains
         table.append(
             [
                 row,
-                *(_text(over_seeds(runs, lambda result, n=n: result.facts["pass"][n])) for n in ("1", "16")),
-                _text(over_seeds(runs, lambda result: result.facts["distinct_share"])),
+                *(text(over_seeds(runs, lambda result, n=n: result.facts["pass"][n])) for n in ("1", "16")),
+                text(over_seeds(runs, lambda result: result.facts["distinct_share"])),
                 f"{entropy:.3f}" if entropy else NOTHING,
                 f"{_mean(logged, 'completions/mean_length'):.1f}",
-                f"{fmean(ratios):.2f}" if ratios else NOTHING,
+                seconds(runs, grpo),
             ]
         )
     return table
@@ -160,7 +158,7 @@ def late(study: Study) -> Table:
         for task in tasks:
             runs, grpo = study.runs(task, row), study.runs(task, REFERENCE)
             counts.append(len(runs.keys() & grpo.keys()))
-            cells += [_text(difference(runs, grpo, measure), "+") for measure in early_and_end.values()]
+            cells += [text(difference(runs, grpo, measure), "+") for measure in early_and_end.values()]
         table.append([row, str(min(counts, default=0)), *cells])
     return table
 
@@ -172,7 +170,7 @@ def pairs(study: Study) -> Table:
     for row, other in PAIRS:
         runs = [(study.runs(task, row), study.runs(task, other)) for task in study.tasks]
         found = [difference(*both, measure) for both in runs for measure in measures.values()]
-        table.append([f"{row} - {other}", *(_text(each, "+") for each in found)])
+        table.append([f"{row} - {other}", *(text(each, "+") for each in found)])
     return table
 
 
@@ -209,8 +207,7 @@ def free_shares(run: Path, task: str) -> tuple[float, float, float]:
 
 
 def _is_free(token: str, place: int, task: str) -> bool:
-    chooses = task == "add4_forms" and place % COLUMN_TOKENS == 0 and place < NUM_DIGITS * COLUMN_TOKENS
-    return chooses or token in WORDS
+    return (task == "add4_forms" and chooses_form(place)) or token in WORDS
 
 
 def _mean(facts: Sequence[Mapping[str, float]], name: str) -> float:
@@ -218,7 +215,15 @@ def _mean(facts: Sequence[Mapping[str, float]], name: str) -> float:
     return fmean(values) if values else float("nan")
 
 
-def _text(found: Estimate | None, sign: str = "") -> str:
+def seconds(runs: dict[int, Result], others: dict[int, Result]) -> str:
+    """Return the processor's seconds of training as a multiple of those of other runs, seed by seed."""
+    both = runs.keys() & others.keys()
+    ratios = [runs[seed].facts["seconds"] / others[seed].facts["seconds"] for seed in sorted(both)]
+    return f"{fmean(ratios):.2f}" if ratios else NOTHING
+
+
+def text(found: Estimate | None, sign: str = "") -> str:
+    """Return an estimate as text, where there is one."""
     return NOTHING if found is None else found.text(sign)
 
 
@@ -247,9 +252,9 @@ def draw(study: Study, path: Path) -> None:
         panels[0, 0].set_ylabel("held-out accuracy\n(sampled, temperature 1)")
         panels[1, 0].set_ylabel("less GRPO's, seed by seed")
         named = {
-            text: handle
+            name: handle
             for axes in panels.flat
-            for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+            for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         shown = [row for row in DRAWN if row in named]
         figure.legend([named[row] for row in shown], shown, loc="outside right center", frameon=False)

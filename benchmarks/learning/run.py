@@ -1,29 +1,29 @@
 """One run: a method from a start, its accuracy as it learns, and what its answers are like at the end."""
 
 import json
-import os
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import comb
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.learning.rows import ROWS
 from benchmarks.learning.tasks import TASKS, Start, Task
+from benchmarks.tables import write_whole
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.commands.quickstart.held_out import HeldOut, sample_completions
 from srpo_trl.commands.quickstart.prompts import student_prompts
 from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs
 from srpo_trl.commands.quickstart.task import SOLUTION_TOKENS, Question, prompt_dataset
+from srpo_trl.commands.quickstart.train import SAMPLED_ONCE, SCORE
 from srpo_trl.commands.quickstart.warmup import load_start, save_start
 from srpo_trl.data.tiny_model import build_tokenizer
+from srpo_trl.evaluation.scores import pass_at_k
 from srpo_trl.host.callbacks import TrainingClock
 from srpo_trl.methods import PAPER_DEFAULTS
 
@@ -32,7 +32,6 @@ PASS_QUESTIONS, PASS_SAMPLES = 128, 16
 NUM_GENERATIONS = 8
 EVAL_STEPS = 10
 RESULT_FILE = "result.json"
-SCORE = "eval_avg@1"
 # Of what is logged, what tables have: the mean over the run.
 LOGGED = (
     "entropy",
@@ -134,9 +133,9 @@ def train(run: Run, study: Path, given: Given) -> Qwen3ForCausalLM:
     """Train the run, write its result, and return the model."""
     task, folder = TASKS[run.task], run.folder(study)
     tokenizer = build_tokenizer(task.words)
-    loaded = load_start(start_folder(study, run.task, run.start))
-    assert loaded is not None, "starts are made before runs"
     with quiet_logs(), quiet_libraries():
+        loaded = load_start(start_folder(study, run.task, run.start))
+        assert loaded is not None, "starts are made before runs"
         trainer = SRPOTrainer(
             model=loaded[0],
             reward_funcs=_reward(task, given),
@@ -160,7 +159,7 @@ def train(run: Run, study: Path, given: Given) -> Qwen3ForCausalLM:
             "seconds": [entry["training_seconds"] for entry in history if "training_seconds" in entry][-1],
             "rollouts": task.num_steps * task.prompts_per_step * NUM_GENERATIONS,
             "tokens": [entry["num_tokens"] for entry in history if "num_tokens" in entry][-1],
-            "logged": {name: sum(values) / len(values) for name, values in logged.items() if values},
+            "logged": {name: fmean(values) for name, values in logged.items() if values},
             **answers,
         },
     )
@@ -183,17 +182,11 @@ def training_rows(run: Run, given: Given) -> Dataset:
     return rows
 
 
-def config(run: Run, folder: Path, options: Mapping[str, Any] | None = None) -> SRPOConfig:
-    """Return the trainer's configuration with the options, or the row's; what nothing names has SRPO's default."""
+def config(run: Run, folder: Path, options: Mapping[str, Any]) -> SRPOConfig:
+    """Return the trainer's configuration with the options; what is not named has SRPO's default."""
     task = TASKS[run.task]
-    shared = {
-        "learning_rate": run.rate,
-        "num_generations_eval": 1,
-        "eval_temperature": 1.0,
-        "eval_top_p": 1.0,
-    }
     return SRPOConfig(
-        **(PAPER_DEFAULTS | shared | dict(ROWS[run.row] if options is None else options)),
+        **(PAPER_DEFAULTS | SAMPLED_ONCE | {"learning_rate": run.rate} | dict(options)),
         output_dir=str(folder),
         seed=run.seed,
         max_steps=task.num_steps,
@@ -240,33 +233,19 @@ def _answers(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task: 
     questions = _held_out(task)[:PASS_QUESTIONS]
     prompts = [prompt for prompt in student_prompts(tokenizer, questions) for _ in range(PASS_SAMPLES)]
     texts = sample_completions(model, tokenizer, prompts, HELD_OUT_SEED)
-    right, distinct = [], []
+    verdicts, distinct = [], []
     for place, question in enumerate(questions):
         mine = texts[place * PASS_SAMPLES : (place + 1) * PASS_SAMPLES]
-        right_ones = Counter(text for text in mine if task.is_right(text, question.answer))
-        right.append(sum(right_ones.values()))
-        distinct += [len(right_ones) / right[-1]] if right[-1] else []
+        right = [text for text in mine if task.is_right(text, question.answer)]
+        verdicts.append([text in right for text in mine])
+        distinct += [len(set(right)) / len(right)] if right else []
     return {
-        "pass": {
-            n: sum(pass_at(n, PASS_SAMPLES, each) for each in right) / len(right) for n in (1, 2, 4, 8, 16)
-        },
-        "distinct_share": sum(distinct) / len(distinct) if distinct else 0.0,
+        "pass": {n: fmean(pass_at_k(each, n) for each in verdicts) for n in (1, 2, 4, 8, 16)},
+        "distinct_share": fmean(distinct) if distinct else 0.0,
     }
-
-
-def pass_at(n: int, num_samples: int, num_right: int) -> float:
-    """Return the unbiased estimate of the probability that one of n samples is right (arXiv:2107.03374)."""
-    return 1.0 - comb(num_samples - num_right, n) / comb(num_samples, n)
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:
     """Write JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(json.dumps(facts), encoding="utf-8")
-    partial.rename(path)
-
-
-def one_thread() -> None:
-    """Make this process a worker of one thread."""
-    torch.set_num_threads(1)
+    write_whole(path, json.dumps(facts))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.real_model.task import Question
+from srpo_trl.commands.quickstart.held_out import sample_completions
 from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 from srpo_trl.teacher.context import TeacherPromptEncoder
 from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation
@@ -53,20 +54,9 @@ def completion_tokens(tokenizer: Any, questions: Sequence[Question]) -> int:
     return 4 + max(len(ids) for ids in tokenizer([q.answer for q in questions])["input_ids"])
 
 
-@torch.no_grad()
 def sample(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int = 64
 ) -> list[str]:
     """Return one completion for each prompt; the same each time on one machine."""
-    texts: list[str] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for start in range(0, len(prompts), batch_size):
-            rows = [list(prompt) for prompt in prompts[start : start + batch_size]]
-            batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
-            sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-            with torch.autocast(model.device.type, torch.bfloat16):
-                output = model.generate(**batch, **sampling, max_new_tokens=max_new_tokens)
-            completions = output[:, batch["input_ids"].shape[1] :]
-            texts += tokenizer.batch_decode(completions, skip_special_tokens=True)
-    return texts
+    with torch.autocast(model.device.type, torch.bfloat16):
+        return sample_completions(model, tokenizer, prompts, 0, max_new_tokens, batch_size)

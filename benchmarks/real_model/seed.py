@@ -24,12 +24,12 @@ from benchmarks.real_model.task import LEVELS, Question, dataset, held_out_quest
 from benchmarks.real_model.weights import load_tokenizer
 from srpo_trl import SRPOConfig, SRPOTrainer
 from srpo_trl.commands.quickstart.quiet import quiet_libraries, quiet_logs
+from srpo_trl.commands.quickstart.train import SAMPLED_ONCE, SCORE
 from srpo_trl.commands.quickstart.turns import Job, take_turns
 from srpo_trl.host.callbacks import TrainingClock
 from srpo_trl.host.manifest import checkpoints_in, flaw_of
 from srpo_trl.methods import METHODS, PAPER_DEFAULTS, TABLE_1
 
-SCORE = "eval_avg@1"
 LORA_RANK = 16
 
 
@@ -143,14 +143,8 @@ def adapted(model: Any, num_layers: int) -> list[str]:
 def make_config(plan: Plan, method: str, max_completion_length: int) -> SRPOConfig:
     """Return the configuration: methods differ in their name alone."""
     on_gpu = plan.device == "cuda"
-    shared = {
-        "learning_rate": plan.learning_rate,
-        "num_generations_eval": 1,
-        "eval_temperature": 1.0,
-        "eval_top_p": 1.0,
-    }
     return SRPOConfig(
-        **(PAPER_DEFAULTS | shared),
+        **(PAPER_DEFAULTS | SAMPLED_ONCE | {"learning_rate": plan.learning_rate}),
         method=method,
         output_dir=str(plan.run_folder(method)),
         seed=plan.seed,

@@ -1,8 +1,6 @@
 """The common start of all runs: the model, warmed up where it needs that, and what was measured of it."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +12,7 @@ from benchmarks.real_model.sampling import Prompts
 from benchmarks.real_model.task import LEVELS, Level, held_out_questions, make_questions
 from benchmarks.real_model.warmup import warm_up
 from benchmarks.real_model.weights import load_model, load_tokenizer
+from srpo_trl.commands.quickstart.warmup import save_whole
 
 FACTS_FILE = "start.json"
 TOO_HARD = 0.1  # accuracy below which a model is warmed up first
@@ -44,10 +43,8 @@ class StartOptions(NamedTuple):
 
 def make_start(options: StartOptions, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Return what is known of the start in `folder`, which is made where it is missing, and appears whole."""
-    facts_file = folder / FACTS_FILE
-    if facts_file.is_file():
-        found: dict[str, Any] = json.loads(facts_file.read_text(encoding="utf-8"))
-        return found
+    if (folder / FACTS_FILE).is_file():
+        return _facts(folder)
     tokenizer = load_tokenizer(options.model, options.gguf)
     prompts = Prompts.of(tokenizer)
     model = load_model(options.model, options.gguf).to(options.device).eval()
@@ -67,15 +64,14 @@ def make_start(options: StartOptions, folder: Path, say: Callable[[str], None]) 
         "warmup_examples": num_examples,
         **measure(model, prompts, held_out_questions(level, options.questions)),
     }
-    staging = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    text = json.dumps(facts, indent=1)
-    (staging / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
-    made: dict[str, Any] = json.loads(text)
-    return made
+    save_whole(folder, model, tokenizer, FACTS_FILE, facts)
+    return _facts(folder)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return what was written, with JSON's lists where tuples were measured."""
+    facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    return facts
 
 
 def _progress(say: Callable[[str], None]) -> Callable[[int, int], None]:

@@ -7,11 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.real_model.headroom import describe
-from benchmarks.real_model.seed import SCORE
 from benchmarks.real_model.study import Study
 from benchmarks.tables import Table, markdown
 from srpo_trl.commands.curves import CurveSet
 from srpo_trl.commands.curves_plot import draw_curves
+from srpo_trl.commands.quickstart.train import SCORE
 from srpo_trl.methods import METHODS, TABLE_1
 from srpo_trl.runs.read import RunHistory, read_runs
 from srpo_trl.runs.scores import Estimate, LearningCurve, Point, estimate

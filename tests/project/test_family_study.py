@@ -17,6 +17,7 @@ sys.path.insert(
 from benchmarks.family import __main__ as command
 from benchmarks.family import given, models, report, rollouts, rows
 from benchmarks.learning import run, tasks
+from benchmarks.learning.report import NOTHING
 from benchmarks.learning.results import Study
 from benchmarks.learning.rows import ROWS
 
@@ -290,7 +291,7 @@ def test_the_table_of_made_results(tmp_path, capsys):
     assert paced["mean - GRPO"] == f"+{11 / 60:.3f} ± {1 / 60:.3f}"
     assert found["`grpo`"]["end - GRPO"] == ""
     assert found["`grpo`"]["seconds"] == "1.00"
-    assert found["`tip`"]["end"] == report.UNKNOWN
+    assert found["`tip`"]["end"] == NOTHING
     run._write(
         models.model_folder(tmp_path, "teacher", 100) / run.RESULT_FILE, {"alone": 0.95, "shown": 0.975}
     )

@@ -17,7 +17,6 @@ sys.path.insert(
 
 from benchmarks import tables
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import record as records
 from benchmarks.gpu import runner, sections
 from benchmarks.gpu.record import Record, write_whole
 from benchmarks.gpu.runner import Options, run
@@ -193,7 +192,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     def power_cut(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records.os, "fsync", power_cut)
+    monkeypatch.setattr("os.fsync", power_cut)
     with pytest.raises(KeyboardInterrupt):
         write_whole(path, "new")
     assert path.read_text() == "old"

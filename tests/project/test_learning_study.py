@@ -27,12 +27,13 @@ from benchmarks.learning.add4 import (
 )
 from benchmarks.learning.methods import failed_in_both, with_entropy_bonus, without_forms
 from benchmarks.learning.rows import FORMS, LATE, MAIN, ROWS
-from benchmarks.learning.run import Run, pass_at
+from benchmarks.learning.run import Run
 
 from srpo_trl.commands.quickstart.prompts import teacher_prompts
 from srpo_trl.commands.quickstart.task import is_right
 from srpo_trl.commands.quickstart.warmup import WarmupRecipe
 from srpo_trl.data.tiny_model import build_tokenizer
+from srpo_trl.evaluation.scores import pass_at_k
 from srpo_trl.methods import testing
 from srpo_trl.methods.record import Graded, Route
 
@@ -161,7 +162,7 @@ def test_every_row_of_every_task_has_a_configuration(tmp_path):
     runs = [each for each in command.equal_runs(list(tasks.TASKS)) if each.seed == 0]
     assert {each.row for each in runs} == set(ROWS)
     for each in runs:
-        made = run.config(each, tmp_path)
+        made = run.config(each, tmp_path, ROWS[each.row])
         assert made.learning_rate == tasks.TASKS[each.task].rate
         assert made.max_steps % run.EVAL_STEPS == 0
         for option, value in ROWS[each.row].items():
@@ -180,7 +181,8 @@ def test_rates_are_chosen_on_two_seeds_of_the_main_rows():
 def test_pass_at_n_is_the_share_of_subsets():
     for num_right, n in ((0, 2), (1, 2), (3, 2), (5, 4), (6, 6)):
         subsets = [*itertools.combinations([i < num_right for i in range(6)], n)]
-        assert pass_at(n, 6, num_right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+        verdicts = [i < num_right for i in range(6)]
+        assert pass_at_k(verdicts, n) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 def test_a_run_is_made_once_and_writes_its_result(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from srpo_trl.commands.quickstart.prompts import student_prompts, teacher_prompts
@@ -43,13 +44,13 @@ class HeldOut:
         return sum(right) / len(right)
 
 
-@torch.no_grad()
 def sample_completions(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     seed: int,
     max_new_tokens: int = SOLUTION_TOKENS,
+    batch_size: int = BATCH_SIZE,
 ) -> list[str]:
     """Return one completion per prompt, sampled at temperature 1; the global random state is left alone.
 
@@ -58,16 +59,29 @@ def sample_completions(
         tokenizer, seed: see `HeldOut`.
         prompts: token ids.
         max_new_tokens: where a completion without an end is cut.
+        batch_size: prompts at a time.
     """
     texts: list[str] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in range(0, len(prompts), BATCH_SIZE):
-            rows = [list(prompt) for prompt in prompts[start : start + BATCH_SIZE]]
-            batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
-            output = cast(Any, model).generate(
-                **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
-            )
-            completions = output[:, batch["input_ids"].shape[1] :]
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            completions = sample_ids(model, tokenizer, batch, max_new_tokens)
             texts += tokenizer.batch_decode(completions, skip_special_tokens=True)
     return texts
+
+
+@torch.no_grad()
+def sample_ids(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> Tensor:
+    """Return one completion per prompt at temperature 1, with the random state as it is: (B, T) int64, padded."""
+    rows = [list(prompt) for prompt in prompts]
+    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
+    output: Tensor = cast(Any, model).generate(
+        **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
+    )
+    return output[:, batch["input_ids"].shape[1] :]

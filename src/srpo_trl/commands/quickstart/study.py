@@ -162,7 +162,7 @@ def _warm_start(
         return earlier[0]
     if folder.exists() and not fresh:
         console.print(f"The start of an earlier run in {folder} cannot be read and is made anew.")
-    if not (console.is_terminal or console.is_jupyter):
+    if not _is_live(console):
         console.print(
             f"Warm-up: {recipe.num_steps} supervised steps, about a minute of the processor's time."
         )
@@ -170,6 +170,11 @@ def _warm_start(
         model, result = warm_up(tokenizer, recipe, lambda step: advance(step, None))
     save_start(folder, model, tokenizer, result)
     return model
+
+
+def _is_live(console: Console) -> bool:
+    """Whether a line of progress can change; else what it would show is printed."""
+    return console.is_terminal or console.is_jupyter
 
 
 @contextmanager
@@ -194,7 +199,7 @@ def _progress(
                 progress.update(task, completed=done)
                 if accuracy is not None:
                     progress.update(task, note=f", right {accuracy:.3f}")
-                    if not (console.is_terminal or console.is_jupyter):
+                    if not _is_live(console):
                         console.print(f"{name}: {done}/{total} steps, right {accuracy:.3f}")
 
             return advance

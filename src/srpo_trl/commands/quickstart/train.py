@@ -25,6 +25,8 @@ from srpo_trl.methods import GRPO, PAPER_DEFAULTS
 from srpo_trl.trainer import SRPOTrainer
 
 SCORE = "eval_avg@1"
+# Evaluation by one sample of each question, as it is sampled in training.
+SAMPLED_ONCE: dict[str, Any] = {"num_generations_eval": 1, "eval_temperature": 1.0, "eval_top_p": 1.0}
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,7 @@ class TrainingRecipe:
 
     def config(self, method: str, seed: int, output_dir: Path) -> SRPOConfig:
         """Return the trainer's configuration; every option that is not named here has SRPO's default."""
-        shared = {
-            "learning_rate": self.learning_rate,
-            "num_generations_eval": 1,
-            "eval_temperature": 1.0,
-            "eval_top_p": 1.0,
-        }
+        shared = SAMPLED_ONCE | {"learning_rate": self.learning_rate}
         return SRPOConfig(
             **(PAPER_DEFAULTS | shared | COMPARED_METHODS[method]),
             output_dir=str(output_dir),

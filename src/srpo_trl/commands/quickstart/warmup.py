@@ -145,10 +145,15 @@ def save_start(
     folder: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, result: WarmupResult
 ) -> None:
     """Write the start to `folder`, which appears whole or not at all."""
+    save_whole(folder, model, tokenizer, RESULT_FILE, dataclasses.asdict(result))
+
+
+def save_whole(folder: Path, model: Any, tokenizer: Any, name: str, facts: dict[str, Any]) -> None:
+    """Write model, tokenizer and facts, as JSON of this name, to `folder`, which appears whole or not at all."""
     staging = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    (staging / RESULT_FILE).write_text(json.dumps(dataclasses.asdict(result), indent=2), encoding="utf-8")
+    (staging / name).write_text(json.dumps(facts, indent=2), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
 
