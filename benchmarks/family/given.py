@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.family.models import TEACHERS, model_folder
-from benchmarks.family.rollouts import mastered, sampled, stored
+from benchmarks.family.rollouts import mastered, stored
 from benchmarks.family.rows import EXTRAS, STUDIED, TASK, columns, external_models, own_options
-from benchmarks.learning.run import Given, Run, do, start_folder, train, training_questions
+from benchmarks.learning.given import do
+from benchmarks.learning.rollouts import sampled
+from benchmarks.learning.run import Given, Run, start_folder, train, training_questions
 from srpo_trl.commands.quickstart.warmup import load_start
 from srpo_trl.data.tiny_model import build_tokenizer
 from srpo_trl.rollout.offline import offline_rollouts

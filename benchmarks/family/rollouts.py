@@ -1,4 +1,4 @@
-"""Stored rollouts for the methods that read them, and a `rollout_func` that samples for all other prompts."""
+"""Stored rollouts for the methods that read them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +7,11 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from benchmarks.family.rows import TASK
+from benchmarks.learning.rollouts import completed
 from benchmarks.learning.run import NUM_GENERATIONS
-from srpo_trl.commands.quickstart.held_out import BATCH_SIZE, sample_ids
+from srpo_trl.commands.quickstart.held_out import BATCH_SIZE
 from srpo_trl.commands.quickstart.prompts import student_prompts
-from srpo_trl.commands.quickstart.task import SOLUTION_TOKENS, Question, prompt_dataset
+from srpo_trl.commands.quickstart.task import Question, prompt_dataset
 from srpo_trl.rollout.offline import with_teacher_logps
 
 MASTERED = 7  # right ones of a question's 8 rollouts, at least
@@ -47,21 +48,3 @@ def mastered(rows: Rows, tokenizer: PreTrainedTokenizerFast, questions: Sequence
         if sum(TASK.is_right(text, question.answer) for text in texts) >= MASTERED:
             kept += group
     return kept
-
-
-def sampled(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-    """Sample as the trainer does, at temperature 1: a `rollout_func`."""
-    tokenizer = trainer.processing_class
-    texts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
-    prompt_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    completion_ids = completed(trainer.accelerator.unwrap_model(trainer.model), tokenizer, prompt_ids)
-    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
-
-
-def completed(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]
-) -> list[list[int]]:
-    """Return one completion of each prompt at temperature 1, with its end where it has one."""
-    rows: list[list[int]] = sample_ids(model, tokenizer, prompts, SOLUTION_TOKENS + 1).tolist()
-    end = tokenizer.eos_token_id
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]

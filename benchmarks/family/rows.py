@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.learning.given import solutions
 from benchmarks.learning.rows import ROWS
-from benchmarks.learning.run import solutions
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.quickstart.prompts import TEMPLATES
 from srpo_trl.commands.quickstart.task import Question, solution_pieces

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from benchmarks.learning.given import do
 from benchmarks.learning.pool import do_all, workers
 from benchmarks.learning.report import report
 from benchmarks.learning.results import CHOOSING_SEEDS, Study
-from benchmarks.learning.rows import COUNTER, FORMS, LATE, MAIN, REFERENCES
-from benchmarks.learning.run import Run, do, make_start
+from benchmarks.learning.rows import COUNTER, FORMS, LATE, SWEPT
+from benchmarks.learning.run import Run, make_start
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.quickstart.quiet import set_environment
 
@@ -53,24 +54,24 @@ def equal_runs(tasks: Sequence[str]) -> list[Run]:
 
 def rows_of(task: str) -> tuple[str, ...]:
     """Return the rows of a task."""
-    main_rows = (*MAIN, *REFERENCES) if TASKS[task].other_rates else COUNTER
+    main_rows = SWEPT if TASKS[task].other_rates else COUNTER
     return (*main_rows, *(LATE if task in LATE_TASKS else ()), *(FORMS if task == "add4_forms" else ()))
 
 
 def choosing_runs(tasks: Sequence[str]) -> list[Run]:
-    """Return what rates are chosen on beside the equal runs: main rows at their task's other rates."""
+    """Return what rates are chosen on beside the equal runs: rows at their task's other rates."""
     return [
         Run(name, row, rate, seed, seed)
         for seed in sorted(CHOOSING_SEEDS)
         for name in tasks
-        for row in MAIN
+        for row in SWEPT
         for rate in TASKS[name].other_rates
     ]
 
 
 def best_runs(tasks: Sequence[str], study: Study) -> list[Run]:
-    """Return the runs of main rows at the rate that is best for them, those at their task's rate among them."""
-    rows = [(name, row) for name in tasks if TASKS[name].other_rates for row in MAIN]
+    """Return the runs of swept rows at the rate that is best for them, those at their task's rate among them."""
+    rows = [(name, row) for name in tasks if TASKS[name].other_rates for row in SWEPT]
     return [
         Run(name, row, study.best_rate(name, row), seed, seed)
         for seed in range(NUM_SEEDS)

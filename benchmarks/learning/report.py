@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.learning.add4 import chooses_form
 from benchmarks.learning.results import MEASURES, Result, Study, difference, over_seeds
-from benchmarks.learning.rows import FORMS, LATE, MAIN, REFERENCES
+from benchmarks.learning.rows import FORMS, LATE, SWEPT
 from benchmarks.learning.tasks import TASKS
 from srpo_trl.commands.curves import markdown
 from srpo_trl.commands.curves_plot import COLORS, CURVE_STYLE, MARKERS
@@ -40,6 +40,10 @@ PAIRS = (
     ("srpo_reference", "correct_only"),
     ("both_reference", "both"),
     ("both_reference", "negative_control"),
+    ("srpo_reference", "grpo_reference"),
+    ("srpo_reference", "negative_reference"),
+    ("srpo_reference", "sft"),
+    ("both_reference", "negative_reference"),
 )
 NOTHING = "-"
 DIFFERENCE = "Δ"  # to GRPO, seed by seed
@@ -57,16 +61,15 @@ def report(folder: Path) -> None:
 
 def _blocks(study: Study) -> Iterator[list[str]]:
     for task in study.tasks:
-        main_rows = [row for row in study.rows(task) if row in MAIN]
-        shown = [row for row in study.rows(task) if row in (*MAIN, *REFERENCES)]
+        swept = [row for row in study.rows(task) if row in SWEPT]
         yield [f"## {task}", "", starts(study, task)]
-        yield ["All at one learning rate:", "", *markdown(scores(study, task, shown))]
+        yield ["All at one learning rate:", "", *markdown(scores(study, task, swept))]
         if len(study.choice(task, REFERENCE)) > 1:
-            yield ["Each at its best rate:", "", *markdown(scores(study, task, main_rows, at_best=True))]
+            yield ["Each at its best rate:", "", *markdown(scores(study, task, swept, at_best=True))]
             yield [
                 "Mean of the curve at each rate, seeds 0 and 1:",
                 "",
-                *markdown(rates(study, task, main_rows)),
+                *markdown(rates(study, task, swept)),
             ]
         yield ["Answers and cost:", "", *markdown(answers(study, task, study.rows(task)))]
         if rows := [row for row in study.rows(task) if row in FORMS]:
@@ -135,13 +138,14 @@ def answers(study: Study, task: str, rows: Sequence[str]) -> Table:
         runs = study.runs(task, row)
         logged = [result.facts["logged"] for result in runs.values()]
         entropy = _mean(logged, "entropy")  # of what the policy loss trains
+        length = _mean(logged, "completions/mean_length")
         table.append(
             [
                 row,
                 *(text(over_seeds(runs, lambda result, n=n: result.facts["pass"][n])) for n in ("1", "16")),
                 text(over_seeds(runs, lambda result: result.facts["distinct_share"])),
-                f"{entropy:.3f}" if entropy else NOTHING,
-                f"{_mean(logged, 'completions/mean_length'):.1f}",
+                f"{entropy:.3f}" if entropy > 0 else NOTHING,
+                f"{length:.1f}" if length > 0 else NOTHING,
                 seconds(runs, grpo),
             ]
         )

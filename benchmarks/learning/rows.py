@@ -40,16 +40,23 @@ LATE: Rows = {
     "both_frozen": _BOTH | {"teacher_model_kind": "base"},
     "srpo_entropy": {"method": f"{_OURS}with_entropy_bonus", "entropy_weight_beta": 1.0},
 }
-# What does a teacher add that is shown what no rollout of the group knows?
+# What does a teacher add that is shown what no rollout of the group knows? Without a teacher, the same solutions as a
+# member of groups that fail as a whole, and as all that is trained on.
 _REFERENCE = {"teacher_context": ["sibling", "reference"], "reference_column": "solution"}
 REFERENCES: Rows = {
     "srpo_reference": {"method": "srpo"} | _REFERENCE,
     "both_reference": _BOTH | _REFERENCE,
+    "grpo_reference": {"method": "grpo"},
+    "negative_reference": {"method": "negative_control"},
+    "sft": {},
 }
+RESCUED = ("grpo_reference", "negative_reference")
+SUPERVISED = "sft"
 # Why does SRPO lose where a column has many forms?
 FORMS: Rows = {
     "srpo_without_forms": {"method": f"{_OURS}without_forms", "entropy_weight_beta": 1.0},
 }
 ROWS: Rows = PAPER | BASELINES | LATE | REFERENCES | FORMS
 MAIN = (*PAPER, *BASELINES)
+SWEPT = (*MAIN, *REFERENCES)  # at three rates, where a task has them
 COUNTER = tuple(row for row in MAIN if row not in ("sdpo_failed", "sdpo_correct", "grpo_std", "ema_anchor"))

@@ -12,7 +12,6 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.learning.rows import ROWS
 from benchmarks.learning.tasks import TASKS, Start, Task
 from benchmarks.tables import write_whole
 from srpo_trl import SRPOConfig, SRPOTrainer
@@ -105,28 +104,16 @@ def make_model(folder: Path, task: Task, make: Callable[[PreTrainedTokenizerFast
         if load_start(folder) is not None:
             return
         model, result = make(tokenizer)
-        held_out = HeldOut(tokenizer, _held_out(task), HELD_OUT_SEED, task.is_right)
+        held_out = HeldOut(tokenizer, held_out_questions(task), HELD_OUT_SEED, task.is_right)
         facts = {
             "alone": held_out.accuracy(model),
             "shown": held_out.accuracy(model, shown=True),
             **asdict(result),
-            **_answers(model, tokenizer, task),
+            **answers_of(model, tokenizer, task),
         }
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_start(folder, model, tokenizer, result)
     _write(folder / RESULT_FILE, facts)
-
-
-def do(run: Run, study: Path) -> None:
-    """Train the run of a row and write its result."""
-    options = ROWS[run.row]
-    shows = "reference_column" in options
-    train(run, study, Given(options, columns=solutions) if shows else Given(options))
-
-
-def solutions(questions: Sequence[Question]) -> dict[str, list[str]]:
-    """Return the column of right solutions."""
-    return {"solution": [question.demonstration for question in questions]}
 
 
 def train(run: Run, study: Path, given: Given) -> Qwen3ForCausalLM:
@@ -141,7 +128,7 @@ def train(run: Run, study: Path, given: Given) -> Qwen3ForCausalLM:
             reward_funcs=_reward(task, given),
             args=config(run, folder, given.options),
             train_dataset=training_rows(run, given),
-            eval_dataset=prompt_dataset(_held_out(task)),
+            eval_dataset=prompt_dataset(held_out_questions(task)),
             processing_class=tokenizer,
             rollout_func=given.rollout_func,
         )
@@ -149,19 +136,17 @@ def train(run: Run, study: Path, given: Given) -> Qwen3ForCausalLM:
         TrainingClock.of(trainer).now = time.process_time
         trainer.train()
         history = trainer.state.log_history
-        answers = _answers(trainer.model.eval(), tokenizer, task)
+        answers = answers_of(trainer.model.eval(), tokenizer, task)
     logged = {name: [entry[name] for entry in history if name in entry] for name in LOGGED}
-    _write(
-        folder / RESULT_FILE,
-        {
-            **asdict(run),
-            "points": [(entry["step"], entry[SCORE]) for entry in history if SCORE in entry],
-            "seconds": [entry["training_seconds"] for entry in history if "training_seconds" in entry][-1],
-            "rollouts": task.num_steps * task.prompts_per_step * NUM_GENERATIONS,
-            "tokens": [entry["num_tokens"] for entry in history if "num_tokens" in entry][-1],
-            "logged": {name: fmean(values) for name, values in logged.items() if values},
-            **answers,
-        },
+    write_result(
+        run,
+        study,
+        points=[(entry["step"], entry[SCORE]) for entry in history if SCORE in entry],
+        seconds=[entry["training_seconds"] for entry in history if "training_seconds" in entry][-1],
+        rollouts=task.num_steps * task.prompts_per_step * NUM_GENERATIONS,
+        tokens=[entry["num_tokens"] for entry in history if "num_tokens" in entry][-1],
+        logged={name: fmean(values) for name, values in logged.items() if values},
+        **answers,
     )
     model: Qwen3ForCausalLM = trainer.model
     return model
@@ -208,7 +193,8 @@ def config(run: Run, folder: Path, options: Mapping[str, Any]) -> SRPOConfig:
     )
 
 
-def _held_out(task: Task) -> list[Question]:
+def held_out_questions(task: Task) -> list[Question]:
+    """Return the questions that accuracy is measured on."""
     return task.questions(HELD_OUT_QUESTIONS, HELD_OUT_SEED, held_out=True)
 
 
@@ -228,9 +214,9 @@ def _reward(task: Task, given: Given) -> Any:
     return reward
 
 
-def _answers(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task: Task) -> dict[str, Any]:
+def answers_of(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task: Task) -> dict[str, Any]:
     """Return what the model's answers are like: pass@n, and how many different ones there are among right ones."""
-    questions = _held_out(task)[:PASS_QUESTIONS]
+    questions = held_out_questions(task)[:PASS_QUESTIONS]
     prompts = [prompt for prompt in student_prompts(tokenizer, questions) for _ in range(PASS_SAMPLES)]
     texts = sample_completions(model, tokenizer, prompts, HELD_OUT_SEED)
     verdicts, distinct = [], []
@@ -243,6 +229,11 @@ def _answers(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task: 
         "pass": {n: fmean(pass_at_k(each, n) for each in verdicts) for n in (1, 2, 4, 8, 16)},
         "distinct_share": fmean(distinct) if distinct else 0.0,
     }
+
+
+def write_result(run: Run, study: Path, **facts: Any) -> None:
+    """Write what the run came to: `points` (step and accuracy), `seconds` of training, what tables have besides."""
+    _write(run.folder(study) / RESULT_FILE, {**asdict(run), **facts})
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:

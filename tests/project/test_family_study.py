@@ -238,9 +238,8 @@ def test_a_method_trains_with_what_it_is_given(method, tmp_path, monkeypatch):
     save_start(folder, build_model(TOKENIZER), TOKENIZER, WarmupResult(0, 0.0))
     asked = []
     monkeypatch.setattr(
-        rollouts, "sampled", lambda prompts, trainer: asked.append(len(prompts)) or rollouts_of(prompts)
+        given, "sampled", lambda prompts, trainer: asked.append(len(prompts)) or rollouts_of(prompts)
     )
-    monkeypatch.setattr(given, "sampled", rollouts.sampled)
     given.do_method(tmp_path, method, 0)
     (made,) = Study(tmp_path).runs("quiz8w", method).values()
     assert made.steps == [0, 1]

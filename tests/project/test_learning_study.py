@@ -17,7 +17,7 @@ sys.path.insert(
 )  # benchmarks are no part of the installed package
 
 from benchmarks.learning import __main__ as command
-from benchmarks.learning import quiz8w, report, results, run, tasks
+from benchmarks.learning import given, quiz8w, report, results, rollouts, run, supervised, tasks
 from benchmarks.learning.add4 import (
     ADD4_TOKENS,
     MeasuredWarmup,
@@ -26,7 +26,7 @@ from benchmarks.learning.add4 import (
     written_in,
 )
 from benchmarks.learning.methods import failed_in_both, with_entropy_bonus, without_forms
-from benchmarks.learning.rows import FORMS, LATE, MAIN, ROWS
+from benchmarks.learning.rows import FORMS, LATE, ROWS, SWEPT
 from benchmarks.learning.run import Run
 
 from srpo_trl.commands.quickstart.prompts import teacher_prompts
@@ -169,10 +169,10 @@ def test_every_row_of_every_task_has_a_configuration(tmp_path):
             assert getattr(made, option) == value
 
 
-def test_rates_are_chosen_on_two_seeds_of_the_main_rows():
+def test_rates_are_chosen_on_two_seeds_of_rows_that_are_swept():
     chosen = command.choosing_runs(list(tasks.TASKS))
     assert {each.task for each in chosen} == {"slip4s", "quiz8w"}
-    assert len({*chosen}) == len(chosen) == 2 * len(MAIN) * 2 * len(results.CHOOSING_SEEDS)
+    assert len({*chosen}) == len(chosen) == 2 * len(SWEPT) * 2 * len(results.CHOOSING_SEEDS)
     assert not {*chosen} & {*command.equal_runs(list(tasks.TASKS))}
     assert all(row in command.rows_of(task) for row in LATE for task in command.LATE_TASKS)
     assert all(row in command.rows_of("add4_forms") for row in FORMS)
@@ -185,8 +185,9 @@ def test_pass_at_n_is_the_share_of_subsets():
         assert pass_at_k(verdicts, n) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
-def test_a_run_is_made_once_and_writes_its_result(tmp_path, monkeypatch):
-    """A small task in the study's own way: start, run, result."""
+@pytest.fixture
+def small(monkeypatch) -> tasks.Task:
+    """slip4s in the study's own way, in two steps of two questions."""
     small = dataclasses.replace(
         tasks.TASKS["slip4s"],
         start=tasks._of_textbook(tasks.TASKS["slip4s"].questions, WarmupRecipe(num_steps=2, batch_size=24)),
@@ -197,13 +198,17 @@ def test_a_run_is_made_once_and_writes_its_result(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "HELD_OUT_QUESTIONS", 4)
     monkeypatch.setattr(run, "PASS_QUESTIONS", 2)
     monkeypatch.setattr(run, "EVAL_STEPS", 1)
+    return small
+
+
+def test_a_run_is_made_once_and_writes_its_result(tmp_path, small):
     run.make_start(tmp_path, "slip4s", 0)
     written = (run.start_folder(tmp_path, "slip4s", 0) / "warmup.json").stat().st_mtime_ns
     run.make_start(tmp_path, "slip4s", 0)
     assert (run.start_folder(tmp_path, "slip4s", 0) / "warmup.json").stat().st_mtime_ns == written
     each = Run("slip4s", "grpo", small.rate, start=0, seed=0)
     assert not each.is_done(tmp_path)
-    run.do(each, tmp_path)
+    given.do(each, tmp_path)
     assert each.is_done(tmp_path)
     (made,) = results.Study(tmp_path).runs("slip4s", "grpo").values()
     assert made.steps == [0, 1, 2]
@@ -211,6 +216,66 @@ def test_a_run_is_made_once_and_writes_its_result(tmp_path, monkeypatch):
     assert made.facts["seconds"] > 0
     assert set(made.facts["pass"]) == {"1", "2", "4", "8", "16"}
     assert results.Study(tmp_path).start("slip4s", 0)["num_steps"] == 2
+
+
+def test_supervised_training_sees_each_question_of_the_other_rows_once(tmp_path, small, monkeypatch):
+    run.make_start(tmp_path, "slip4s", 0)
+    each = Run("slip4s", "sft", small.rate, start=0, seed=0)
+    seen = []
+    monkeypatch.setattr(supervised, "EVAL_STEPS", 1)
+    monkeypatch.setattr(
+        supervised,
+        "train_on",
+        lambda model, tokenizer, optimizer, rate, rows, num_shown: seen.append((rate, rows, num_shown)),
+    )
+    given.do(each, tmp_path)
+    (made,) = results.Study(tmp_path).runs("slip4s", "sft").values()
+    assert made.steps == [0, 1, 2]
+    assert len(set(made.scores)) == 1  # nothing was trained
+    assert made.facts["rollouts"] == 0
+    assert [rate for rate, _, _ in seen] == [small.rate, small.rate / 2]  # linear, to 0
+    trained = [question for _, rows, _ in seen for question in rows]
+    assert [each.prompt for each in trained] == [each.prompt for each in run.training_questions(each)]
+    assert all(is_right(question.alone, question.answer) for question in trained)
+    assert {num_shown for _, _, num_shown in seen} == {0}
+
+
+def test_the_reference_takes_a_place_where_all_rollouts_fail(small, monkeypatch):
+    each = Run("slip4s", "grpo_reference", small.rate, start=0, seed=0)
+    failed, rescued = run.training_questions(each)[:2]
+    (unseen,) = tasks.TASKS["slip4s"].questions(1, seed=3, held_out=True)
+    tokenizer = build_tokenizer()
+    wrong, right = (tokenizer(text)["input_ids"] for text in ("#", failed.demonstration))
+    size = run.NUM_GENERATIONS
+    groups = [[wrong] * size, [wrong] * (size - 1) + [tokenizer(rescued.demonstration)["input_ids"]], [wrong]]
+    sampled = {"completion_ids": [list(ids) for group in groups for ids in group]}
+    monkeypatch.setattr(rollouts, "sampled", lambda prompts, trainer: sampled)
+    asked = [
+        [{"role": "user", "content": question.prompt}]
+        for question, group in zip((failed, rescued, unseen), groups, strict=True)
+        for _ in group
+    ]
+    made = rollouts.with_references(each)(asked, SimpleNamespace(processing_class=tokenizer))[
+        "completion_ids"
+    ]
+    assert made[0] == [*right, tokenizer.eos_token_id]
+    assert made[1:] == [ids for group in groups for ids in group][1:]
+
+
+def test_groups_with_a_reference_train(tmp_path, small, monkeypatch):
+    """A model that is never right is rewarded for the right solution of each question."""
+    run.make_start(tmp_path, "slip4s", 0)
+    each = Run("slip4s", "grpo_reference", small.rate, start=0, seed=0)
+    graded = []
+    spy = dataclasses.replace(
+        small, is_right=lambda text, answer: graded.append(text) or is_right(text, answer)
+    )
+    monkeypatch.setitem(tasks.TASKS, "slip4s", spy)
+    given.do(each, tmp_path)
+    (made,) = results.Study(tmp_path).runs("slip4s", "grpo_reference").values()
+    assert made.steps == [0, 1, 2]
+    references = {question.demonstration for question in run.training_questions(each)}
+    assert sum(text in references for text in graded) == len(references) == 4
 
 
 # --- tables
@@ -275,7 +340,7 @@ def test_each_row_has_the_rate_that_was_best_where_it_was_chosen(study):
     assert cells(report.rates(found, "slip4s", ["srpo"]), "srpo")["0.0008"] == "0.800 ± 0.050"
     best = command.best_runs(["slip4s"], found)
     assert {each.rate for each in best if each.row == "srpo"} == {8e-4}
-    assert len(best) == command.NUM_SEEDS * len(MAIN)
+    assert len(best) == command.NUM_SEEDS * len(SWEPT)
 
 
 def test_tables_and_picture_of_what_there_is(study, capsys):
