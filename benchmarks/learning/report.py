@@ -27,7 +27,7 @@ from srpo_trl.runs.scores import Estimate
 
 REFERENCE = "grpo"
 LEVELS = ("grpo", "sdpo", "srpo")  # drawn as accuracies; these and the others as differences to GRPO
-DRAWN = (*LEVELS, "both", "negative_control", "srpo_reference")
+DRAWN = (*LEVELS, "both", "negative_control", "srpo_reference", "sft")
 # Pairs of rows: what the first one does beyond the second.
 PAIRS = (
     ("srpo", "correct_only"),
