@@ -31,10 +31,12 @@ DRAWN = (*LEVELS, "both", "negative_control", "srpo_reference", "sft")
 # Pairs of rows: what the first one does beyond the second.
 PAIRS = (
     ("srpo", "correct_only"),
+    ("negative_control", "srpo"),
     ("both", "grpo"),
     ("both", "srpo"),
     ("both", "negative_control"),
     ("srpo", "srpo_beta0"),
+    ("srpo_without_forms", "srpo"),
     ("sdpo_frozen", "sdpo"),
     ("srpo_reference", "srpo"),
     ("srpo_reference", "correct_only"),
