@@ -68,7 +68,7 @@ def sentences(curves: CurveSet, answers: Sequence[FailedAnswer], num_questions: 
         tokens, correction = wrong_shares(answers)
         found.append(
             f"In {len(answers)} failed answers that were logged {tokens:.0%} of the tokens are wrong digits: "
-            f"{METHODS[GRPO].title} puts as much of its penalty on them, {METHODS[EXPLAINED_METHOD].title} "
+            f"{METHODS[GRPO].title} puts that share of its penalty on them, {METHODS[EXPLAINED_METHOD].title} "
             f"{correction:.0%} of its correction."
         )
     return found
