@@ -61,7 +61,8 @@ def _study(options: argparse.Namespace, console: Console) -> None:
     error = (alone * (1 - alone) / options.eval_questions) ** 0.5
     console.print(
         f"The start, on {options.eval_questions} held-out questions: right {alone:.3f} (standard error {error:.3f}) "
-        f"alone, {shown:.3f} with a right solution shown, as the teacher sees it. Each curve begins with another sampling of it."
+        f"alone, {shown:.3f} with a right solution shown, as the teacher sees it. "
+        "Each curve begins with another sampling of it."
     )
     if hint := start_hint(alone, shown):
         console.print(f"[yellow]{hint}[/yellow]")
