@@ -53,7 +53,7 @@ bench: setup ## Time ours and its peers at CPU sizes, on one thread (an hour), a
 gpu: setup ## Measure everything on one GPU in MINUTES=8, into OUT; again to go on (docs/gpu.md)
 	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES) --out $(OUT) $(if $(MODEL),--model $(MODEL))
 
-compare: setup ## The learning study: four offline tasks, some 20 rows, 5 seeds (hours on a CPU; resumes where it stopped)
+compare: setup ## The learning study: four offline tasks, up to 27 rows, 5 seeds (hours on a CPU; resumes where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.learning
 
 compare-methods: setup ## Every method on one offline task, 3 seeds, 60 steps (an hour on a CPU; resumes where it stopped)

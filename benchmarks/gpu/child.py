@@ -13,12 +13,12 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.children import end_with
 from benchmarks.gpu.record import DONE, FAILED, RUNNING, Record
 from benchmarks.gpu.sections import Part, Setting
 
@@ -29,7 +29,7 @@ _MOST_OF_A_REASON = 300  # characters
 def main(arguments: Sequence[str]) -> int:
     """Measure what is missing in the section's record; return 0, `NO_DEVICE` or `BROKEN`."""
     parent, name, module, out, device, tiny, model = arguments
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    end_with(int(parent), _end_group)
     import torch
 
     from benchmarks.tables import commit, environment
@@ -78,10 +78,8 @@ def _broken(device: "torch.device") -> str:  # noqa: F821
     return ""
 
 
-def _end_with(parent: int) -> None:
-    """End this process and all that it started once the parent is gone, whatever ended it."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
+def _end_group() -> None:
+    """End this process and all that it started."""
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 

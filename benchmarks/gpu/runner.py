@@ -19,12 +19,12 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from benchmarks.children import environment_of
 from benchmarks.gpu.child import NO_DEVICE
 from benchmarks.gpu.record import CUT_OFF, DONE, FAILED, MISSING, RUNNING, SKIPPED, Record, read, write_whole
 from benchmarks.gpu.sections import FULL_MINUTES, Section, Setting
 from benchmarks.tables import Table, commit, markdown
 
-_ROOT = Path(__file__).resolve().parents[2]
 _LEAST_SECONDS = 2.0  # in which no section gives a figure
 _LAST_LINES = 8  # of a log, that are shown where a section fails
 _OFFLINE = {  # of a section's process
@@ -240,17 +240,11 @@ class _Child:
         ]
         command += [options.device, "1" if options.tiny else "0", str(options.model or "")]
         self._log = options.out / f"{section.name}.log"
-        environment = dict(os.environ) | _OFFLINE
-        if options.device == "cpu":
-            environment |= section.on_cpu
-        else:
-            environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card is measured
-        paths = [str(_ROOT), str(_ROOT / "src"), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        settings = {**_OFFLINE, **(section.on_cpu if options.device == "cpu" else {})}
         with self._log.open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 command,
-                env=environment,
+                env=environment_of(options.device, settings),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -7,12 +7,11 @@ import torch
 
 from benchmarks.real_model.task import Question
 from srpo_trl.commands.quickstart.held_out import sample_completions
-from srpo_trl.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
+from srpo_trl.commands.quickstart.prompts import TEMPLATES
 from srpo_trl.teacher.context import TeacherPromptEncoder
-from srpo_trl.teacher.templates import ContextTemplates, TeacherInformation
+from srpo_trl.teacher.templates import TeacherInformation
 
 TEMPLATE_OPTIONS = {"enable_thinking": False}  # templates without thinking do not look at it
-_TEMPLATES = ContextTemplates(REPROMPT_TEMPLATE, SOLUTION_TEMPLATE, FEEDBACK_TEMPLATE)
 _MOST_TOKENS = 4096  # of a prompt
 
 
@@ -27,7 +26,7 @@ class Prompts(NamedTuple):
         """With the trainer's defaults."""
         encoder = TeacherPromptEncoder(
             tokenizer,
-            _TEMPLATES,
+            TEMPLATES,
             max_length=_MOST_TOKENS,
             chat_template=None,
             chat_template_kwargs=TEMPLATE_OPTIONS,

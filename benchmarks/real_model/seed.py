@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
+from benchmarks.children import end_with
 from benchmarks.real_model.headroom import NUM_GENERATIONS
 from benchmarks.real_model.sampling import TEMPLATE_OPTIONS, completion_tokens
 from benchmarks.real_model.task import LEVELS, Question, dataset, held_out_questions, make_questions, reward
@@ -204,15 +204,9 @@ class Turn(TrainerCallback):
         print(f"{self._name}, step {state.global_step}: right {kwargs['metrics'][SCORE]:.3f}", flush=True)
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 def main() -> None:
     parent, text = sys.argv[1:]
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    end_with(int(parent), lambda: os._exit(1))
     with quiet_logs(), quiet_libraries():
         train(Plan(**json.loads(text)))
 

@@ -6,16 +6,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.children import environment_of
 from benchmarks.real_model.seed import Plan, common_step, run_folder
 from benchmarks.real_model.start import StartOptions, make_start
 from srpo_trl.methods import TABLE_1
 
 SETTINGS_FILE = "settings.json"
-_ROOT = Path(__file__).resolve().parents[2]
 _LOOK_SECONDS = 0.5
 
 
@@ -122,10 +122,6 @@ class Study:
 
 
 def _process(plan: Plan) -> "subprocess.Popen[bytes]":
-    paths: Sequence[str] = (str(_ROOT), str(_ROOT / "src"), os.environ.get("PYTHONPATH", ""))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    if plan.device == "cuda":
-        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # all seeds on one card, and no run on several
     command = [
         sys.executable,
         "-m",
@@ -133,4 +129,4 @@ def _process(plan: Plan) -> "subprocess.Popen[bytes]":
         str(os.getpid()),
         json.dumps(plan._asdict()),
     ]
-    return subprocess.Popen(command, env=environment)
+    return subprocess.Popen(command, env=environment_of(plan.device))
